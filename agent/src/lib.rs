@@ -1,0 +1,34 @@
+//! Bulkhead: keeps workloads apart by who they are.
+//!
+//! Dependencies run one way: `common <- pure modules <- I/O modules <- app <- main`. The pure modules (see
+//! `xtask/src/lint.rs` for the list that is checked) name neither aya, kube, tokio, spiffe nor prometheus.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`identity`] | SPIFFE IDs, patterns over them, and what makes two workloads the same |
+//! | [`inventory`] | what the sources know: workloads, addresses, postures |
+//! | [`policy`] | documents, the checked model, the compiler, the reference evaluator, diagnostics |
+//! | [`image`] | everything the kernel's tables hold, as plain collections |
+//! | [`plan`] | from one image to the next: the writes, in an order that is whole at each step |
+//! | [`flows`] | counters and events turned into edges |
+//! | [`config`] | the agent's file |
+//! | [`sources`] | cgroups, files, addresses: what changes on the host |
+//! | [`datapath`] | the kernel side: load, pin, attach, commit, watch |
+//! | [`serve`] | metrics, probes and the control socket |
+//! | [`app`] | the agent's life: one task that compiles, plans and applies |
+//! | [`probe`] | tricks that try to get data through |
+//! | [`cli`] | the commands |
+
+pub mod app;
+pub mod cli;
+pub mod config;
+pub mod datapath;
+pub mod flows;
+pub mod identity;
+pub mod image;
+pub mod inventory;
+pub mod plan;
+pub mod policy;
+pub mod probe;
+pub mod serve;
+pub mod sources;

@@ -1,0 +1,408 @@
+//! The maps that the kernel programs and the agent share: names, key and value shapes, capacities.
+//!
+//! **How a commit stays whole.** The hash and trie maps below hold no verdict data. Their value is a number, an index
+//! into the array [`SLOTS`], and it never changes while the entry lives. The array is mapped into the agent's memory;
+//! each element is two `u64` slots, and a program run uses slot `epoch & 1` throughout, with the epoch that it read
+//! once, first. To commit, the agent writes the other slot of each entry that changes, inserts new entries (absent in
+//! the present slot) and then stores `epoch + 1`. Later it waits for a grace period, makes both slots equal, deletes
+//! the entries that are absent in both, and waits for another grace period before the next insert. So an element of
+//! a map is never used again while a run may still look at it, and no run sees a mixture of two rulesets.
+//!
+//! All integers are in host byte order unless a field says otherwise.
+
+use crate::Addr;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// `ARRAY`, memory-mapped, one [`Control`].
+pub const CONTROL: &str = "CONTROL";
+/// `ARRAY`, memory-mapped: two `u64` slots an element. Index 0 is never used.
+pub const SLOTS: &str = "SLOTS";
+/// `ARRAY`, memory-mapped: two slots of a [`crate::slots::Baseline`] an element, at the identity's number.
+pub const BASELINES: &str = "BASELINES";
+/// `HASH`: cgroup id (`u64`) to the index of a [`crate::slots::Binding`].
+pub const CGROUPS: &str = "CGROUPS";
+/// `HASH`: [`Addr`] to the index of a [`crate::slots::Binding`].
+pub const ADDRESSES: &str = "ADDRESSES";
+/// `HASH`: [`AddrPort`] to the index of a [`crate::slots::Binding`].
+pub const ADDRESS_PORTS: &str = "ADDRESS_PORTS";
+/// `LPM_TRIE`: [`PrefixKey`] to the index of a [`crate::slots::Binding`], the effective one for that prefix.
+pub const PREFIXES: &str = "PREFIXES";
+/// `HASH`: [`RuleKey`] to the index of a [`crate::slots::Permit`] or [`crate::slots::PairHeader`].
+pub const RULES: &str = "RULES";
+/// `HASH`: [`EdgeKey`] to a `u64` that only grows.
+pub const EDGES: &str = "EDGES";
+/// `PERCPU_ARRAY` of `u64`: see [`totals`].
+pub const TOTALS: &str = "TOTALS";
+/// `LRU_HASH`: [`FlowKey`] to [`FlowValue`], for flows with peers inside the cluster.
+pub const FLOWS: &str = "FLOWS";
+/// The same for peers in the world, so that a flood from outside can't push out the cluster's own flows.
+pub const WORLD_FLOWS: &str = "WORLD_FLOWS";
+/// `RINGBUF` of [`crate::event::Event`].
+pub const EVENTS: &str = "EVENTS";
+/// `SK_STORAGE`, cloned to accepted sockets: [`Stamp`].
+pub const STAMPS: &str = "STAMPS";
+/// `SK_STORAGE`, not cloned: [`SocketVerdict`].
+pub const VERDICTS: &str = "VERDICTS";
+/// `HASH`: socket cookie (`u64`) to role (`u32`), for sockets that are older than the programs.
+pub const OLD_SOCKETS: &str = "OLD_SOCKETS";
+
+/// How many entries each map holds. The loader may raise those of the rules; a full map is a deny and an alarm.
+pub mod capacity {
+    /// Elements of [`super::SLOTS`].
+    pub const SLOTS: u32 = 1 << 19;
+    /// Elements of [`super::BASELINES`], hence the number of identities.
+    pub const IDENTITIES: u32 = 1 << 16;
+    /// Entries of [`super::CGROUPS`].
+    pub const CGROUPS: u32 = 1 << 13;
+    /// Entries of [`super::ADDRESSES`].
+    pub const ADDRESSES: u32 = 1 << 16;
+    /// Entries of [`super::ADDRESS_PORTS`].
+    pub const ADDRESS_PORTS: u32 = 1 << 14;
+    /// Entries of [`super::PREFIXES`].
+    pub const PREFIXES: u32 = 1 << 14;
+    /// Entries of [`super::RULES`].
+    pub const RULES: u32 = 1 << 18;
+    /// Entries of [`super::EDGES`].
+    pub const EDGES: u32 = 1 << 16;
+    /// Entries of [`super::FLOWS`] and of [`super::WORLD_FLOWS`].
+    pub const FLOWS: u32 = 1 << 16;
+    /// Bytes of [`super::EVENTS`].
+    pub const EVENT_BYTES: u32 = 1 << 20;
+    /// Entries of [`super::OLD_SOCKETS`].
+    pub const OLD_SOCKETS: u32 = 1 << 16;
+}
+
+/// One entry of memory shared with every program run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Control {
+    /// Which ruleset is in force. 0: none yet, so there is nothing to judge by and everything is denied.
+    pub epoch: u32,
+    /// [`crate::ABI`] of the agent that made the maps.
+    pub abi: u32,
+    /// Bit n: some cgroup of [`CGROUPS`] lies n levels below the root of the hierarchy. Only grows.
+    pub levels: u32,
+    /// [`Control::EMIT_ALLOWED`] and the `PASS_…` bits.
+    pub flags: u32,
+    /// The cookie of the host's network namespace (SO_NETNS_COOKIE).
+    pub host_netns: u64,
+    /// A random number that names this set of maps; the agent's file of identities carries the same.
+    pub generation: u64,
+}
+
+impl Control {
+    /// Also send an event for each new allowed flow.
+    pub const EMIT_ALLOWED: u32 = 1;
+    /// Built-in `neighbour-discovery`: ICMPv6 133, 135, 136 with hop limit 255, sent by the kernel.
+    pub const PASS_NEIGHBOUR_DISCOVERY: u32 = 1 << 8;
+    /// Built-in `multicast-listener`: ICMPv6 131, 132, 143 to ff02::/16 and IGMP, sent by the kernel.
+    pub const PASS_MULTICAST_LISTENER: u32 = 1 << 9;
+    /// Built-in `icmp-errors`: ICMPv6 1 to 4 and ICMP 3, 11, 12, sent by the kernel.
+    pub const PASS_ICMP_ERRORS: u32 = 1 << 10;
+    /// Built-in `echo-reply`: ICMPv6 129 and ICMP 0, sent by the kernel.
+    pub const PASS_ECHO_REPLY: u32 = 1 << 11;
+
+    /// Every built-in, with its name.
+    pub const BUILT_INS: [(u32, &'static str); 4] = [
+        (Self::PASS_NEIGHBOUR_DISCOVERY, "neighbour-discovery"),
+        (Self::PASS_MULTICAST_LISTENER, "multicast-listener"),
+        (Self::PASS_ICMP_ERRORS, "icmp-errors"),
+        (Self::PASS_ECHO_REPLY, "echo-reply"),
+    ];
+
+    /// All built-ins on.
+    pub const PASS_ALL: u32 =
+        Self::PASS_NEIGHBOUR_DISCOVERY | Self::PASS_MULTICAST_LISTENER | Self::PASS_ICMP_ERRORS | Self::PASS_ECHO_REPLY;
+}
+
+/// The deepest cgroup level that is looked at, counted from the root of the hierarchy (level 0).
+pub const MAX_LEVEL: u32 = 16;
+
+/// An address with a port that has an owner of its own, such as the API server's.
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct AddrPort {
+    /// The address.
+    pub addr: Addr,
+    /// The port.
+    pub port: u16,
+    /// The IP protocol.
+    pub proto: u8,
+    /// Zero.
+    pub pad: u8,
+}
+
+/// A prefix in the shape that `BPF_MAP_TYPE_LPM_TRIE` wants.
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct PrefixKey {
+    /// How many leading bits count, 0 to 128; an IPv4 prefix has 96 more than it is written with.
+    pub bits: u32,
+    /// The address; the bits that don't count are zero.
+    pub addr: Addr,
+}
+
+/// One block of ports of one pair of peers, or the pair's header.
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct RuleKey {
+    /// Who opens the connection ([`crate::PeerId`]).
+    pub src: u32,
+    /// Who is connected to ([`crate::PeerId`]).
+    pub dst: u32,
+    /// The first port of the block; 0 in a header.
+    pub port: u16,
+    /// The IP protocol.
+    pub proto: u8,
+    /// How many leading bits of the port the block shares (0 to 16), or [`RuleKey::HEADER`].
+    pub size: u8,
+}
+
+impl RuleKey {
+    /// In [`RuleKey::size`]: this is the pair's header.
+    pub const HEADER: u8 = 0xff;
+}
+
+/// What is counted: one kind of event between two peers.
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct EdgeKey {
+    /// Who opened it ([`crate::PeerId`]).
+    pub src: u32,
+    /// Who was connected to ([`crate::PeerId`]).
+    pub dst: u32,
+    /// The destination's port.
+    pub port: u16,
+    /// The IP protocol.
+    pub proto: u8,
+    /// [`crate::Direction`]: which end's hook counted it.
+    pub direction: u8,
+    /// [`crate::Outcome`].
+    pub outcome: u8,
+    /// [`crate::Reason`].
+    pub reason: u8,
+    /// Zero.
+    pub pad: [u8; 2],
+}
+
+/// Indexes into [`TOTALS`].
+pub mod totals {
+    use crate::outcome::{Direction, Outcome, REASONS, Reason};
+
+    /// Events that the ring buffer had no room for.
+    pub const LOST_EVENTS: u32 = 0;
+    /// First of the counts that found no room in [`super::EDGES`], by direction, outcome and reason.
+    pub const OVERFLOW: u32 = 16;
+    /// Number of elements.
+    pub const LEN: u32 = OVERFLOW + 2 * 4 * REASONS;
+
+    /// Where a count goes that finds no room: exact in sum, without the peers.
+    #[inline(always)]
+    pub const fn overflow(direction: Direction, outcome: Outcome, reason: Reason) -> u32 {
+        OVERFLOW + ((direction as u32 & 1) * 4 + (outcome as u32 & 3)) * REASONS + (reason as u32 % REASONS)
+    }
+}
+
+/// A datagram flow: one peer's port with one local port of one workload instance.
+///
+/// The local address isn't part of it: it may still be unspecified when the first datagram is judged.
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct FlowKey {
+    /// The workload instance ([`crate::slots::Binding::instance`]).
+    pub instance: u32,
+    /// The peer's address.
+    pub peer: Addr,
+    /// The peer's port.
+    pub peer_port: u16,
+    /// The workload's port.
+    pub local_port: u16,
+    /// The IP protocol.
+    pub proto: u8,
+    /// Zero.
+    pub pad: [u8; 3],
+}
+
+/// What was decided for a datagram flow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct FlowValue {
+    /// A [`CachedVerdict`]; its role says who sent the first allowed datagram.
+    pub state: u64,
+    /// When it was last used, CLOCK_MONOTONIC (coarse) in nanoseconds.
+    pub used: u64,
+}
+
+/// How long a datagram flow is remembered without traffic, nanoseconds.
+pub const FLOW_IDLE_NS: u64 = 180_000_000_000;
+
+/// Who made a socket. Accepted sockets get a copy of their listener's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Stamp {
+    /// The id of the cgroup that its maker was in (the innermost one).
+    pub cgroup: u64,
+    /// The maker's workload instance; 0: wasn't known then.
+    pub instance: u32,
+    /// The maker's process (tgid) in the initial pid namespace.
+    pub pid: u32,
+    /// The maker's command name, zero-padded.
+    pub comm: [u8; 16],
+    /// [`Stamp::HOST_NETNS`].
+    pub flags: u32,
+    /// Which end of a connection it is: [`role`].
+    pub role: u32,
+}
+
+impl Stamp {
+    /// The socket lives in the host's network namespace.
+    pub const HOST_NETNS: u32 = 1;
+}
+
+/// Which end of a connection a socket is.
+pub mod role {
+    /// Not known (yet).
+    pub const NONE: u32 = 0;
+    /// It opened the connection.
+    pub const CLIENT: u32 = 1;
+    /// The peer opened the connection.
+    pub const SERVER: u32 = 2;
+}
+
+/// The verdict that a socket carries. Never on a listener, never on an unconnected datagram socket.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SocketVerdict {
+    /// A [`CachedVerdict`].
+    pub state: u64,
+    /// The peer's address when connect() was called, or that of the first packet.
+    pub peer: Addr,
+    /// The peer's port.
+    pub peer_port: u16,
+    /// Zero.
+    pub pad: [u8; 6],
+}
+
+/// A verdict with the epoch that it holds for, in one `u64`.
+///
+/// Bits: 0..32 epoch, 32..34 outcome, 40..42 role, 48 whether it was ever let through, 49 whether the peer is the
+/// one that connect() was called with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct CachedVerdict(pub u64);
+
+impl CachedVerdict {
+    const ONCE_ALLOWED: u64 = 1 << 48;
+    const CONNECTED: u64 = 1 << 49;
+
+    /// A verdict of this epoch.
+    #[inline(always)]
+    pub const fn new(epoch: u32, outcome: crate::Outcome, role: u32, once_allowed: bool, connected: bool) -> Self {
+        let mut v = epoch as u64 | (outcome as u64) << 32 | (role as u64 & 3) << 40;
+        if once_allowed || outcome.passes() {
+            v |= Self::ONCE_ALLOWED;
+        }
+        if connected {
+            v |= Self::CONNECTED;
+        }
+        Self(v)
+    }
+
+    /// The epoch that it holds for; 0: nothing has been decided.
+    #[inline(always)]
+    pub const fn epoch(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// Whether it lets through.
+    #[inline(always)]
+    #[must_use]
+    pub const fn passes(self) -> bool {
+        // Outcome::Allowed is 0 and Outcome::WouldDeny is 1: bit 33 is set for the two that deny.
+        self.0 & (1 << 33) == 0
+    }
+
+    /// Which end of the connection this is.
+    #[inline(always)]
+    pub const fn role(self) -> u32 {
+        (self.0 >> 40) as u32 & 3
+    }
+
+    /// Whether an earlier verdict, or this one, let it through.
+    #[inline(always)]
+    pub const fn once_allowed(self) -> bool {
+        self.0 & Self::ONCE_ALLOWED != 0
+    }
+
+    /// Whether the peer beside it is what connect() was called with.
+    #[inline(always)]
+    pub const fn connected(self) -> bool {
+        self.0 & Self::CONNECTED != 0
+    }
+}
+
+const _: () = {
+    use core::mem::{offset_of, size_of};
+    assert!(size_of::<Control>() == 32 && offset_of!(Control, host_netns) == 16);
+    assert!(size_of::<AddrPort>() == 20 && offset_of!(AddrPort, port) == 16);
+    assert!(size_of::<PrefixKey>() == 20 && offset_of!(PrefixKey, addr) == 4);
+    assert!(size_of::<RuleKey>() == 12 && offset_of!(RuleKey, size) == 11);
+    assert!(size_of::<EdgeKey>() == 16 && offset_of!(EdgeKey, outcome) == 12);
+    assert!(size_of::<FlowKey>() == 28 && offset_of!(FlowKey, proto) == 24);
+    assert!(size_of::<FlowValue>() == 16);
+    assert!(size_of::<Stamp>() == 40 && offset_of!(Stamp, flags) == 32);
+    assert!(size_of::<SocketVerdict>() == 32 && offset_of!(SocketVerdict, peer) == 8);
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Direction, Outcome, Reason};
+
+    #[test]
+    fn a_cached_verdict_gives_back_what_was_put_in() {
+        for outcome in Outcome::ALL.iter().copied() {
+            for role in [role::NONE, role::CLIENT, role::SERVER] {
+                for once in [false, true] {
+                    for connected in [false, true] {
+                        let v = CachedVerdict::new(u32::MAX, outcome, role, once, connected);
+                        assert_eq!(v.epoch(), u32::MAX);
+                        assert_eq!(v.passes(), outcome.passes());
+                        assert_eq!(v.role(), role);
+                        assert_eq!(v.once_allowed(), once || outcome.passes());
+                        assert_eq!(v.connected(), connected);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_fresh_value_holds_for_no_epoch() {
+        assert_eq!(CachedVerdict::default().epoch(), 0);
+        assert!(!CachedVerdict::default().once_allowed());
+    }
+
+    #[test]
+    fn every_overflow_index_is_its_own_and_in_range() {
+        extern crate std;
+        let mut seen = std::collections::HashSet::new();
+        for d in Direction::ALL.iter().copied() {
+            for o in Outcome::ALL.iter().copied() {
+                for r in Reason::ALL.iter().copied() {
+                    let i = totals::overflow(d, o, r);
+                    assert!(i >= totals::OVERFLOW && i < totals::LEN && seen.insert(i));
+                }
+            }
+        }
+    }
+}
