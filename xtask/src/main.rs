@@ -4,8 +4,11 @@
 //! task needs is installed by [`setup`], so that a fresh machine needs nothing but Rust.
 
 mod build;
+mod lint;
 mod run;
 mod setup;
+mod tally;
+mod test;
 mod toolchain;
 
 use std::process::ExitCode;
@@ -20,12 +23,18 @@ enum Task {
     Setup(setup::Args),
     /// Build the kernel programs and the agent
     Build(build::Args),
+    /// Run all tests on this kernel (needs root)
+    Test(test::Args),
+    /// Check format, clippy, purity, file lengths, licences
+    Lint(lint::Args),
 }
 
 fn main() -> ExitCode {
     let done = match Task::parse() {
         Task::Setup(args) => args.run(),
         Task::Build(args) => args.run(),
+        Task::Test(args) => args.run(),
+        Task::Lint(args) => args.run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

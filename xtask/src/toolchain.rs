@@ -18,6 +18,9 @@ pub(crate) const TARGET: &str = "bpfel-unknown-none";
 /// Debian's compiler.
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 
+/// Debian's clippy for that compiler.
+const DEBIAN_CLIPPY: &str = "/usr/bin/cargo-clippy";
+
 /// A way to compile for the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Toolchain {
@@ -61,7 +64,8 @@ impl Toolchain {
                 rustup
             }
             Self::Debian => {
-                let mut cargo = run::cargo();
+                // Clippy must come from where the compiler comes from; it calls cargo itself.
+                let mut cargo = if subcommand == "clippy" { Command::new(DEBIAN_CLIPPY) } else { run::cargo() };
                 // The kernel crates use unstable features, which a stable compiler refuses without the second variable.
                 cargo.arg(subcommand).env("RUSTC", DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "1");
                 cargo
