@@ -4,7 +4,9 @@
 //! task needs is installed by [`setup`], so that a fresh machine needs nothing but Rust.
 
 mod build;
+mod guest;
 mod lint;
+mod matrix;
 mod run;
 mod setup;
 mod tally;
@@ -27,6 +29,8 @@ enum Task {
     Test(test::Args),
     /// Check format, clippy, purity, file lengths, licences
     Lint(lint::Args),
+    /// Run the kernel tests on other kernels, in QEMU
+    Matrix(matrix::Args),
 }
 
 fn main() -> ExitCode {
@@ -35,6 +39,7 @@ fn main() -> ExitCode {
         Task::Build(args) => args.run(),
         Task::Test(args) => args.run(),
         Task::Lint(args) => args.run(),
+        Task::Matrix(args) => args.run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

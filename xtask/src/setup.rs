@@ -26,7 +26,7 @@ const CARGO_DENY: &str = "0.20.2";
 /// Programs of the tests: namespaces, veth pairs.
 const TEST_PACKAGES: &[&str] = &["iproute2"];
 /// Programs that boot other kernels.
-const MATRIX_PACKAGES: &[&str] = &["qemu-system-x86", "cpio", "busybox-static", "xz-utils", "kmod", "iproute2"];
+const MATRIX_PACKAGES: &[&str] = &["qemu-system-x86", "busybox-static", "xz-utils", "kmod"];
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -176,7 +176,7 @@ fn apt_offers(names: &[&str]) -> Result<bool> {
 }
 
 /// `apt-get update`, once per run: packages that the lists still name may be gone from the mirror.
-fn update_lists() -> Result<()> {
+pub(crate) fn update_lists() -> Result<()> {
     use std::sync::atomic::{AtomicBool, Ordering};
     static DONE: AtomicBool = AtomicBool::new(false);
     if DONE.swap(true, Ordering::Relaxed) {
@@ -187,7 +187,7 @@ fn update_lists() -> Result<()> {
 }
 
 /// Runs apt-get, and waits while another one holds its locks.
-pub(crate) fn apt(arguments: &[&str], names: &[&str]) -> Result<()> {
+fn apt(arguments: &[&str], names: &[&str]) -> Result<()> {
     const TRIES: u32 = 40;
     for attempt in 1..=TRIES {
         let mut command = Command::new("apt-get");
