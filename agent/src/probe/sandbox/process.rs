@@ -15,6 +15,8 @@ use std::io::{self, IoSlice, IoSliceMut, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
+use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -71,6 +73,7 @@ impl Process {
     where
         F: FnOnce(&mut Turn) -> io::Result<()> + Copy,
     {
+        hush_panics_of_children();
         let (link, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         let (ears, lifeline) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
         let procs = cgroup.map(|c| CString::new(c.path().join("cgroup.procs").as_os_str().as_bytes())).transpose()?;
@@ -243,8 +246,7 @@ where
     F: FnOnce(&mut Turn) -> io::Result<()>,
 {
     let mut turn = Turn { link, doing: "entering the workload" };
-    // The parent's hook may want locks and files that aren't here; the message goes through the link.
-    std::panic::set_hook(Box::new(|_| {}));
+    FORKED.store(true, Ordering::Relaxed);
     let run = std::panic::AssertUnwindSafe(|| {
         default_signals();
         end_with_parent(&ears)?;
@@ -278,6 +280,25 @@ where
     // SAFETY: ends this process without running what the parent registered to run at exit, and without dropping
     // anything on the copied stack.
     unsafe { libc::_exit(0) }
+}
+
+/// Whether this process is such a child.
+static FORKED: AtomicBool = AtomicBool::new(false);
+
+/// Keeps the panic hook from running in the children: it may want locks that another of the parent's threads held at
+/// the fork. A child's panic message goes through its link instead.
+fn hush_panics_of_children() {
+    static ONCE: Once = Once::new();
+    if !std::thread::panicking() {
+        ONCE.call_once(|| {
+            let hook = std::panic::take_hook();
+            std::panic::set_hook(Box::new(move |info| {
+                if !FORKED.load(Ordering::Relaxed) {
+                    hook(info);
+                }
+            }));
+        });
+    }
 }
 
 /// The parent's handlers mean nothing here. Writing to a closed connection gives EPIPE.
