@@ -18,23 +18,25 @@ mod cgroup;
 mod netlink;
 mod netns;
 mod process;
+mod receiver;
 mod switch;
 
 pub use cgroup::{Cgroup, cgroup2_mount};
 pub use netns::{Netns, enter_new, up_loopback};
 pub use process::{Failure, Process, Turn};
+pub use receiver::{Reply, bind_udp, collect, listen};
 pub use switch::{Plug, Switch};
 
 use anyhow::{Context as _, Result};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 use std::{io, process as std_process};
 
 /// A cgroup for the programs to be attached to, and a switch that connects the workloads below it.
 pub struct Sandbox {
-    // In this order: a workload's processes and namespaces outlive neither.
     cgroup: Cgroup,
     switch: Switch,
 }
@@ -137,7 +139,28 @@ impl Workload {
     {
         Process::spawn(Some(&self.cgroup), Some(self.netns()), body)
     }
+
+    /// Receives TCP and UDP, IPv4 and IPv6, on these ports of all its addresses; [`Process::receives`] tells what came.
+    pub fn serve(&self, ports: &[u16], reply: Reply) -> io::Result<Process> {
+        let mut process = self.spawn(|turn| {
+            turn.doing("listening");
+            let mut sockets = Vec::new();
+            for &port in ports {
+                // One socket per protocol takes both families.
+                let at = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port);
+                sockets.extend([listen(at)?, bind_udp(at)?]);
+            }
+            turn.ready()?;
+            collect(turn, sockets, reply)
+        })?;
+        process.wait_ready(SERVE_WITHIN).map_err(io::Error::other)?;
+        process.go(&[])?;
+        Ok(process)
+    }
 }
+
+/// How long a child may take until it listens.
+const SERVE_WITHIN: Duration = Duration::from_secs(10);
 
 /// `bulkhead-<label>-<pid>-<n>`, never given twice on this machine.
 fn unique(label: &str) -> String {

@@ -84,7 +84,10 @@ impl Drop for Cgroup {
         if self.maker != std::process::id() {
             return;
         }
-        if let Err(e) = remove(&self.path, Instant::now() + GONE_WITHIN) {
+        // One further up may have been removed first, and this one with it.
+        if let Err(e) = remove(&self.path, Instant::now() + GONE_WITHIN)
+            && self.path.exists()
+        {
             tracing::warn!("can't remove the cgroup {}: {e}", self.path.display());
         }
     }
