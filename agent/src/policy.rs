@@ -12,6 +12,7 @@
 //!
 //! Nothing here does I/O or names the kernel, a cluster or a clock.
 
+pub mod compile;
 pub mod convert;
 pub mod diagnostic;
 pub mod document;
@@ -21,6 +22,7 @@ pub mod pattern;
 pub mod rules;
 pub mod set;
 
+pub use compile::{Compiled, Warning, compile};
 pub use diagnostic::{At, Diagnostic, Severity};
 pub use model::{Mode, Policy, PolicyName};
 pub use parse::{Document, Rejected, parse, read};

@@ -62,10 +62,15 @@ impl IdPattern {
 
     /// Whether the pattern matches this ID.
     pub fn matches(&self, id: &SpiffeId) -> bool {
+        self.matches_text(id.as_str())
+    }
+
+    /// The same for the text of an ID.
+    pub(super) fn matches_text(&self, id: &str) -> bool {
         if self.is_exact() {
-            return *self.0 == *id.as_str();
+            return *self.0 == *id;
         }
-        self.subsumes(id.as_str().strip_prefix(SCHEME).unwrap_or(id.as_str()))
+        self.subsumes(id.strip_prefix(SCHEME).unwrap_or(id))
     }
 
     /// Whether it matches every ID that the other one matches. It may say no for two patterns that only differ in
