@@ -45,16 +45,16 @@ fn unreadable(file: &str, e: &serde_saphyr::Error) -> Diagnostic {
     } else {
         "deploy/bulkhead.example.yaml shows what is expected here"
     };
-    let (line, column) = e.location().map_or((0, 0), |l| (to_usize(l.line()), to_usize(l.column())));
-    Diagnostic { file: file.to_owned(), line, column, severity: Severity::Error, message, hint: Some(hint.to_owned()) }
+    let (line, column) = e.location().map_or((0, 0), |l| (narrow_u32(l.line()), narrow_u32(l.column())));
+    Diagnostic { file: file.into(), line, column, severity: Severity::Error, message, hint: Some(hint.to_owned()) }
 }
 
-fn to_usize(n: u64) -> usize {
-    usize::try_from(n).unwrap_or(usize::MAX)
+fn narrow_u32(n: u64) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
 }
 
 fn position<T>(s: &Spanned<T>) -> Position {
-    Position { line: to_usize(s.referenced.line()), column: to_usize(s.referenced.column()) }
+    Position { line: narrow_u32(s.referenced.line()), column: narrow_u32(s.referenced.column()) }
 }
 
 struct Check<'a> {
@@ -65,7 +65,7 @@ struct Check<'a> {
 impl Check<'_> {
     fn fault(&mut self, at: Position, message: String, hint: &str) {
         self.faults.push(Diagnostic {
-            file: self.file.to_owned(),
+            file: self.file.into(),
             line: at.line,
             column: at.column,
             severity: Severity::Error,

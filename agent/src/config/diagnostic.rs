@@ -1,7 +1,7 @@
 //! What is wrong in a file, and where.
 use std::fmt;
 /// How bad.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
     /// Nothing of the file is taken.
@@ -10,14 +10,14 @@ pub enum Severity {
     Warning,
 }
 /// One complaint.
-#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize)]
 pub struct Diagnostic {
     /// The file.
-    pub file: String,
+    pub file: std::sync::Arc<str>,
     /// From 1; 0: unknown.
-    pub line: usize,
+    pub line: u32,
     /// From 1; 0: unknown.
-    pub column: usize,
+    pub column: u32,
     /// How bad.
     pub severity: Severity,
     /// What is wrong.

@@ -1,0 +1,1 @@
+//! Policy files: read, and the last good form of each kept.

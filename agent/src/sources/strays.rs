@@ -1,0 +1,1 @@
+//! Sockets of a workload that lie outside it.
