@@ -7,7 +7,6 @@
 //! Pure: it reads a text, never a file.
 
 mod check;
-pub mod diagnostic;
 mod globs;
 mod low;
 

@@ -5,6 +5,8 @@
 //!
 //! Pure: time comes in with each reading.
 
+pub mod series;
+
 use crate::identity::Identity;
 use bulkhead_common::maps::EdgeKey;
 use bulkhead_common::outcome::REASONS;
@@ -141,6 +143,12 @@ impl Edges {
     /// How many events the kernel had no room to send.
     pub const fn lost_events(&self) -> u64 {
         self.lost_events
+    }
+
+    /// Every count, by (direction, outcome).
+    pub fn totals(&self) -> impl Iterator<Item = ((u8, u8), u64)> {
+        let attributed = self.readings.iter().map(|(k, c)| ((k.direction, k.outcome), c.total));
+        attributed.chain(self.overflow.iter().map(|((d, o, _), n)| ((*d, *o), *n)))
     }
 
     /// How many edges there are.

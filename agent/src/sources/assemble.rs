@@ -4,7 +4,7 @@
 
 use super::hierarchy::Scan;
 use super::roster::{Full, Roster};
-use crate::config::diagnostic::{Diagnostic, Severity};
+use crate::policy::{Diagnostic, Severity};
 use crate::config::{Config, Peer, Position, Who, Workload};
 use crate::inventory::{AttachPoint, Endpoint, IdentityFacts, Inventory, Owner, Place, WorkloadCgroup};
 use bulkhead_common::addr::V4_PREFIX_BITS;

@@ -28,6 +28,27 @@ impl State {
         Ok(Self { folder })
     }
 
+    /// Takes the folder for this process for as long as the file lives; `None` if another process has it.
+    ///
+    /// # Errors
+    /// When the lock file can't be made.
+    pub fn lock(&self) -> anyhow::Result<Option<File>> {
+        use rustix::fs::{FlockOperation, flock};
+        let path = self.folder.join("lock");
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .with_context(|| format!("opening {}", path.display()))?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(file)),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(e) => Err(e).with_context(|| format!("locking {}", path.display())),
+        }
+    }
+
     /// The numbers for this set of maps: those on disk if they are of the same set, else none.
     ///
     /// # Errors
@@ -122,6 +143,16 @@ mod tests {
         let mode = std::fs::metadata(dir.path().join("i/identities.json")).expect("there").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         assert!(!dir.path().join("i/identities.json.new").exists());
+    }
+
+    #[test]
+    fn only_one_holds_the_lock() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let state = State::open(dir.path(), "i").expect("state");
+        let first = state.lock().expect("locked");
+        assert!(first.is_some() && state.lock().expect("asked").is_none());
+        drop(first);
+        assert!(state.lock().expect("asked").is_some());
     }
 
     #[test]

@@ -76,11 +76,11 @@ impl Watcher {
         let mut socket = Socket::new(NETLINK_ROUTE).context("a netlink socket for addresses")?;
         socket.set_non_blocking(true)?;
         socket.bind(&SocketAddr::new(0, ADDRESS_GROUPS)).context("listening for address changes")?;
-        Ok(Self {
-            inotify: AsyncFd::new(InotifyFd(inotify))?,
-            kinds: HashMap::new(),
-            addresses: AsyncFd::new(socket)?,
-        })
+        // SAFETY: it owns its descriptor, which stays the same and open until it is dropped, after deregistration.
+        let inotify = unsafe { AsyncFd::register(InotifyFd(inotify))? };
+        // SAFETY: as above.
+        let addresses = unsafe { AsyncFd::register(socket)? };
+        Ok(Self { inotify, kinds: HashMap::new(), addresses })
     }
 
     /// Watches for directories that come and go in this one. Again is no harm.
