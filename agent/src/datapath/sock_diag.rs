@@ -92,6 +92,9 @@ pub fn namespaces_below(cgroups: &[PathBuf]) -> io::Result<BTreeMap<u64, File>> 
             match add(&format!("/proc/{pid}/ns/net")) {
                 // It has ended meanwhile.
                 Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {}
+                Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+                    tracing::warn!("the network namespace of process {pid} can't be looked at: {e}");
+                }
                 other => other?,
             }
         }
@@ -257,7 +260,12 @@ pub fn netns_cookie() -> io::Result<u64> {
     if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
 }
 
-/// The cookie of the network namespace of process 1: the host's.
+/// The cookie of the network namespace of process 1: the host's. Where process 1 can't be looked at, as in some virtual
+/// machines, this thread's own is taken for it: an agent runs in the host's network namespace.
 pub fn host_netns_cookie() -> io::Result<u64> {
-    in_netns(File::open("/proc/1/ns/net")?, netns_cookie)
+    match File::open("/proc/1/ns/net") {
+        Ok(netns) => in_netns(netns, netns_cookie),
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => netns_cookie(),
+        Err(e) => Err(e),
+    }
 }
