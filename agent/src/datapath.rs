@@ -19,10 +19,12 @@ mod pins;
 pub mod sock_diag;
 mod sys;
 mod tables;
+mod watch;
 
 pub use counters::{MapFill, Totals};
 pub use error::{AttachError, CommitError, OpenError, UninstallError};
 pub use events::Events;
+pub use watch::Fault;
 
 use crate::image::Image;
 use crate::plan::protocol::{self, Kernel, Pending};
