@@ -138,7 +138,12 @@ impl Checker {
     }
 
     /// A list that must have something in it, each item converted.
-    fn full<T, U>(&mut self, list: At<Vec<At<T>>>, name: &str, each: fn(&mut Self, At<T>) -> Option<At<U>>) -> Vec<At<U>> {
+    fn full<T, U>(
+        &mut self,
+        list: At<Vec<At<T>>>,
+        name: &str,
+        each: fn(&mut Self, At<T>) -> Option<At<U>>,
+    ) -> Vec<At<U>> {
         if list.is_empty() {
             let message = format!("`{name}` is an empty list, which would mean nothing and not \"any\"");
             self.error(&list, message, format!("write at least one item, or leave `{name}` out"));
@@ -185,7 +190,11 @@ impl Checker {
             Err(e) => {
                 let e: crate::identity::BadSpiffeId = e;
                 let message = format!("`{}` is neither a SPIFFE ID nor a pattern: {}", e.text, e.why);
-                self.error(text, message, "for example spiffe://example.org/ns/shop/sa/cart or spiffe://example.org/ns/shop/**");
+                self.error(
+                    text,
+                    message,
+                    "for example spiffe://example.org/ns/shop/sa/cart or spiffe://example.org/ns/shop/**",
+                );
                 None
             }
         }
@@ -328,7 +337,11 @@ impl Checker {
         let place = port.with(());
         let doc::Port { protocol, port, end_port } = port.value;
         let Some(proto) = protocol.or(port.as_ref().map(|_| doc::Protocol::TCP)).map(number) else {
-            self.error(&place, "neither `protocol` nor `port` is given", "for every port of a protocol write `protocol: TCP`");
+            self.error(
+                &place,
+                "neither `protocol` nor `port` is given",
+                "for every port of a protocol write `protocol: TCP`",
+            );
             return None;
         };
         let ports = match (port, end_port) {
@@ -373,7 +386,11 @@ impl Checker {
         match u16::try_from(n.value) {
             Ok(port) if port > 0 => Some(port),
             _ => {
-                self.error(n, format!("{} isn't a port", n.value), "ports are 1 to 65535; for all of them leave `port` out");
+                self.error(
+                    n,
+                    format!("{} isn't a port", n.value),
+                    "ports are 1 to 65535; for all of them leave `port` out",
+                );
                 None
             }
         }

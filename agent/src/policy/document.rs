@@ -250,7 +250,6 @@ pub enum PortValue {
 
 /// Protocols that rules can name.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
-#[expect(clippy::upper_case_acronyms, reason = "the names in the file")]
 #[expect(missing_docs, reason = "the protocol of that name")]
 pub enum Protocol {
     TCP,
@@ -262,7 +261,6 @@ pub enum Protocol {
 
 /// Kinds of socket that no rule can judge.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
-#[expect(clippy::upper_case_acronyms, reason = "the names in the file")]
 #[expect(missing_docs, reason = "the kind of that name")]
 pub enum SocketKind {
     RAW,

@@ -2,8 +2,8 @@
 //!
 //! Made from documents by [`super::convert`], all or nothing, and read by the compiler and the reference evaluator.
 
-pub use super::document::Mode;
 use super::diagnostic::At;
+pub use super::document::Mode;
 use super::pattern::IdPattern;
 use bulkhead_common::slots::Sides;
 use bulkhead_common::{Class, proto};
@@ -198,12 +198,10 @@ pub fn protocol_name(number: u8) -> String {
     known.map_or_else(|| number.to_string(), |(_, name)| (*name).to_owned())
 }
 
-/// The number of a protocol, by its name in any case or by its number.
+/// The number of a protocol that rules can judge, by its name in any case or by its number.
 pub fn protocol_number(name: &str) -> Option<u8> {
-    match PROTOCOLS.iter().find(|(_, known)| known.eq_ignore_ascii_case(name)) {
-        Some((number, _)) => Some(*number),
-        None => name.parse().ok().map(proto::judged),
-    }
+    let number = name.parse().ok().map(proto::judged);
+    PROTOCOLS.iter().find(|(n, known)| known.eq_ignore_ascii_case(name) || Some(*n) == number).map(|(n, _)| *n)
 }
 
 impl fmt::Display for Peer {

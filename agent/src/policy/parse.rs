@@ -66,7 +66,8 @@ fn split(text: &str) -> Vec<String> {
         part.push('\n');
     }
     parts.push(part);
-    let says_something = |l: &str| !l.trim_start().is_empty() && !l.trim_start().starts_with('#') && !l.starts_with('%');
+    let says_something =
+        |l: &str| !l.trim_start().is_empty() && !l.trim_start().starts_with('#') && !l.starts_with('%');
     parts.retain(|p| p.lines().any(says_something));
     parts
 }
@@ -88,9 +89,9 @@ fn document(file: &Arc<str>, text: &str) -> Document {
         return Err(nameless(head.api_version.diagnose(file, Severity::Error, message, hint)));
     }
     match head.kind.as_str() {
-        "SegmentationPolicy" => {
-            typed(file, text, Kind::SegmentationPolicy, |o: Object<SegmentationPolicySpec>| convert::namespaced(file, o))
-        }
+        "SegmentationPolicy" => typed(file, text, Kind::SegmentationPolicy, |o: Object<SegmentationPolicySpec>| {
+            convert::namespaced(file, o)
+        }),
         "ClusterSegmentationPolicy" => {
             typed(file, text, Kind::ClusterSegmentationPolicy, |o: Object<ClusterSegmentationPolicySpec>| {
                 convert::cluster(file, o)

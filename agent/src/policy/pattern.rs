@@ -146,7 +146,8 @@ impl FromStr for IdPattern {
         if path.split('/').any(|s| segment(s).contains('*')) {
             return Err(bad("'*' and '**' stand for whole segments only"));
         }
-        let plain = format!("{SCHEME}{}/{}", segment(domain), path.split('/').map(segment).collect::<Vec<_>>().join("/"));
+        let plain =
+            format!("{SCHEME}{}/{}", segment(domain), path.split('/').map(segment).collect::<Vec<_>>().join("/"));
         match plain.parse::<SpiffeId>() {
             Ok(_) => Ok(Self(text.into())),
             Err(BadSpiffeId { why, .. }) => Err(bad(&why)),
@@ -204,7 +205,8 @@ mod tests {
 
     #[test]
     fn knows_when_it_is_everybody() {
-        for (p, any) in [("spiffe://**", true), ("spiffe://*/**", true), ("spiffe://a/**", false), ("spiffe://*/*", false)]
+        for (p, any) in
+            [("spiffe://**", true), ("spiffe://*/**", true), ("spiffe://a/**", false), ("spiffe://*/*", false)]
         {
             assert_eq!(pattern(p).is_any(), any, "{p}");
         }

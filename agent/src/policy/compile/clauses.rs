@@ -71,7 +71,8 @@ impl<'a> PortSet<'a> {
 
     /// The ports by number at this destination; nobody but a workload names ports.
     pub(super) fn at(&self, destination: Option<&IdentityFacts>) -> Spans {
-        let resolved: Vec<_> = self.named.iter().filter_map(|(proto, name)| named_port(destination?, *proto, name)).collect();
+        let resolved: Vec<_> =
+            self.named.iter().filter_map(|(proto, name)| named_port(destination?, *proto, name)).collect();
         if resolved.is_empty() {
             return self.spans.clone();
         }

@@ -52,21 +52,14 @@ impl Spans {
     pub(super) fn without(&self, other: &Self) -> Self {
         let mut rest = Vec::new();
         for (proto, (first, last)) in self.iter() {
-            let mut next = u32::from(first);
-            for (a, b) in other.of_protocol(proto) {
-                if let (Ok(from), Some(to)) = (u16::try_from(next), a.min(last).checked_sub(1))
-                    && a > from
-                    && a <= last
-                {
-                    rest.push((proto, (from, to)));
+            let mut next = Some(first);
+            for (a, b) in other.of_protocol(proto).filter(|(a, b)| *a <= last && *b >= first) {
+                if let Some(from) = next.filter(|from| *from < a) {
+                    rest.push((proto, (from, a - 1)));
                 }
-                if b >= first {
-                    next = next.max(u32::from(b) + 1);
-                }
+                next = b.checked_add(1);
             }
-            if let Ok(from) = u16::try_from(next)
-                && from <= last
-            {
+            if let Some(from) = next.filter(|from| *from <= last) {
                 rest.push((proto, (from, last)));
             }
         }
@@ -96,7 +89,8 @@ mod tests {
 
     fn spans() -> impl Strategy<Value = Spans> {
         let span = (0u16..40, 0u16..6).prop_map(|(a, n)| (a, a + n));
-        let edge = prop_oneof![4 => span, 1 => Just((0, u16::MAX)), 1 => (65_530u16..=u16::MAX).prop_map(|a| (a, u16::MAX))];
+        let edge =
+            prop_oneof![4 => span, 1 => Just((0, u16::MAX)), 1 => (65_530u16..=u16::MAX).prop_map(|a| (a, u16::MAX))];
         prop::collection::vec((prop::sample::select(vec![6u8, 17]), edge), 0..6).prop_map(Spans::of)
     }
 
