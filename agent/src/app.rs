@@ -145,4 +145,5 @@ fn notify(state: &str) {
     }
 }
 
-
+#[cfg(test)]
+mod tests;
