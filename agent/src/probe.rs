@@ -4,3 +4,4 @@
 //! guest. It never touches the caller's own network namespace.
 
 pub mod sandbox;
+pub mod tricks;
