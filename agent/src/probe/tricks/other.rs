@@ -1,6 +1,6 @@
 //! Families beside IP, and transports that few programs use.
 
-use super::wire::address;
+use super::wire::{address, family};
 use super::{Family, PATIENCE, Stage, Trick, Wall};
 use anyhow::Result;
 use bulkhead_common::Hook;
@@ -92,7 +92,7 @@ fn abstract_name(port: u16) -> io::Result<SockAddr> {
     for (to, from) in path[1..].iter_mut().zip(format!("bulkhead-probe-{port}").bytes()) {
         *to = from.cast_signed();
     }
-    address(&libc::sockaddr_un { sun_family: libc::AF_UNIX as u16, sun_path: path })
+    address(&libc::sockaddr_un { sun_family: family(libc::AF_UNIX), sun_path: path })
 }
 
 /// From A to the workload that shares its network namespace.

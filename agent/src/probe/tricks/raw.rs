@@ -1,6 +1,6 @@
 //! Packets made by hand.
 
-use super::wire::{address, echo_request, udp_packet};
+use super::wire::{address, echo_request, family, udp_packet};
 use super::{Family, Stage, Trick, Wall};
 use crate::probe::sandbox::{self, Plug, Turn};
 use anyhow::Result;
@@ -132,7 +132,7 @@ fn packet_socket(ethertype: u16) -> io::Result<Socket> {
 /// Everybody on the switch.
 fn link_broadcast(ethertype: u16) -> io::Result<SockAddr> {
     address(&libc::sockaddr_ll {
-        sll_family: libc::AF_PACKET as u16,
+        sll_family: family(libc::AF_PACKET),
         sll_protocol: ethertype.to_be(),
         sll_ifindex: i32::try_from(sandbox::link_index(Plug::LINK)?).map_err(io::Error::other)?,
         sll_hatype: 0,

@@ -17,7 +17,12 @@ pub(super) fn set_option(socket: &Socket, level: i32, name: i32, value: &[u8]) -
 
 /// connect(AF_UNSPEC): dissolves the connection, and the socket can be used for another.
 pub(super) fn disconnect(socket: &Socket) -> io::Result<()> {
-    socket.connect(&address(&libc::sockaddr { sa_family: libc::AF_UNSPEC as u16, sa_data: [0; 14] })?)
+    socket.connect(&address(&libc::sockaddr { sa_family: family(libc::AF_UNSPEC), sa_data: [0; 14] })?)
+}
+
+/// The number of a family as it stands in an address.
+pub(super) fn family(number: i32) -> libc::sa_family_t {
+    libc::sa_family_t::try_from(number).unwrap_or_default()
 }
 
 /// An address of a kind that the socket library doesn't know. `T` is one of libc's sockaddr structs.
@@ -94,5 +99,6 @@ fn checksum(bytes: &[u8]) -> u16 {
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }
-    !(sum as u16)
+    let [_, _, high, low] = sum.to_be_bytes();
+    !u16::from_be_bytes([high, low])
 }
