@@ -144,5 +144,3 @@ fn notify(state: &str) {
         tracing::debug!("systemd couldn't be told {state}: {e}");
     }
 }
-
-

@@ -219,8 +219,8 @@ impl Datapath {
         let folder = pins::instance_folder(&options.bpffs, &options.instance)?;
         pins::make_folder(&folder).opening(|| format!("making the folder {}", folder.display()))?;
         let lock = pins::lock(&folder).opening(|| format!("locking {}", folder.display()))?;
-        let lock = lock
-            .ok_or_else(|| OpenError::AnotherAgent { instance: options.instance.clone(), path: folder.clone() })?;
+        let lock =
+            lock.ok_or_else(|| OpenError::AnotherAgent { instance: options.instance.clone(), path: folder.clone() })?;
 
         let reading = || format!("reading the pins under {}", folder.display());
         let mut superseded = Set::all(&folder).opening(reading)?;
@@ -414,8 +414,7 @@ impl Datapath {
 
     /// Removes the pins of links that aren't ours (any more): another attach point, or a hook that is left out.
     fn prune(&self) -> io::Result<()> {
-        let ours: BTreeSet<PathBuf> =
-            self.links.iter().map(|l| self.set.link(l.cgroup, l.mount.program)).collect();
+        let ours: BTreeSet<PathBuf> = self.links.iter().map(|l| self.set.link(l.cgroup, l.mount.program)).collect();
         for pin in self.set.all_links()? {
             if !ours.contains(&pin) {
                 sys::link_detach(sys::open_pin(&pin)?.as_fd())?;
@@ -444,8 +443,7 @@ impl Datapath {
             let verified_insns = info.and_then(|i| i.verified_instruction_count());
             for point in &self.options.attach {
                 let link = self.links.iter().find(|l| l.mount == mount && l.path == *point);
-                let attached =
-                    link.and_then(|l| l.info().ok()).is_some_and(|i| i.cgroup != 0 && i.program == id);
+                let attached = link.and_then(|l| l.info().ok()).is_some_and(|i| i.cgroup != 0 && i.program == id);
                 let (name, hook, attach_point) = (mount.program, mount.hook, point.clone());
                 all.push(ProgramStatus { name, hook, attach_point, id, verified_insns, attached });
             }
@@ -493,9 +491,8 @@ pub struct Report {
 
 /// Detaches all programs of an instance and removes its pins. Nothing is contained afterwards.
 pub fn uninstall(instance: &str, bpffs: &Path) -> Result<Report, UninstallError> {
-    let folder = pins::instance_folder(bpffs, instance)
-        .map_err(io::Error::other)
-        .uninstalling(|| "finding the pins".into())?;
+    let folder =
+        pins::instance_folder(bpffs, instance).map_err(io::Error::other).uninstalling(|| "finding the pins".into())?;
     let mut report = Report::default();
     if !folder.exists() {
         return Ok(report);

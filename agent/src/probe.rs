@@ -7,3 +7,4 @@ pub mod report;
 pub mod runner;
 pub mod sandbox;
 pub mod tricks;
+pub mod walls;

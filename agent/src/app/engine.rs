@@ -260,7 +260,8 @@ impl<K: Kernel> Engine<K> {
                 self.text = Some(text);
             }
             Err(e) => {
-                self.config_faults = vec![fault(&name, format!("can't be read: {e}"), "put it back; the last good one is in force")];
+                self.config_faults =
+                    vec![fault(&name, format!("can't be read: {e}"), "put it back; the last good one is in force")];
                 self.text = None;
             }
         }
@@ -380,10 +381,7 @@ impl<K: Kernel> Engine<K> {
     }
 
     fn names(&self) -> Names {
-        Names {
-            identities: self.roster.identities().map(|(n, i)| (n, i.clone())).collect(),
-            rules: self.rules.clone(),
-        }
+        Names { identities: self.roster.identities().map(|(n, i)| (n, i.clone())).collect(), rules: self.rules.clone() }
     }
 
     /// The state of affairs, for everybody else.
@@ -401,11 +399,8 @@ impl<K: Kernel> Engine<K> {
             .chain(&self.assembled.warnings)
             .map(|d| Finding { error: d.severity == Severity::Error, text: d.to_string() })
             .chain(self.compile_warnings.iter().map(|text| Finding { error: false, text: text.clone() }));
-        let policies = self
-            .policies
-            .set
-            .iter()
-            .map(|p| PolicyStatus { name: p.name.to_string(), file: p.file.to_string() });
+        let policies =
+            self.policies.set.iter().map(|p| PolicyStatus { name: p.name.to_string(), file: p.file.to_string() });
         let mut faults = self.source_faults.clone();
         faults.extend(self.kernel_faults.iter().cloned());
         let maps = self.kernel.fill().unwrap_or_else(|e| {

@@ -15,7 +15,9 @@ pub enum Failure {
     #[error("the kernel has no BTF at /sys/kernel/btf/vmlinux: use a kernel built with CONFIG_DEBUG_INFO_BTF=y")]
     NoBtf,
     /// A capability is missing; its name.
-    #[error("the capability {0} is missing: add it to the service's CapabilityBoundingSet or the container's capabilities")]
+    #[error(
+        "the capability {0} is missing: add it to the service's CapabilityBoundingSet or the container's capabilities"
+    )]
     Capability(String),
     /// bpffs isn't there and can't be mounted.
     #[error("the BPF filesystem isn't mounted and couldn't be: {0:#}; run: mount -t bpf bpf /sys/fs/bpf")]

@@ -1,11 +1,10 @@
 //! From the low struct to the checked [`Config`]: every complaint with its line, column and a hint, all of them at once.
 
-
 use super::low::{self, OneOrMany};
 use super::{Capacities, CgroupGlob, Config, Log, Peer, Position, Unlisted, Who, Workload, widen, widen_prefix};
 use crate::identity::{Identity, SpiffeId};
-use crate::policy::{Diagnostic, Severity};
 use crate::inventory::{Place, Posture};
+use crate::policy::{Diagnostic, Severity};
 use bulkhead_common::maps::{AddrPort, Control, PrefixKey};
 use bulkhead_common::{Addr, Class, proto};
 use serde_saphyr::Spanned;

@@ -3,8 +3,8 @@
 use super::object::PINNED_MAPS;
 use super::{Datapath, sys};
 use crate::plan::Table;
-use bulkhead_common::{Direction, Outcome, Reason};
 use bulkhead_common::maps::{self, EdgeKey, FlowKey, FlowValue, totals};
+use bulkhead_common::{Direction, Outcome, Reason};
 use std::io;
 
 /// How full a map is.

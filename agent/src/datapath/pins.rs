@@ -151,7 +151,11 @@ impl Set {
             found.id = 0;
             let wanted = shapes.get(map).copied().unwrap_or_default();
             if found != wanted {
-                return Ok(Fit::Different(format!("the map {map} is {}, and this agent wants {}", show(&found), show(&wanted))));
+                return Ok(Fit::Different(format!(
+                    "the map {map} is {}, and this agent wants {}",
+                    show(&found),
+                    show(&wanted)
+                )));
             }
         }
         Ok(Fit::Adoptable)
@@ -163,7 +167,9 @@ impl Set {
         for pin in self.all_links()? {
             match sys::open_pin(&pin).and_then(|link| sys::link_detach(link.as_fd())) {
                 // Its cgroup is gone, or it was detached before.
-                Err(e) if e.raw_os_error() != Some(libc::ENOLINK) && e.kind() != io::ErrorKind::NotFound => return Err(e),
+                Err(e) if e.raw_os_error() != Some(libc::ENOLINK) && e.kind() != io::ErrorKind::NotFound => {
+                    return Err(e);
+                }
                 _ => {}
             }
             fs::remove_file(&pin)?;

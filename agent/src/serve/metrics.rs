@@ -12,9 +12,9 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, NoLabelSet};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 use std::fmt;
 use std::sync::Arc;
@@ -88,10 +88,25 @@ impl Collector for Page {
         gauge(e, "epoch", "The ruleset in force", u64::from(status.epoch))?;
         counter(e, "commits", "Rulesets applied since the agent started", status.commits)?;
         if let Some(c) = status.last_commit {
-            gauge(e, "last_commit_microseconds", "How long the last ruleset took to come into force", c.in_force_after_us)?;
+            gauge(
+                e,
+                "last_commit_microseconds",
+                "How long the last ruleset took to come into force",
+                c.in_force_after_us,
+            )?;
         }
-        counter(e, "lost_events", "Events that the kernel had no room to send; counters have them", status.lost_events)?;
-        gauge(e, "edges", "Kinds of event between two peers that were counted", u64::try_from(edges.len()).unwrap_or(u64::MAX))?;
+        counter(
+            e,
+            "lost_events",
+            "Events that the kernel had no room to send; counters have them",
+            status.lost_events,
+        )?;
+        gauge(
+            e,
+            "edges",
+            "Kinds of event between two peers that were counted",
+            u64::try_from(edges.len()).unwrap_or(u64::MAX),
+        )?;
 
         let refused = series.iter().map(|(l, n)| {
             let labels = vec![
@@ -114,7 +129,14 @@ impl Collector for Page {
         let flows = by_outcome.into_iter().map(|((d, o), n)| (vec![("direction", d), ("outcome", o)], n));
         counters(e, "flows", "Connections and datagram flows judged", flows)?;
         let overflow = edges.overflow().iter().map(|((d, o, r), n)| {
-            (vec![("direction", flows::direction(*d)), ("outcome", flows::outcome(*o)), ("reason", flows::reason(*r))], *n)
+            (
+                vec![
+                    ("direction", flows::direction(*d)),
+                    ("outcome", flows::outcome(*o)),
+                    ("reason", flows::reason(*r)),
+                ],
+                *n,
+            )
         });
         counters(e, "unattributed_flows", "Judged flows whose peers found no room in the kernel's counters", overflow)?;
 
@@ -123,11 +145,8 @@ impl Collector for Page {
         let capacity = status.maps.iter().map(|m| (vec![("map", m.name.clone())], m.capacity));
         gauges(e, "map_capacity", "Entries that fit in a table of the kernel", capacity)?;
         let attached = status.programs.iter().map(|p| {
-            let labels = vec![
-                ("program", p.name.clone()),
-                ("hook", p.hook.clone()),
-                ("attach_point", p.attach_point.clone()),
-            ];
+            let labels =
+                vec![("program", p.name.clone()), ("hook", p.hook.clone()), ("attach_point", p.attach_point.clone())];
             (labels, u64::from(p.attached))
         });
         gauges(e, "program_attached", "1 while a program is attached", attached)?;

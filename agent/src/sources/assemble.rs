@@ -4,9 +4,9 @@
 
 use super::hierarchy::Scan;
 use super::roster::{Full, Roster};
-use crate::policy::{Diagnostic, Severity};
 use crate::config::{Config, Peer, Position, Who, Workload};
 use crate::inventory::{AttachPoint, Endpoint, IdentityFacts, Inventory, Owner, Place, WorkloadCgroup};
+use crate::policy::{Diagnostic, Severity};
 use bulkhead_common::addr::V4_PREFIX_BITS;
 use bulkhead_common::maps::PrefixKey;
 use bulkhead_common::{Addr, Class, PeerId};
@@ -90,12 +90,8 @@ pub fn assemble(
         inventory.cgroups.push(WorkloadCgroup { id: cgroup.id, level: cgroup.level, peer, instance });
         out.instances.push(Instance { workload: *index, path: cgroup.path.clone(), number: instance });
     }
-    let host_cgroup = |c: &super::hierarchy::Cgroup| WorkloadCgroup {
-        id: c.id,
-        level: c.level,
-        peer: Class::Host.id(),
-        instance: 0,
-    };
+    let host_cgroup =
+        |c: &super::hierarchy::Cgroup| WorkloadCgroup { id: c.id, level: c.level, peer: Class::Host.id(), instance: 0 };
     inventory.cgroups.extend(scan.unlisted.iter().map(host_cgroup));
 
     let mut endpoint = |place, owner| inventory.endpoints.push(Endpoint { place, owner });

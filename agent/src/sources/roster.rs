@@ -132,8 +132,7 @@ impl From<Stored> for Roster {
 impl From<Roster> for Stored {
     fn from(r: Roster) -> Self {
         let Roster { generation, next_instance, numbers: _, identities, instances } = r;
-        let identities =
-            identities.into_iter().map(|(n, identity)| StoredIdentity { number: n.0, identity }).collect();
+        let identities = identities.into_iter().map(|(n, identity)| StoredIdentity { number: n.0, identity }).collect();
         Self { generation, next_instance, identities, instances }
     }
 }

@@ -142,9 +142,10 @@ mod tests {
         let path = std::fs::read_to_string("/proc/self/cgroup").expect("cgroups");
         let path = path.lines().find_map(|l| l.strip_prefix("0::")).expect("cgroup2").to_owned();
         let own = Hierarchy::find().expect("cgroup2").cgroup(&path).expect("my cgroup").id;
-        for (port, number) in
-            [(tcp.local_addr().expect("bound").port(), proto::TCP), (udp.local_addr().expect("bound").port(), proto::UDP)]
-        {
+        for (port, number) in [
+            (tcp.local_addr().expect("bound").port(), proto::TCP),
+            (udp.local_addr().expect("bound").port(), proto::UDP),
+        ] {
             let (inode, socket) =
                 dump.iter().find(|(_, s)| s.local_port == port && s.protocol == number).expect("the socket");
             assert!(mine.contains(inode));

@@ -108,9 +108,9 @@ impl Watcher {
                 Ok(())
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(e) => Err(e).with_context(|| {
-                format!("watching {} (raise fs.inotify.max_user_watches?)", directory.display())
-            }),
+            Err(e) => {
+                Err(e).with_context(|| format!("watching {} (raise fs.inotify.max_user_watches?)", directory.display()))
+            }
         }
     }
 

@@ -1,8 +1,8 @@
 //! A dump of all TCP and UDP sockets of a network namespace, with the cgroup of each.
 
+use crate::config::widen;
 use anyhow::{Context, bail};
 use bulkhead_common::{Addr, proto};
-use crate::config::widen;
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload, Nla as _};
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::inet::nlas::Nla;
