@@ -1,1 +1,39 @@
-//! (to be written)
+//! Policies: how they are written, what they mean, and the tables that the kernel judges by.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`document`] | the form of a file |
+//! | [`parse`](mod@parse) | from a file's text to checked policies |
+//! | [`convert`] | from documents to the model, all or nothing |
+//! | [`model`] | the checked policies |
+//! | [`set`] | all of them together, and what becomes of those that weren't taken |
+//! | [`compile`](mod@compile) | policies and inventory to an [`Image`](crate::image::Image) |
+//! | [`reference`](mod@reference) | what policies mean, said as plainly as possible |
+//! | [`explain`](mod@explain) | one flow judged, with the why |
+//! | [`rules`] | the numbers by which the kernel names rules |
+//!
+//! Nothing here does I/O or names the kernel, a cluster or a clock.
+
+pub mod compile;
+pub mod convert;
+pub mod diagnostic;
+pub mod document;
+pub mod explain;
+pub mod model;
+pub mod parse;
+pub mod pattern;
+pub mod reference;
+pub mod rules;
+pub mod set;
+
+pub use compile::{Compiled, Warning, compile};
+pub use diagnostic::{At, Diagnostic, Severity};
+pub use explain::{Explanation, Party, explain};
+pub use model::{Mode, Policy, PolicyName};
+pub use parse::{Document, Rejected, parse, read};
+pub use pattern::IdPattern;
+pub use rules::{RuleRef, RuleTable, Section};
+pub use set::PolicySet;
+
+#[cfg(test)]
+mod tests;

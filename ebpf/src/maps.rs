@@ -2,11 +2,11 @@
 
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
+use bulkhead_common::Addr;
 use bulkhead_common::event::Event;
 use bulkhead_common::maps::{
     AddrPort, Control, EdgeKey, FlowKey, FlowValue, RuleKey, SocketVerdict, Stamp, capacity as cap, totals,
 };
-use bulkhead_common::Addr;
 
 use crate::storage::SocketStorage;
 

@@ -41,19 +41,22 @@ impl<T, const FLAGS: usize> SocketStorage<T, FLAGS> {
         unsafe { bpf_sk_storage_get(ptr::from_ref(self).cast_mut().cast(), sk.cast(), ptr::null_mut(), 0).cast() }
     }
 
+    /// The value of this socket, made of zeroes if there is none; null when there is no room for one.
+    #[inline(always)]
+    pub fn get_or_create_zeroed(&self, sk: *mut bpf_sock) -> *mut T {
+        let flags = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
+        // SAFETY: the verifier checks map and socket; without an initial value the kernel zeroes the new one.
+        unsafe { bpf_sk_storage_get(ptr::from_ref(self).cast_mut().cast(), sk.cast(), ptr::null_mut(), flags).cast() }
+    }
+
     /// The value of this socket, made from `initial` if there is none; null when there is no room for one.
     #[inline(always)]
     pub fn get_or_create(&self, sk: *mut bpf_sock, initial: &mut T) -> *mut T {
         let flags = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
         // SAFETY: the verifier checks map and socket, and that `initial` is as large as the map's value.
         unsafe {
-            bpf_sk_storage_get(
-                ptr::from_ref(self).cast_mut().cast(),
-                sk.cast(),
-                ptr::from_mut(initial).cast(),
-                flags,
-            )
-            .cast()
+            bpf_sk_storage_get(ptr::from_ref(self).cast_mut().cast(), sk.cast(), ptr::from_mut(initial).cast(), flags)
+                .cast()
         }
     }
 }

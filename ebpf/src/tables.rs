@@ -4,50 +4,55 @@
 //! and never a mixture (see [`bulkhead_common::maps`]).
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use bulkhead_common::maps::{AddrPort, Control, RuleKey};
+use bulkhead_common::maps::{AddrPort, RuleKey};
 use bulkhead_common::slots::{ABSENT, Binding};
-use bulkhead_common::{Addr, PeerId, Tables};
+use bulkhead_common::{Addr, Class, Flow, Judgement, PeerId, Reason, Tables, verdict};
 use core::ptr::{addr_of, read_volatile};
 
 use crate::maps::{ADDRESS_PORTS, ADDRESSES, BASELINES, CGROUPS, CONTROL, PREFIXES, RULES, SLOTS};
 
 /// The tables as of one epoch.
+#[derive(Clone, Copy)]
 pub struct Snapshot {
     pub epoch: u32,
-    control: *const Control,
+}
+
+/// A field of the one [`Control`], read whole; 0 if there is none, which the kernel rules out.
+macro_rules! control {
+    ($field:ident) => {
+        match CONTROL.get_ptr(0) {
+            // SAFETY: the element exists as long as the map; the agent writes its fields whole.
+            Some(c) => unsafe { read_volatile(addr_of!((*c).$field)) },
+            None => 0,
+        }
+    };
 }
 
 impl Snapshot {
-    /// Reads the epoch. Call it once in a run, before anything else. Always `Some`: `CONTROL` has an element 0.
+    /// Reads the epoch. Call it once in a run, before anything else.
     #[inline(always)]
-    pub fn take() -> Option<Self> {
-        let control = CONTROL.get_ptr(0)?;
-        // SAFETY: the element exists as long as the map; the agent writes its fields whole.
-        let epoch = unsafe { read_volatile(addr_of!((*control).epoch)) };
-        Some(Self { epoch, control })
+    pub fn take() -> Self {
+        Self { epoch: control!(epoch) }
     }
 
     #[inline(always)]
-    pub fn levels(&self) -> u32 {
-        // SAFETY: as in `take`.
-        unsafe { read_volatile(addr_of!((*self.control).levels)) }
+    pub fn levels(self) -> u32 {
+        control!(levels)
     }
 
     #[inline(always)]
-    pub fn flags(&self) -> u32 {
-        // SAFETY: as in `take`.
-        unsafe { read_volatile(addr_of!((*self.control).flags)) }
+    pub fn flags(self) -> u32 {
+        control!(flags)
     }
 
     #[inline(always)]
-    pub fn host_netns(&self) -> u64 {
-        // SAFETY: as in `take`.
-        unsafe { read_volatile(addr_of!((*self.control).host_netns)) }
+    pub fn host_netns(self) -> u64 {
+        control!(host_netns)
     }
 
     /// Who the cgroup with this id is bound to.
     #[inline(always)]
-    pub fn cgroup(&self, id: u64) -> Option<Binding> {
+    pub fn cgroup(self, id: u64) -> Option<Binding> {
         Binding::decode(self.slot(CGROUPS.get_ptr(&id)))
     }
 
@@ -93,4 +98,53 @@ impl Tables for Snapshot {
         let key = Key::new(128, addr.0);
         self.slot(PREFIXES.get(&key).map(core::ptr::from_ref))
     }
+
+    #[inline(always)]
+    fn pair(&self, src: PeerId, dst: PeerId, proto: u8, port: u16) -> u64 {
+        bulkhead_pair(self.epoch, src.0, dst.0, u32::from(proto), u32::from(port))
+    }
+}
+
+// The functions named `bulkhead_…` are global ones: the verifier looks at each once, not at every call, and knows nothing of
+// their arguments but their types. Hence raw pointers, checked for null.
+
+/// [`Tables::pair`].
+#[unsafe(no_mangle)]
+pub extern "C" fn bulkhead_pair(epoch: u32, src: u32, dst: u32, proto: u32, port: u32) -> u64 {
+    verdict::permit(&Snapshot { epoch }, PeerId(src), PeerId(dst), proto as u8, port as u16)
+}
+
+/// [`verdict::resolve`], encoded.
+#[unsafe(no_mangle)]
+pub extern "C" fn bulkhead_resolve(epoch: u32, addr: *const Addr, proto: u32, port: u32) -> u64 {
+    if addr.is_null() {
+        return ABSENT;
+    }
+    // SAFETY: the verifier has checked at each call that this points to an address.
+    verdict::resolve(&Snapshot { epoch }, unsafe { &*addr }, proto as u8, port as u16).encode()
+}
+
+/// Who is at this address.
+#[inline(always)]
+pub fn resolve(s: Snapshot, addr: &Addr, proto: u8, port: u16) -> Binding {
+    let found = bulkhead_resolve(s.epoch, addr, u32::from(proto), u32::from(port));
+    Binding::decode(found).unwrap_or(Binding::of(Class::Unknown.id()))
+}
+
+/// [`verdict::judge`]. Gives 1, or 0 if there was nothing to judge.
+#[unsafe(no_mangle)]
+pub extern "C" fn bulkhead_judge(epoch: u32, flow: *const Flow, judgement: *mut Judgement) -> u32 {
+    if flow.is_null() || judgement.is_null() {
+        return 0;
+    }
+    // SAFETY: the verifier has checked at each call that these point to values of their types.
+    unsafe { *judgement = verdict::judge(&Snapshot { epoch }, &*flow) };
+    1
+}
+
+/// Judges a flow.
+#[inline(always)]
+pub fn judge(s: Snapshot, flow: &Flow, judgement: &mut Judgement) {
+    *judgement = Judgement::refuse(Reason::Incomplete);
+    bulkhead_judge(s.epoch, flow, judgement);
 }

@@ -1,0 +1,153 @@
+//! From the text of a file to checked policies, each document by itself: a fault in one doesn't hide the others.
+
+use super::convert;
+use super::diagnostic::{At, Diagnostic, Severity};
+use super::document::{API_VERSION, ClusterSegmentationPolicySpec, Object, SegmentationPolicySpec};
+use super::model::{Kind, Policy, PolicyName};
+use serde::de::DeserializeOwned;
+use serde_saphyr::Error;
+use std::sync::Arc;
+
+/// A document that isn't taken.
+#[derive(Clone, Debug)]
+pub struct Rejected {
+    /// The file.
+    pub file: Arc<str>,
+    /// Whose last good form stays in force; `None` if not even the name could be read.
+    pub name: Option<Arc<PolicyName>>,
+    /// What stands in for it when there is no last good form: it selects the same and allows nothing. `None` if mode
+    /// or selector couldn't be read.
+    pub isolated: Option<Box<Policy>>,
+    /// Why; at least one error.
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+/// One document of a file.
+pub type Document = Result<Policy, Rejected>;
+
+/// Reads a file of policies: YAML, one document or several, in the order of the file.
+pub fn read(file: &str, text: &str) -> Vec<Document> {
+    let file: Arc<str> = file.into();
+    split(text).iter().map(|part| document(&file, part)).collect()
+}
+
+/// The same for those who want all documents or none.
+///
+/// # Errors
+/// Everything that is wrong with any of them.
+pub fn parse(file: &str, text: &str) -> Result<Vec<Policy>, Vec<Diagnostic>> {
+    let (mut policies, mut diagnostics) = (Vec::new(), Vec::new());
+    for document in read(file, text) {
+        match document {
+            Ok(policy) => policies.push(policy),
+            Err(rejected) => diagnostics.extend(rejected.diagnostics),
+        }
+    }
+    if diagnostics.is_empty() { Ok(policies) } else { Err(diagnostics) }
+}
+
+/// The documents of a stream, each with as many empty lines before it as there are lines before it in the file, so
+/// that the parser's line numbers are the file's. YAML allows `---` at the start of a line nowhere else (1.2.2, 9.1.2).
+fn split(text: &str) -> Vec<String> {
+    let mut parts = Vec::new();
+    let mut part = String::new();
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    for (n, line) in text.lines().enumerate() {
+        let marker = |m| line.strip_prefix(m).filter(|rest: &&str| rest.is_empty() || rest.starts_with([' ', '\t']));
+        if let Some(rest) = marker("---") {
+            parts.push(std::mem::replace(&mut part, "\n".repeat(n)));
+            part.push_str("   ");
+            part.push_str(rest);
+        } else if marker("...").is_some() {
+            parts.push(std::mem::replace(&mut part, "\n".repeat(n)));
+        } else {
+            part.push_str(line);
+        }
+        part.push('\n');
+    }
+    parts.push(part);
+    let says_something =
+        |l: &str| !l.trim_start().is_empty() && !l.trim_start().starts_with('#') && !l.starts_with('%');
+    parts.retain(|p| p.lines().any(says_something));
+    parts
+}
+
+/// What tells which type a document has. Everything else is left unread.
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Head {
+    api_version: At<String>,
+    kind: At<String>,
+}
+
+fn document(file: &Arc<str>, text: &str) -> Document {
+    let nameless = |d| Rejected { file: Arc::clone(file), name: None, isolated: None, diagnostics: vec![d] };
+    let head: Head = serde_saphyr::from_str(text).map_err(|e| nameless(yaml_fault(file, &e)))?;
+    if *head.api_version != API_VERSION {
+        let message = format!("apiVersion `{}` isn't known", *head.api_version);
+        let hint = format!("write `apiVersion: {API_VERSION}`");
+        return Err(nameless(head.api_version.diagnose(file, Severity::Error, message, hint)));
+    }
+    match head.kind.as_str() {
+        "SegmentationPolicy" => typed(file, text, Kind::SegmentationPolicy, |o: Object<SegmentationPolicySpec>| {
+            convert::namespaced(file, o)
+        }),
+        "ClusterSegmentationPolicy" => {
+            typed(file, text, Kind::ClusterSegmentationPolicy, |o: Object<ClusterSegmentationPolicySpec>| {
+                convert::cluster(file, o)
+            })
+        }
+        other => {
+            let message = format!("kind `{other}` isn't known");
+            let hint = "write SegmentationPolicy or ClusterSegmentationPolicy";
+            Err(nameless(head.kind.diagnose(file, Severity::Error, message, hint)))
+        }
+    }
+}
+
+fn typed<S: DeserializeOwned>(
+    file: &Arc<str>,
+    text: &str,
+    kind: Kind,
+    convert: impl FnOnce(Object<S>) -> Result<Policy, Vec<Diagnostic>>,
+) -> Document {
+    let diagnostics = match serde_saphyr::from_str::<Object<S>>(text) {
+        Ok(object) => match convert(object) {
+            Ok(policy) => return Ok(policy),
+            Err(diagnostics) => diagnostics,
+        },
+        Err(e) => vec![yaml_fault(file, &e)],
+    };
+    let name = serde_saphyr::from_str(text).ok().and_then(|outline| convert::outlined_name(kind, outline));
+    let isolated = serde_saphyr::from_str(text).ok().and_then(|outline| convert::isolated(file, kind, outline));
+    Err(Rejected { file: Arc::clone(file), name, isolated: isolated.map(Box::new), diagnostics })
+}
+
+/// What the YAML reader says, in our words where it is about our fields.
+fn yaml_fault(file: &Arc<str>, error: &Error) -> Diagnostic {
+    let number = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+    let at = match error.location() {
+        Some(l) => At { value: (), line: number(l.line()), column: number(l.column()) },
+        None => At { value: (), line: 0, column: 0 },
+    };
+    let (message, hint) = match error.without_snippet() {
+        Error::SerdeUnknownField { field, expected, .. } => {
+            (format!("`{field}` isn't a field here"), format!("known here: {}", expected.join(", ")))
+        }
+        Error::SerdeMissingField { field, .. } => {
+            (format!("the field `{field}` is missing"), format!("add `{field}:` to this object"))
+        }
+        Error::SerdeUnknownVariant { variant, expected, .. } => {
+            (format!("`{variant}` isn't a value here"), format!("one of {}", expected.join(", ")))
+        }
+        Error::SerdeInvalidType { unexpected, expected, .. } => {
+            (format!("expected {expected}, not {unexpected}"), "see docs/policy.md for the form".to_owned())
+        }
+        other => {
+            let text = other.to_string();
+            let first = text.lines().next().unwrap_or_default();
+            (first.to_owned(), "see docs/policy.md for the form".to_owned())
+        }
+    };
+    at.diagnose(file, Severity::Error, message, hint)
+}

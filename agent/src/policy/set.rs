@@ -1,0 +1,87 @@
+//! All policies together: what is in force once files have been read, and what becomes of documents that weren't taken.
+
+use super::diagnostic::{Diagnostic, Severity};
+use super::model::{Policy, PolicyName};
+use super::parse::{Document, Rejected};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// The policies in force, in the order of their names.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct PolicySet {
+    policies: BTreeMap<Arc<PolicyName>, Policy>,
+}
+
+impl PolicySet {
+    /// The policies, in the order in which they are looked at.
+    pub fn iter(&self) -> impl Iterator<Item = &Policy> {
+        self.policies.values()
+    }
+
+    /// The policy of that name.
+    pub fn get(&self, name: &PolicyName) -> Option<&Policy> {
+        self.policies.get(name)
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.policies.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.policies.is_empty()
+    }
+
+    /// What is in force after these documents were read where `last` was in force before.
+    ///
+    /// A document that isn't taken keeps its last good form; if it has none, its stand-in isolates what it selects.
+    /// Where not even its name can be read, every policy that its file gave before stays. Of two documents of one
+    /// name, the form in force stays; if there is none, the first. The findings are returned beside the set.
+    pub fn assemble(documents: impl IntoIterator<Item = Document>, last: &Self) -> (Self, Vec<Diagnostic>) {
+        let mut findings = Vec::new();
+        let mut rejected: Vec<Rejected> = Vec::new();
+        let mut policies: BTreeMap<Arc<PolicyName>, Policy> = BTreeMap::new();
+        for document in documents {
+            match document {
+                Err(r) => rejected.push(r),
+                Ok(policy) => match policies.get(&*policy.name) {
+                    None => {
+                        policies.insert(Arc::clone(&policy.name), policy);
+                    }
+                    Some(first) => {
+                        let place = format!("{}:{}:{}", first.file, first.name.line, first.name.column);
+                        let message = format!("{} is already defined at {place}", *policy.name);
+                        let hint = "give one of the two another name; until then the form in force stays";
+                        findings.push(policy.name.diagnose(&policy.file, Severity::Error, message, hint));
+                        if let Some(good) = last.get(&policy.name) {
+                            policies.insert(Arc::clone(&policy.name), good.clone());
+                        }
+                    }
+                },
+            }
+        }
+        for Rejected { file, name, isolated, diagnostics } in rejected {
+            findings.extend(diagnostics);
+            match name {
+                None => {
+                    for good in last.iter().filter(|p| p.file == file) {
+                        policies.entry(Arc::clone(&good.name)).or_insert_with(|| good.clone());
+                    }
+                }
+                Some(name) => {
+                    if let Some(form) = last.get(&name).cloned().or(isolated.map(|p| *p)) {
+                        policies.entry(name).or_insert(form);
+                    }
+                }
+            }
+        }
+        (Self { policies }, findings)
+    }
+}
+
+impl FromIterator<Policy> for PolicySet {
+    fn from_iter<I: IntoIterator<Item = Policy>>(policies: I) -> Self {
+        Self { policies: policies.into_iter().map(|p| (Arc::clone(&p.name), p)).collect() }
+    }
+}
