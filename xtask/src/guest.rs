@@ -151,7 +151,7 @@ fn inside(program: &Path) -> String {
 fn init(jobs: &[Job], environment: &[(&str, &str)]) -> String {
     let mut script = format!(
         "#!/bin/sh\n\
-        export PATH=/bin HOME=/ RUST_BACKTRACE=1\n\
+        export PATH=/bin HOME=/\n\
         /bin/busybox --install -s /bin\n\
         mount -t devtmpfs none /dev\n\
         mount -t proc none /proc\n\
