@@ -1,5 +1,7 @@
 //! The compiler against the reference, over random policies, inventories and flows; and the table of cases.
 
+mod cases;
+mod checks;
 mod files;
 
 use super::model::*;
