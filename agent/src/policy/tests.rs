@@ -3,6 +3,7 @@
 mod cases;
 mod checks;
 mod files;
+mod table;
 
 use super::model::*;
 use super::*;
