@@ -1,1 +1,149 @@
-//! (to be written)
+//! The agent's life.
+//!
+//! Start order: configuration, load, sources, first full sync, first ruleset, attach, ready. From then on events only
+//! say where to look; one task ([`engine::Engine`]) looks, compiles, and commits what differs. Every task is in one
+//! set, and one that ends early ends the process. At the end nothing is taken off: what is in force stays pinned.
+
+pub mod engine;
+pub mod events;
+pub mod failure;
+pub mod kernel;
+pub mod snapshot;
+
+pub use failure::Failure;
+pub use snapshot::{Names, Snapshot};
+
+use crate::config::Config;
+use crate::serve::{control, metrics};
+use crate::sources::hierarchy::Hierarchy;
+use crate::sources::state::State;
+use anyhow::{Context, anyhow};
+use engine::Engine;
+use kernel::Kernel;
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{broadcast, watch};
+use tokio::task::JoinSet;
+
+/// How long the tasks have to finish once the end was asked for.
+const DRAIN: Duration = Duration::from_secs(5);
+/// How many decisions a follower may be behind before it misses some.
+const FOLLOWER_BACKLOG: usize = 4096;
+
+/// What an agent starts from.
+pub struct Start {
+    /// Where the configuration is read again when it changes.
+    pub file: PathBuf,
+    /// The configuration, as it was at the start.
+    pub config: Config,
+    /// Where cgroup2 is.
+    pub hierarchy: Hierarchy,
+}
+
+/// Runs an agent until `end` or until something in it fails.
+///
+/// # Errors
+/// Why it couldn't start, or what ended it.
+pub async fn run<K: Kernel>(
+    start: Start,
+    open: impl FnOnce(&Config, &Hierarchy) -> Result<K, Failure>,
+    end: impl Future<Output = ()>,
+) -> Result<(), Failure> {
+    let Start { file, config, hierarchy } = start;
+    let state = State::open(&config.state, &config.instance).map_err(Failure::Other)?;
+    let Some(_lock) = state.lock().map_err(Failure::Other)? else {
+        return Err(Failure::AlreadyRunning(config.instance));
+    };
+    for path in &config.attach {
+        let directory = hierarchy.directory(path);
+        std::fs::create_dir_all(&directory)
+            .with_context(|| format!("the attach point {} doesn't exist and can't be made", directory.display()))
+            .map_err(Failure::Attach)?;
+    }
+    // Bound before anything is in force, so that a bad address is found while it is still harmless.
+    let control = control::bind(&config.socket).map_err(Failure::Other)?;
+    let scrape = match config.metrics {
+        Some(address) => Some(
+            tokio::net::TcpListener::bind(address)
+                .await
+                .with_context(|| format!("metrics.listen: {address} can't be used"))
+                .map_err(Failure::Other)?,
+        ),
+        None => None,
+    };
+    let mut kernel = open(&config, &hierarchy)?;
+    let events = kernel.take_events();
+    let (decisions, _) = broadcast::channel(FOLLOWER_BACKLOG);
+    let mut engine = Engine::new(file, config, hierarchy, state, kernel).map_err(Failure::Other)?;
+    engine.first().await?;
+
+    let (publish, snapshots) = watch::channel(Arc::new(engine.snapshot()));
+    let (stop, stopped) = watch::channel(false);
+    let mut tasks: JoinSet<(&'static str, anyhow::Result<()>)> = JoinSet::new();
+    if let Some(events) = events {
+        let task = events::run(events, snapshots.clone(), decisions.clone(), stopped.clone());
+        tasks.spawn(async move { ("events", task.await) });
+    }
+    let task = control::serve(control, snapshots.clone(), decisions.clone(), stopped.clone());
+    tasks.spawn(async move { ("the control socket", task.await) });
+    if let Some(listener) = scrape {
+        let task = metrics::serve(listener, snapshots.clone(), stopped.clone());
+        tasks.spawn(async move { ("metrics", task.await) });
+    }
+    let task = engine.run(publish, decisions, stopped);
+    tasks.spawn(async move { ("the ruleset", task.await) });
+    notify("READY=1");
+    tracing::info!(epoch = snapshots.borrow().status.epoch, "ready");
+
+    let mut outcome = Ok(());
+    tokio::select! {
+        () = end => tracing::info!("ending; what is in force stays in force"),
+        Some(done) = tasks.join_next() => outcome = Err(Failure::Other(early(done))),
+    }
+    notify("STOPPING=1");
+    stop.send_replace(true);
+    let drain = async {
+        while let Some(done) = tasks.join_next().await {
+            if let Ok((name, Err(e))) = done {
+                tracing::warn!("{name} ended with: {e:#}");
+            }
+        }
+    };
+    if tokio::time::timeout(DRAIN, drain).await.is_err() {
+        tracing::warn!("some tasks didn't end within {} s and are dropped", DRAIN.as_secs());
+    }
+    outcome
+}
+
+/// What to say of a task that ended although nobody asked it to.
+fn early(done: Result<(&'static str, anyhow::Result<()>), tokio::task::JoinError>) -> anyhow::Error {
+    match done {
+        Ok((name, Ok(()))) => anyhow!("{name} ended early"),
+        Ok((name, Err(e))) => e.context(format!("{name} failed")),
+        Err(e) => anyhow!("a task was lost: {e}"),
+    }
+}
+
+/// Tells systemd, if it started us (sd_notify(3)). Nothing depends on whether that works.
+fn notify(state: &str) {
+    let Some(address) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let send = || -> std::io::Result<()> {
+        use std::os::linux::net::SocketAddrExt;
+        use std::os::unix::ffi::OsStrExt;
+        use std::os::unix::net::{SocketAddr, UnixDatagram};
+        let address = match address.as_bytes() {
+            [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
+            path => SocketAddr::from_pathname(std::ffi::OsStr::from_bytes(path))?,
+        };
+        UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address)?;
+        Ok(())
+    };
+    if let Err(e) = send() {
+        tracing::debug!("systemd couldn't be told {state}: {e}");
+    }
+}
+
+#[cfg(test)]
+mod tests;

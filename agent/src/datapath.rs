@@ -1,1 +1,548 @@
-//! (to be written)
+//! The kernel side: load, pin, adopt, commit, attach, watch.
+//!
+//! [`Datapath::open`] loads the programs over the maps that are pinned, or over new ones; [`Datapath::commit`] puts an
+//! image into force; [`Datapath::attach`] brings the programs to the cgroups, or swaps them for the ones that a former
+//! agent left there. Dropping a datapath takes nothing off: what is pinned stays in force, and the next agent adopts
+//! it. [`uninstall`] takes everything off.
+//!
+//! The invariant: from the first attach to [`uninstall`] there is no moment at which a cgroup of ours is without a
+//! complete set of programs and a whole ruleset.
+
+mod counters;
+mod error;
+mod events;
+mod links;
+mod memory;
+mod object;
+mod old_sockets;
+mod pins;
+pub mod sock_diag;
+mod sys;
+mod tables;
+mod watch;
+
+pub use counters::{MapFill, Totals};
+pub use error::{AttachError, CommitError, OpenError, UninstallError};
+pub use events::Events;
+pub use watch::Fault;
+
+use crate::image::Image;
+use crate::plan::protocol::{self, Kernel, Pending};
+use crate::plan::{Capacities, State};
+use aya::Ebpf;
+use bulkhead_common::maps::{self, Control};
+use bulkhead_common::{ABI, Hook};
+use error::During;
+use links::{AttachPoint, Link};
+use object::{MOUNTS, Mount, PINNED_MAPS};
+use pins::{Fit, Set};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use tables::{RestoreError, Tables};
+
+/// How the datapath is opened.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The name of this agent's pins: several agents of one kernel differ here. Letters, digits, '-' and '_'.
+    pub instance: String,
+    /// Where the BPF file system is mounted, or shall be.
+    pub bpffs: PathBuf,
+    /// The cgroups that carry the programs.
+    pub attach: Vec<PathBuf>,
+    /// How much fits into the maps.
+    pub limits: Limits,
+    /// Let the programs log what they do. It costs instructions: for debugging.
+    pub verbose_kernel_log: bool,
+}
+
+/// How many entries the maps hold.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Cgroups of workloads.
+    pub cgroups: u32,
+    /// Single addresses.
+    pub addresses: u32,
+    /// Addresses with a port of their own.
+    pub address_ports: u32,
+    /// Prefixes.
+    pub prefixes: u32,
+    /// Blocks of ports of all pairs of peers.
+    pub rules: u32,
+    /// Counted edges.
+    pub edges: u32,
+    /// Remembered datagram flows, for peers inside and outside the cluster each.
+    pub flows: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        use maps::capacity as c;
+        Self {
+            cgroups: c::CGROUPS,
+            addresses: c::ADDRESSES,
+            address_ports: c::ADDRESS_PORTS,
+            prefixes: c::PREFIXES,
+            rules: c::RULES,
+            edges: c::EDGES,
+            flows: c::FLOWS,
+        }
+    }
+}
+
+impl Limits {
+    /// Elements of the slot array: one for each entry that could be, and the one that is never used.
+    fn slots(&self) -> u32 {
+        let Self { cgroups, addresses, address_ports, prefixes, rules, edges: _, flows: _ } = *self;
+        let sum = [cgroups, addresses, address_ports, prefixes, rules].into_iter().fold(1, u32::saturating_add);
+        sum.max(maps::capacity::SLOTS)
+    }
+
+    fn by_map(&self) -> [(&'static str, u32); 9] {
+        [
+            (maps::CGROUPS, self.cgroups),
+            (maps::ADDRESSES, self.addresses),
+            (maps::ADDRESS_PORTS, self.address_ports),
+            (maps::PREFIXES, self.prefixes),
+            (maps::RULES, self.rules),
+            (maps::EDGES, self.edges),
+            (maps::FLOWS, self.flows),
+            (maps::WORLD_FLOWS, self.flows),
+            (maps::SLOTS, self.slots()),
+        ]
+    }
+
+    fn capacities(&self) -> Capacities {
+        Capacities {
+            cgroups: self.cgroups,
+            addresses: self.addresses,
+            address_ports: self.address_ports,
+            prefixes: self.prefixes,
+            rules: self.rules,
+            slots: self.slots(),
+            identities: maps::capacity::IDENTITIES,
+        }
+    }
+}
+
+/// What a commit did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Committed {
+    /// The epoch that is in force now.
+    pub epoch: u32,
+    /// Entries added.
+    pub inserts: usize,
+    /// Entries and baselines changed.
+    pub writes: usize,
+    /// Entries taken away.
+    pub removals: usize,
+    /// From the call to the moment at which it was in force.
+    pub in_force_after: Duration,
+}
+
+/// How the maps came about.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// There were none.
+    New,
+    /// A former agent's, used as they are.
+    Adopted,
+    /// New, beside a former agent's that couldn't be used, for this reason. The former ones stay in force until
+    /// [`Datapath::attach`].
+    Replacing(String),
+}
+
+/// A program at an attach point.
+#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize)]
+pub struct ProgramStatus {
+    /// The program's name.
+    pub name: &'static str,
+    /// The hook that it is part of.
+    #[serde(serialize_with = "hook_name")]
+    pub hook: Hook,
+    /// The cgroup.
+    pub attach_point: PathBuf,
+    /// The program's id in the kernel.
+    pub id: u32,
+    /// How many instructions the verifier went through; `None` where the kernel doesn't tell.
+    pub verified_insns: Option<u32>,
+    /// Whether it is attached there.
+    pub attached: bool,
+}
+
+fn hook_name<S: serde::Serializer>(hook: &Hook, s: S) -> Result<S::Ok, S::Error> {
+    s.serialize_str(hook.as_str())
+}
+
+/// How long it took to get the programs into the kernel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
+pub struct Timings {
+    /// Making or opening the maps, and loading and verifying all programs.
+    pub load: Duration,
+    /// Attaching them to all attach points, the last time that this was done.
+    pub attach: Duration,
+}
+
+/// The programs and maps of one agent.
+pub struct Datapath {
+    options: Options,
+    set: Set,
+    origin: Origin,
+    /// Sets that this one replaces; they go once this one is attached.
+    superseded: Vec<Set>,
+    ebpf: Ebpf,
+    maps: BTreeMap<&'static str, OwnedFd>,
+    tables: Tables,
+    state: State,
+    pending: Option<Pending>,
+    links: Vec<Link>,
+    disabled: BTreeSet<Hook>,
+    timings: Timings,
+    /// Closed last: as long as it is open no other agent takes the instance.
+    _lock: OwnedFd,
+}
+
+impl Datapath {
+    /// Loads the programs, over the pinned maps of a former agent if they fit and over new ones if not. Nothing is
+    /// attached or swapped yet.
+    pub fn open(options: Options) -> Result<Self, OpenError> {
+        let started = Instant::now();
+        object::check()?;
+        let shapes = object::shapes(&options.limits)?;
+        if let Err(error) = tables::Grace::new() {
+            return Err(match error.raw_os_error() {
+                Some(libc::EPERM) => OpenError::NotPermitted,
+                _ => OpenError::Maps(error.to_string()),
+            });
+        }
+        pins::ensure_bpffs(&options.bpffs)?;
+        let folder = pins::instance_folder(&options.bpffs, &options.instance)?;
+        pins::make_folder(&folder).opening(|| format!("making the folder {}", folder.display()))?;
+        let lock = pins::lock(&folder).opening(|| format!("locking {}", folder.display()))?;
+        let lock =
+            lock.ok_or_else(|| OpenError::AnotherAgent { instance: options.instance.clone(), path: folder.clone() })?;
+
+        let reading = || format!("reading the pins under {}", folder.display());
+        let mut superseded = Set::all(&folder).opening(reading)?;
+        let mut reason = None;
+        // The set that is attached comes first: an interrupted replacement may have left two.
+        superseded.sort_by_key(|set| set.all_links().map_or(true, |links| links.is_empty()));
+        for position in 0..superseded.len() {
+            match superseded[position].fit(&shapes).opening(reading)? {
+                Fit::Different(why) => reason = reason.or(Some(why)),
+                Fit::Adoptable => {
+                    let set = superseded[position].clone();
+                    let (ebpf, maps, mut tables) = load(&options, &set)?;
+                    match tables.restore() {
+                        Ok(state) => {
+                            superseded.remove(position);
+                            let parts = (set, Origin::Adopted, superseded, ebpf, maps, tables, state);
+                            return Self::assemble(options, lock, parts, started);
+                        }
+                        Err(RestoreError::BadIndex(bad)) => reason = Some(bad.to_string()),
+                        Err(RestoreError::Io(error)) => {
+                            return Err(error).opening(|| format!("reading the maps of {}", set.folder.display()));
+                        }
+                    }
+                }
+            }
+        }
+
+        let set = Set::unused(&folder);
+        set.create().opening(|| format!("making the folder {}", set.folder.display()))?;
+        let (ebpf, maps, tables) = load(&options, &set).inspect_err(|_| {
+            // Half a set enforces nothing; if it can't be removed the next start supersedes it.
+            drop(set.remove());
+        })?;
+        tables.control.generation().store(random().opening(|| "drawing a random number".into())?, Ordering::Release);
+        tables.control.abi().store(ABI, Ordering::Release);
+        let origin = reason.map_or(Origin::New, Origin::Replacing);
+        let parts = (set, origin, superseded, ebpf, maps, tables, State::default());
+        Self::assemble(options, lock, parts, started)
+    }
+
+    fn assemble(
+        options: Options,
+        lock: OwnedFd,
+        (set, origin, superseded, ebpf, maps, tables, state): (
+            Set,
+            Origin,
+            Vec<Set>,
+            Ebpf,
+            BTreeMap<&'static str, OwnedFd>,
+            Tables,
+            State,
+        ),
+        started: Instant,
+    ) -> Result<Self, OpenError> {
+        let host = sock_diag::host_netns_cookie().opening(|| "finding the host's network namespace".into())?;
+        tables.control.host_netns().store(host, Ordering::Release);
+        let timings = Timings { load: started.elapsed(), attach: Duration::ZERO };
+        let (links, disabled, pending) = (Vec::new(), BTreeSet::new(), None);
+        Ok(Self {
+            options,
+            set,
+            origin,
+            superseded,
+            ebpf,
+            maps,
+            tables,
+            state,
+            pending,
+            links,
+            disabled,
+            timings,
+            _lock: lock,
+        })
+    }
+
+    /// The random number that names this set of maps: as long as it stays, numbers of identities keep their meaning.
+    pub fn generation(&self) -> u64 {
+        self.tables.control.generation().load(Ordering::Acquire)
+    }
+
+    /// The epoch in force; 0: nothing has been committed to this set yet.
+    pub fn epoch(&self) -> u32 {
+        self.tables.epoch()
+    }
+
+    /// How the maps came about.
+    pub fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// What is in force.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// How long loading and attaching took.
+    pub fn timings(&self) -> Timings {
+        self.timings
+    }
+
+    /// Leaves a hook out of the next attach, to see what it is good for.
+    pub fn disable_hook(&mut self, hook: Hook) {
+        self.disabled.insert(hook);
+    }
+
+    /// Puts an image into force, whole or not at all. An image that is in force already changes nothing, not even the
+    /// epoch.
+    ///
+    /// What an earlier commit left to be done is done first, which takes tens of milliseconds; call
+    /// [`Datapath::settle`] when there is time, so that a commit doesn't have to.
+    pub fn commit(&mut self, image: &Image) -> Result<Committed, CommitError> {
+        let started = Instant::now();
+        self.settle()?;
+        let plan = self.state.plan(image, &self.options.limits.capacities())?;
+        let same_words = plan.levels & !self.state.levels() == 0 && plan.built_ins == self.state.built_ins();
+        if !(plan.is_empty() && same_words && self.epoch() != 0) {
+            match protocol::commit(&mut self.tables, &mut self.state, &plan) {
+                Ok(pending) => self.pending = Some(pending),
+                Err((error, pending)) => {
+                    self.pending = Some(pending);
+                    return Err(error.into());
+                }
+            }
+        }
+        Ok(Committed {
+            epoch: self.epoch(),
+            inserts: plan.inserts.len(),
+            writes: plan.writes.len() + plan.baselines.len(),
+            removals: plan.removals.len(),
+            in_force_after: started.elapsed(),
+        })
+    }
+
+    /// Does what the last commit left: waits for program runs of the former epoch, and deletes what is in no ruleset
+    /// any more. Blocks for tens of milliseconds.
+    pub fn settle(&mut self) -> Result<(), CommitError> {
+        if let Some(pending) = &mut self.pending {
+            protocol::settle(&mut self.tables, &mut self.state, pending)?;
+            self.pending = None;
+        }
+        Ok(())
+    }
+
+    /// Whether [`Datapath::settle`] has something to do.
+    pub fn is_settled(&self) -> bool {
+        self.pending.is_none()
+    }
+
+    /// Brings the programs to the attach points. Where a former agent's are attached they are swapped in place, one by
+    /// one and without a gap; links to cgroups that aren't attach points any more go, and so do superseded sets.
+    pub fn attach(&mut self) -> Result<(), AttachError> {
+        if self.epoch() == 0 {
+            return Err(AttachError::NothingCommitted);
+        }
+        let started = Instant::now();
+        let points: Vec<AttachPoint> =
+            self.options.attach.iter().map(|path| AttachPoint::open(path)).collect::<Result<_, _>>()?;
+        let mounts: Vec<Mount> = MOUNTS.into_iter().filter(|m| !self.disabled.contains(&m.hook)).collect();
+        let mut links = Vec::new();
+        let mut first_time = false;
+        for mount in mounts {
+            for point in &points {
+                let (link, is_new) = self.link(mount, point)?;
+                links.push(link);
+                first_time |= is_new;
+            }
+            if first_time && mount.hook == Hook::SockCreate {
+                // From here on new sockets are stamped; the older ones must be known before anything judges them.
+                self.note_old_sockets()?;
+            }
+        }
+        if first_time {
+            // Connections that were made while the hooks came one by one.
+            self.note_old_sockets()?;
+        }
+        self.links = links;
+        self.pin_programs().attaching(|| format!("pinning the programs under {}", self.set.programs().display()))?;
+        self.prune().attaching(|| format!("removing old links under {}", self.set.links().display()))?;
+        for set in std::mem::take(&mut self.superseded) {
+            set.remove().attaching(|| format!("removing {}", set.folder.display()))?;
+        }
+        self.timings.attach = started.elapsed();
+        Ok(())
+    }
+
+    fn note_old_sockets(&self) -> Result<(), AttachError> {
+        let what = || "listing the sockets that exist already".to_owned();
+        let noted = old_sockets::note(&self.options.attach, self.map(maps::OLD_SOCKETS).attaching(what)?);
+        let noted = noted.attaching(what)?;
+        if noted.without_room > 0 {
+            tracing::warn!(
+                "{} of {} sockets that are older than the programs have no room in {}: where the posture enforces, \
+                 their connections are cut off",
+                noted.without_room,
+                noted.sockets,
+                maps::OLD_SOCKETS
+            );
+        }
+        Ok(())
+    }
+
+    /// Makes sure that our program is at this attach point: swapped into the link that is there, or by a new one.
+    fn link(&self, mount: Mount, point: &AttachPoint) -> Result<(Link, bool), AttachError> {
+        let failed = |error| AttachError::Link { program: mount.program, path: point.path.clone(), error };
+        let program = program_fd(&self.ebpf, mount.program).map_err(failed)?;
+        match links::find(&self.set, mount, point).map_err(failed)? {
+            Some(link) => {
+                sys::link_update(link.fd.as_fd(), program).map_err(failed)?;
+                Ok((link, false))
+            }
+            None => Ok((links::create(&self.set, mount, point, program).map_err(failed)?, true)),
+        }
+    }
+
+    fn pin_programs(&self) -> io::Result<()> {
+        for mount in MOUNTS {
+            links::repin(program_fd(&self.ebpf, mount.program)?, &self.set.program(mount.program))?;
+        }
+        Ok(())
+    }
+
+    /// Removes the pins of links that aren't ours (any more): another attach point, or a hook that is left out.
+    fn prune(&self) -> io::Result<()> {
+        let ours: BTreeSet<PathBuf> = self.links.iter().map(|l| self.set.link(l.cgroup, l.mount.program)).collect();
+        for pin in self.set.all_links()? {
+            if !ours.contains(&pin) {
+                sys::link_detach(sys::open_pin(&pin)?.as_fd())?;
+                std::fs::remove_file(&pin)?;
+            }
+        }
+        for point in pins::children(&self.set.links())? {
+            if pins::children(&point)?.is_empty() {
+                std::fs::remove_dir(&point)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the programs also send an event for each new allowed flow.
+    pub fn set_emit_allowed(&mut self, on: bool) {
+        self.tables.set_flags(Control::EMIT_ALLOWED, if on { Control::EMIT_ALLOWED } else { 0 });
+    }
+
+    /// Each program at each attach point.
+    pub fn programs(&self) -> Vec<ProgramStatus> {
+        let mut all = Vec::new();
+        for mount in MOUNTS {
+            let info = self.ebpf.program(mount.program).and_then(|p| p.info().ok());
+            let id = info.as_ref().map_or(0, |i| i.id());
+            let verified_insns = info.and_then(|i| i.verified_instruction_count());
+            for point in &self.options.attach {
+                let link = self.links.iter().find(|l| l.mount == mount && l.path == *point);
+                let attached = link.and_then(|l| l.info().ok()).is_some_and(|i| i.cgroup != 0 && i.program == id);
+                let (name, hook, attach_point) = (mount.program, mount.hook, point.clone());
+                all.push(ProgramStatus { name, hook, attach_point, id, verified_insns, attached });
+            }
+        }
+        all
+    }
+
+    fn map(&self, name: &str) -> io::Result<BorrowedFd<'_>> {
+        self.maps.get(name).map(|fd| fd.as_fd()).ok_or_else(|| io::Error::other(format!("no map {name}")))
+    }
+}
+
+/// Loads maps and programs of a set and maps the shared ones into memory.
+fn load(options: &Options, set: &Set) -> Result<(Ebpf, BTreeMap<&'static str, OwnedFd>, Tables), OpenError> {
+    let ebpf = object::load(options, set)?;
+    let mut maps = BTreeMap::new();
+    for name in PINNED_MAPS {
+        let fd = sys::open_pin(&set.map(name)).opening(|| format!("opening the pin of {name}"))?;
+        maps.insert(name, fd);
+    }
+    let find = |name: &str| {
+        maps.get(name).map(|fd: &OwnedFd| fd.as_fd()).ok_or_else(|| io::Error::other(format!("no map {name}")))
+    };
+    let tables = Tables::new(find).opening(|| "mapping the tables into memory".into())?;
+    Ok((ebpf, maps, tables))
+}
+
+fn program_fd<'e>(ebpf: &'e Ebpf, name: &str) -> io::Result<BorrowedFd<'e>> {
+    let program = ebpf.program(name).ok_or_else(|| io::Error::other(format!("no program {name}")))?;
+    Ok(program.fd().map_err(io::Error::other)?.as_fd())
+}
+
+fn random() -> io::Result<u64> {
+    let mut bytes = [0u8; 8];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
+/// What [`uninstall`] did.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Report {
+    /// Links, programs and maps whose pins were removed.
+    pub removed: Vec<PathBuf>,
+}
+
+/// Detaches all programs of an instance and removes its pins. Nothing is contained afterwards.
+pub fn uninstall(instance: &str, bpffs: &Path) -> Result<Report, UninstallError> {
+    let folder =
+        pins::instance_folder(bpffs, instance).map_err(io::Error::other).uninstalling(|| "finding the pins".into())?;
+    let mut report = Report::default();
+    if !folder.exists() {
+        return Ok(report);
+    }
+    let during = || format!("removing {}", folder.display());
+    let lock = pins::lock(&folder).uninstalling(during)?;
+    let Some(_lock) = lock else { return Err(UninstallError::AgentRunning(instance.to_owned())) };
+    for set in Set::all(&folder).uninstalling(during)? {
+        report.removed.extend(set.remove().uninstalling(during)?);
+    }
+    std::fs::remove_dir(&folder).uninstalling(during)?;
+    // The folder of all instances goes with the last of them.
+    if let Some(all) = folder.parent()
+        && pins::children(all).uninstalling(during)?.is_empty()
+    {
+        std::fs::remove_dir(all).uninstalling(during)?;
+    }
+    Ok(report)
+}

@@ -5,11 +5,11 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Sixteen bytes in network order; IPv4 as `::ffff:a.b.c.d`.
+/// Sixteen bytes in network order; IPv4 as `::ffff:a.b.c.d`. Aligned to four, so that the kernel side reads words.
 #[derive(
     Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
-#[repr(C)]
+#[repr(C, align(4))]
 pub struct Addr(pub [u8; 16]);
 
 /// How many leading bits of a widened IPv4 address are the mapping itself.
@@ -25,24 +25,42 @@ impl Addr {
         Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a[0], a[1], a[2], a[3]])
     }
 
+    /// The address as four words whose bytes are in network order, as the kernel's structs hold it.
+    #[inline(always)]
+    pub const fn words(&self) -> [u32; 4] {
+        let b = &self.0;
+        [
+            u32::from_ne_bytes([b[0], b[1], b[2], b[3]]),
+            u32::from_ne_bytes([b[4], b[5], b[6], b[7]]),
+            u32::from_ne_bytes([b[8], b[9], b[10], b[11]]),
+            u32::from_ne_bytes([b[12], b[13], b[14], b[15]]),
+        ]
+    }
+
+    /// The address of four such words.
+    #[inline(always)]
+    pub const fn from_words(w: [u32; 4]) -> Self {
+        let (a, b, c, d) = (w[0].to_ne_bytes(), w[1].to_ne_bytes(), w[2].to_ne_bytes(), w[3].to_ne_bytes());
+        Self([a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]])
+    }
+
     /// Whether this is an IPv4 address (v4-mapped).
     #[inline(always)]
     pub const fn is_v4(&self) -> bool {
-        let b = &self.0;
-        (b[0] | b[1] | b[2] | b[3] | b[4] | b[5] | b[6] | b[7] | b[8] | b[9]) == 0 && b[10] == 0xff && b[11] == 0xff
+        let w = self.words();
+        w[0] | w[1] == 0 && w[2] == 0xffff_u32.to_be()
     }
 
     /// Whether packets to this address never leave the network namespace: 127.0.0.0/8, `::1`, and the unspecified
     /// addresses, which connect() takes as loopback (Linux: `tcp_v6_connect`, `ip_route_output_key_hash_rcu`).
     #[inline(always)]
     pub const fn is_loopback(&self) -> bool {
-        let b = &self.0;
+        let w = self.words();
+        let last = u32::from_be(w[3]);
         if self.is_v4() {
-            return b[12] == 127 || (b[12] | b[13] | b[14] | b[15]) == 0;
+            return last >> 24 == 127 || last == 0;
         }
-        (b[0] | b[1] | b[2] | b[3] | b[4] | b[5] | b[6] | b[7] | b[8] | b[9] | b[10] | b[11] | b[12] | b[13] | b[14])
-            == 0
-            && b[15] <= 1
+        w[0] | w[1] | w[2] == 0 && last <= 1
     }
 
     /// Whether a packet to this address may reach more than one host: 224.0.0.0/4, 255.255.255.255 and `ff00::/8`.
@@ -69,6 +87,13 @@ mod tests {
         assert_eq!(Addr::v4(v4.octets()).0, v4.to_ipv6_mapped().octets());
         assert!(Addr::v4(v4.octets()).is_v4());
         assert!(!Addr(Ipv6Addr::LOCALHOST.octets()).is_v4());
+    }
+
+    #[test]
+    fn words_lead_back_to_the_address() {
+        let a = Addr(core::array::from_fn(|i| i as u8));
+        assert_eq!(Addr::from_words(a.words()), a);
+        assert_eq!(a.words()[0].to_ne_bytes(), [0, 1, 2, 3]);
     }
 
     #[test]

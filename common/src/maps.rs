@@ -254,6 +254,8 @@ pub struct Stamp {
     pub cgroup: u64,
     /// The maker's workload instance; 0: wasn't known then.
     pub instance: u32,
+    /// The maker's identity ([`crate::PeerId`]); 0: wasn't known then.
+    pub peer: u32,
     /// The maker's process (tgid) in the initial pid namespace.
     pub pid: u32,
     /// The maker's command name, zero-padded.
@@ -262,6 +264,8 @@ pub struct Stamp {
     pub flags: u32,
     /// Which end of a connection it is: [`role`].
     pub role: u32,
+    /// Zero.
+    pub pad: u32,
 }
 
 impl Stamp {
@@ -359,7 +363,7 @@ const _: () = {
     assert!(size_of::<EdgeKey>() == 16 && offset_of!(EdgeKey, outcome) == 12);
     assert!(size_of::<FlowKey>() == 28 && offset_of!(FlowKey, proto) == 24);
     assert!(size_of::<FlowValue>() == 16);
-    assert!(size_of::<Stamp>() == 40 && offset_of!(Stamp, flags) == 32);
+    assert!(size_of::<Stamp>() == 48 && offset_of!(Stamp, flags) == 36);
     assert!(size_of::<SocketVerdict>() == 32 && offset_of!(SocketVerdict, peer) == 8);
 };
 

@@ -14,7 +14,7 @@ use crate::addr::Addr;
 use crate::maps::{AddrPort, RuleKey};
 use crate::outcome::{Direction, Outcome, Reason};
 use crate::peer::{Class, PeerId};
-use crate::slots::{Baseline, Binding, PairHeader, Permit, Sides};
+use crate::slots::{ABSENT, Baseline, Binding, PairHeader, Permit, Sides};
 
 /// What the verdict reads. Each method gives the slot of one epoch, the same for all calls; [`crate::slots::ABSENT`]
 /// where there is no entry.
@@ -29,6 +29,16 @@ pub trait Tables {
     fn address_port(&self, key: &AddrPort) -> u64;
     /// The slot of the longest prefix that holds the address.
     fn prefix(&self, addr: &Addr) -> u64;
+
+    /// The encoded [`Permit`] of one pair for one port; [`ABSENT`] if the pair has no entries. Provided: the kernel
+    /// only puts a function of its own around it, so that the verifier looks at it once.
+    #[inline(always)]
+    fn pair(&self, src: PeerId, dst: PeerId, proto: u8, port: u16) -> u64
+    where
+        Self: Sized,
+    {
+        permit(self, src, dst, proto, port)
+    }
 }
 
 /// One side's view of a flow: who opens it to whom, on which port of the destination.
@@ -136,29 +146,31 @@ pub fn resolve<T: Tables>(t: &T, addr: &Addr, proto: u8, port: u16) -> Binding {
     }
 }
 
-/// The entry of one pair for one port, if the pair has any.
+/// The entry of one pair for one port, as [`Tables::pair`] says.
 #[inline(always)]
-fn pair<T: Tables>(t: &T, src: PeerId, dst: PeerId, proto: u8, port: u16) -> Option<Permit> {
+pub fn permit<T: Tables>(t: &T, src: PeerId, dst: PeerId, proto: u8, port: u16) -> u64 {
     let mut key = RuleKey { src: src.0, dst: dst.0, port, proto, size: 16 };
     // Most rules name a single port, so that block comes first and the header is only read after it.
-    if let Some(p) = Permit::decode(t.rule(&key)) {
-        return Some(p);
+    let block = t.rule(&key);
+    if block != ABSENT {
+        return block;
     }
     key.port = 0;
     key.size = RuleKey::HEADER;
-    let header = PairHeader::decode(t.rule(&key))?;
+    let Some(header) = PairHeader::decode(t.rule(&key)) else { return ABSENT };
     let mut size: u8 = 0;
     while size < 16 {
         if header.sizes & (1 << size) != 0 {
             key.port = port & block_mask(size);
             key.size = size;
-            if let Some(p) = Permit::decode(t.rule(&key)) {
-                return Some(p);
+            let block = t.rule(&key);
+            if block != ABSENT {
+                return block;
             }
         }
         size += 1;
     }
-    Some(Permit { sides: header.sides, egress_rule: 0, ingress_rule: 0 })
+    Permit { sides: header.sides, egress_rule: 0, ingress_rule: 0 }.encode()
 }
 
 /// The mask that keeps the leading `size` bits of a port.
@@ -173,15 +185,15 @@ pub fn judge<T: Tables>(t: &T, flow: &Flow) -> Judgement {
     let Flow { src, dst, proto, port } = *flow;
 
     // 1. The pair itself. A part of the world without rules of its own falls back to the world.
-    let mut found = pair(t, src, dst, proto, port);
-    if found.is_none() {
+    let mut found = t.pair(src, dst, proto, port);
+    if found == ABSENT {
         if dst.is_cidr() {
-            found = pair(t, src, Class::World.id(), proto, port);
+            found = t.pair(src, Class::World.id(), proto, port);
         } else if src.is_cidr() {
-            found = pair(t, Class::World.id(), dst, proto, port);
+            found = t.pair(Class::World.id(), dst, proto, port);
         }
     }
-    if let Some(p) = found {
+    if let Some(p) = Permit::decode(found) {
         return reasoned(flow, p.sides, p.egress_rule, p.ingress_rule);
     }
 
@@ -189,8 +201,8 @@ pub fn judge<T: Tables>(t: &T, flow: &Flow) -> Judgement {
     let mut sides = Sides::ALL.0;
     let (mut egress_rule, mut ingress_rule) = (0, 0);
     if has_rules(src) {
-        let opposite = opposite(dst);
-        match opposite.and_then(|o| pair(t, src, o, proto, port)) {
+        let entry = if has_rules(dst) { t.pair(src, opposite(dst), proto, port) } else { ABSENT };
+        match Permit::decode(entry) {
             Some(p) => {
                 sides &= p.sides.0 | Sides::INGRESS;
                 egress_rule = p.egress_rule;
@@ -202,8 +214,8 @@ pub fn judge<T: Tables>(t: &T, flow: &Flow) -> Judgement {
         }
     }
     if has_rules(dst) {
-        let opposite = opposite(src);
-        match opposite.and_then(|o| pair(t, o, dst, proto, port)) {
+        let entry = if has_rules(src) { t.pair(opposite(src), dst, proto, port) } else { ABSENT };
+        match Permit::decode(entry) {
             Some(p) => {
                 sides &= p.sides.0 | Sides::EGRESS;
                 ingress_rule = p.ingress_rule;
@@ -223,16 +235,10 @@ const fn has_rules(p: PeerId) -> bool {
     p.is_identity() || p.0 == PeerId::UNKNOWN_WORKLOAD.0
 }
 
-/// As what the other side's rules may name this peer when they don't name it by itself.
+/// As what the other side's rules may name a workload when they don't name it by itself.
 #[inline(always)]
-const fn opposite(p: PeerId) -> Option<PeerId> {
-    if p.is_identity() {
-        Some(PeerId::ANY_WORKLOAD)
-    } else if p.0 == PeerId::UNKNOWN_WORKLOAD.0 {
-        Some(Class::Unknown.id())
-    } else {
-        None
-    }
+const fn opposite(p: PeerId) -> PeerId {
+    if p.is_identity() { PeerId::ANY_WORKLOAD } else { Class::Unknown.id() }
 }
 
 /// Adds the reason. Kept apart so that there is one place that says which of several reasons is given.

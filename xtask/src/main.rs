@@ -1,2 +1,52 @@
-//! xtask
-fn main() {}
+//! Bulkhead's own tasks: `cargo xtask help` lists them.
+//!
+//! One file per task, each with its `Args` and a `run`; a new task is a line in [`Task`] and a line in [`main`]. What a
+//! task needs is installed by [`setup`], so that a fresh machine needs nothing but Rust.
+
+mod build;
+mod guest;
+mod lint;
+mod matrix;
+mod object;
+mod run;
+mod setup;
+mod tally;
+mod test;
+mod toolchain;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Bulkhead's own tasks
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask", max_term_width = 100)]
+enum Task {
+    /// Install what the other tasks need (they call it themselves)
+    Setup(setup::Args),
+    /// Build the kernel programs and the agent
+    Build(build::Args),
+    /// Run all tests on this kernel (needs root)
+    Test(test::Args),
+    /// Check format, clippy, purity, file lengths, licences
+    Lint(lint::Args),
+    /// Run the kernel tests on other kernels, in QEMU
+    Matrix(matrix::Args),
+}
+
+fn main() -> ExitCode {
+    let done = match Task::parse() {
+        Task::Setup(args) => args.run(),
+        Task::Build(args) => args.run(),
+        Task::Test(args) => args.run(),
+        Task::Lint(args) => args.run(),
+        Task::Matrix(args) => args.run(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -2,7 +2,6 @@
 
 extern crate std;
 use super::*;
-use crate::slots::ABSENT;
 use std::collections::HashMap;
 
 #[derive(Default)]

@@ -1,0 +1,463 @@
+//! The one task that owns the state and the kernel side: looks where something changed, compiles, commits what differs.
+//!
+//! Level-triggered: each look reads everything there is to read in its place, so a wake-up that is lost, doubled or
+//! late does no harm, and a look now and then without a wake-up heals what one missed. What fails leaves the last good
+//! state in force and is told as a fault; the next look tries again.
+
+use super::failure::Failure;
+use super::kernel::Kernel;
+use super::snapshot::{Names, Snapshot};
+use crate::config::{self, Config};
+use crate::flows::series::Series;
+use crate::flows::{self, Edges};
+use crate::image::Image;
+use crate::policy::{self, Diagnostic, RuleTable, Severity};
+use crate::serve::api::{Commit, Decision, Finding, NotContained, PolicyStatus, Status, WorkloadStatus};
+use crate::sources::assemble::{Assembled, assemble};
+use crate::sources::hierarchy::{Hierarchy, Scan};
+use crate::sources::policies::{self, Policies};
+use crate::sources::roster::Roster;
+use crate::sources::state::State;
+use crate::sources::watch::{Dirty, Watcher};
+use crate::sources::{addresses, strays};
+use anyhow::Context;
+use bulkhead_common::{Addr, Outcome};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::{broadcast, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+
+/// How long wake-ups are gathered before a look: a unit's start makes several at once.
+const GATHER: Duration = Duration::from_millis(3);
+/// The same for files: an editor writes more than once.
+const GATHER_FILES: Duration = Duration::from_millis(50);
+/// How long after a commit the former ruleset is cleared away. A commit that comes earlier does it first.
+const SETTLE: Duration = Duration::from_millis(20);
+/// How often the kernel side is looked over and the counters are read.
+const CHECK: Duration = Duration::from_secs(2);
+/// Every so many checks, everything is looked at without a wake-up.
+const FULL_LOOK: u32 = 5;
+/// How many combinations of labels get a series of refused connections of their own.
+const SERIES: usize = 2000;
+/// The stored texts of good policies.
+const GOOD_POLICIES: &str = "policies.json";
+/// The stored numbers of rules.
+const RULES: &str = "rules.json";
+
+/// The state, the sources and the kernel side.
+pub struct Engine<K: Kernel> {
+    kernel: K,
+    file: PathBuf,
+    text: Option<String>,
+    config: Config,
+    /// What is wrong with the configuration's file as it is now.
+    config_faults: Vec<Diagnostic>,
+    hierarchy: Hierarchy,
+    state: State,
+    watcher: Watcher,
+    roster: Roster,
+    saved: Option<Roster>,
+    rules: RuleTable,
+    policies: Policies,
+    reading: policies::Reading,
+    scan: Scan,
+    host: BTreeSet<Addr>,
+    assembled: Assembled,
+    image: Option<Image>,
+    compile_warnings: Vec<String>,
+    edges: Edges,
+    series: Series,
+    commits: u64,
+    last_commit: Option<Commit>,
+    ready: bool,
+    /// Out of order at the last look at the sources.
+    source_faults: Vec<String>,
+    /// Out of order at the last look at the kernel.
+    kernel_faults: Vec<String>,
+    not_contained: Vec<NotContained>,
+}
+
+impl<K: Kernel> Engine<K> {
+    /// Everything read that outlived the last agent, nothing in force yet.
+    ///
+    /// # Errors
+    /// When the state folder is damaged, or nothing can be watched.
+    pub fn new(file: PathBuf, config: Config, hierarchy: Hierarchy, state: State, kernel: K) -> anyhow::Result<Self> {
+        let generation = kernel.generation();
+        let roster = state.roster(generation)?;
+        let rules = match state.text(RULES)? {
+            Some(text) => match serde_json::from_str::<(u64, RuleTable)>(&text) {
+                Ok((of, rules)) if of == generation => rules,
+                _ => RuleTable::default(),
+            },
+            None => RuleTable::default(),
+        };
+        let good = match state.text(GOOD_POLICIES)? {
+            Some(text) => serde_json::from_str(&text).unwrap_or_default(),
+            None => Default::default(),
+        };
+        Ok(Self {
+            kernel,
+            text: std::fs::read_to_string(&file).ok(),
+            file,
+            config,
+            config_faults: Vec::new(),
+            hierarchy,
+            state,
+            watcher: Watcher::new()?,
+            saved: None,
+            roster,
+            rules,
+            policies: Policies::restore(good),
+            reading: policies::Reading::default(),
+            scan: Scan::default(),
+            host: BTreeSet::new(),
+            assembled: Assembled::default(),
+            image: None,
+            compile_warnings: Vec::new(),
+            edges: Edges::default(),
+            series: Series::new(SERIES),
+            commits: 0,
+            last_commit: None,
+            ready: false,
+            source_faults: Vec::new(),
+            kernel_faults: Vec::new(),
+            not_contained: Vec::new(),
+        })
+    }
+
+    /// The first full look, the first ruleset, and then the programs are attached.
+    ///
+    /// # Errors
+    /// When any of it fails: a start must be whole.
+    pub async fn first(&mut self) -> Result<(), Failure> {
+        self.look(Dirty::ALL).map_err(Failure::Other)?;
+        self.put_in_force().map_err(Failure::Load)?;
+        self.kernel.attach().map_err(Failure::Attach)?;
+        self.ready = true;
+        self.check();
+        Ok(())
+    }
+
+    /// Looks and commits until told to stop.
+    ///
+    /// # Errors
+    /// When the watches break. Faults of the kernel side don't end it: what is in force stays in force.
+    pub async fn run(
+        mut self,
+        publish: watch::Sender<Arc<Snapshot>>,
+        decisions: broadcast::Sender<Arc<Decision>>,
+        mut stopped: watch::Receiver<bool>,
+    ) -> anyhow::Result<()> {
+        let mut pending = Dirty::default();
+        let mut due = Instant::now();
+        let mut settle = Some(Instant::now());
+        let mut check = interval(CHECK);
+        check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut follow = interval(Duration::from_millis(100));
+        follow.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut rounds, mut emitting, mut commits) = (0_u32, false, self.commits);
+        loop {
+            tokio::select! {
+                _ = stopped.changed() => return Ok(()),
+                dirty = self.watcher.changed() => {
+                    let dirty = dirty?;
+                    if !pending.any() {
+                        due = Instant::now() + if dirty.files { GATHER_FILES } else { GATHER };
+                    }
+                    pending.add(dirty);
+                    continue;
+                }
+                () = sleep_until(due), if pending.any() => {
+                    let dirty = std::mem::take(&mut pending);
+                    tokio::task::block_in_place(|| self.step(dirty));
+                }
+                () = sleep_until(settle.unwrap_or(due)), if settle.is_some() => {
+                    settle = None;
+                    if let Err(e) = tokio::task::block_in_place(|| self.kernel.settle()) {
+                        tracing::warn!("the former ruleset isn't cleared away yet, the next commit tries again: {e:#}");
+                    }
+                    continue;
+                }
+                _ = check.tick() => {
+                    rounds = rounds.wrapping_add(1);
+                    let again = rounds.is_multiple_of(FULL_LOOK) || !self.source_faults.is_empty();
+                    tokio::task::block_in_place(|| {
+                        if again {
+                            self.step(Dirty::ALL);
+                        }
+                        self.check();
+                    });
+                }
+                _ = follow.tick() => {
+                    let wanted = decisions.receiver_count() > 0;
+                    if wanted == emitting {
+                        continue;
+                    }
+                    match self.kernel.set_emit_allowed(wanted) {
+                        Ok(()) => emitting = wanted,
+                        Err(e) => tracing::warn!("events of allowed flows can't be switched: {e:#}"),
+                    }
+                    continue;
+                }
+            }
+            if self.commits != commits {
+                commits = self.commits;
+                settle = Some(Instant::now() + SETTLE);
+            }
+            publish.send_replace(Arc::new(self.snapshot()));
+        }
+    }
+
+    /// A look and, if something differs, a commit; whatever fails becomes a fault.
+    fn step(&mut self, dirty: Dirty) {
+        self.source_faults.clear();
+        let result = self.look(dirty).and_then(|()| self.put_in_force());
+        if let Err(e) = result {
+            tracing::error!("the last good ruleset stays in force: {e:#}");
+            self.source_faults.push(format!("{e:#}"));
+        }
+    }
+
+    /// Reads what may have changed.
+    fn look(&mut self, dirty: Dirty) -> anyhow::Result<()> {
+        if dirty.files {
+            self.read_files()?;
+        }
+        if dirty.cgroups || dirty.files {
+            for path in &self.config.attach {
+                let directory = self.hierarchy.directory(path);
+                if !directory.is_dir() {
+                    std::fs::create_dir_all(&directory)
+                        .with_context(|| format!("making the attach point {} again", directory.display()))?;
+                }
+            }
+            let watcher = &mut self.watcher;
+            let mut unwatched = Ok(());
+            self.scan = self.hierarchy.scan(&self.config, |directory| {
+                if let Err(e) = watcher.cgroups(directory) {
+                    unwatched = Err(e);
+                }
+            });
+            unwatched?;
+        }
+        if dirty.addresses {
+            self.host = addresses::host().context("reading the host's addresses")?;
+        }
+        Ok(())
+    }
+
+    /// Reads the configuration and the policies; what isn't good leaves the last good one.
+    fn read_files(&mut self) -> anyhow::Result<()> {
+        let name = self.file.display().to_string();
+        if let Some(folder) = self.file.parent() {
+            self.watcher.files(if folder == Path::new("") { Path::new(".") } else { folder })?;
+        }
+        match std::fs::read_to_string(&self.file) {
+            Ok(text) if self.text.as_ref() == Some(&text) => {}
+            Ok(text) => {
+                match config::parse(&name, &text).and_then(|new| self.adoptable(&name, new)) {
+                    Ok(new) => {
+                        tracing::info!("the configuration changed");
+                        self.config = new;
+                        self.config_faults.clear();
+                    }
+                    Err(faults) => {
+                        for f in &faults {
+                            tracing::error!("{f}");
+                        }
+                        self.config_faults = faults;
+                    }
+                }
+                self.text = Some(text);
+            }
+            Err(e) => {
+                self.config_faults =
+                    vec![fault(&name, format!("can't be read: {e}"), "put it back; the last good one is in force")];
+                self.text = None;
+            }
+        }
+        let watcher = &mut self.watcher;
+        let mut unwatched = Ok(());
+        let reading = policies::read(&self.config.policies, |folder| {
+            if let Err(e) = watcher.files(folder) {
+                unwatched = Err(e);
+            }
+        });
+        unwatched?;
+        if reading != self.reading || self.image.is_none() {
+            let next = self.policies.after(&reading);
+            for f in &next.findings {
+                tracing::error!("{f}");
+            }
+            if next.good != self.policies.good {
+                self.state.put(GOOD_POLICIES, &serde_json::to_vec(&next.good)?)?;
+            }
+            self.policies = next;
+            self.reading = reading;
+        }
+        Ok(())
+    }
+
+    /// Some fields hold for an agent's whole life; a file that changes one of them isn't taken.
+    fn adoptable(&self, name: &str, new: Config) -> Result<Config, Vec<Diagnostic>> {
+        let old = &self.config;
+        let fixed = [
+            ("instance", new.instance != old.instance),
+            ("attach", new.attach != old.attach),
+            ("metrics", new.metrics != old.metrics),
+            ("socket", new.socket != old.socket),
+            ("state", new.state != old.state),
+            ("bpffs", new.bpffs != old.bpffs),
+            ("log", new.log != old.log),
+            ("limits", new.limits != old.limits),
+        ];
+        let faults: Vec<_> = fixed
+            .iter()
+            .filter(|(_, differs)| *differs)
+            .map(|(field, _)| {
+                let message = format!("`{field}` differs from what the agent was started with");
+                fault(name, message, "restart the agent; until then the last good configuration is in force")
+            })
+            .collect();
+        if faults.is_empty() { Ok(new) } else { Err(faults) }
+    }
+
+    /// Numbers, compiles, and commits if that differs from what is in force. Numbers are on disk before they are used.
+    fn put_in_force(&mut self) -> anyhow::Result<()> {
+        let name = self.file.display().to_string();
+        self.assembled = assemble(&name, &self.config, &self.scan, &self.host, &mut self.roster)?;
+        let compiled = policy::compile(&self.policies.set, &self.assembled.inventory, &mut self.rules);
+        self.compile_warnings = compiled.warnings.iter().map(ToString::to_string).collect();
+        if self.saved.as_ref() != Some(&self.roster) {
+            self.state.save_roster(&self.roster)?;
+            self.saved = Some(self.roster.clone());
+        }
+        if self.image.as_ref() == Some(&compiled.image) {
+            return Ok(());
+        }
+        let rules = serde_json::to_vec(&(self.kernel.generation(), &self.rules))?;
+        self.state.put(RULES, &rules)?;
+        let done = self.kernel.commit(&compiled.image).context("committing the ruleset")?;
+        tracing::info!(
+            epoch = done.epoch,
+            inserts = done.inserts,
+            writes = done.writes,
+            removals = done.removals,
+            in_force_after_us = done.in_force_after_us,
+            "a ruleset is in force"
+        );
+        self.commits += 1;
+        self.last_commit = Some(done);
+        self.image = Some(compiled.image);
+        Ok(())
+    }
+
+    /// Looks the kernel side over, puts right what it can, and reads the counters.
+    fn check(&mut self) {
+        let mut faults = Vec::new();
+        match self.kernel.inspect() {
+            Ok(found) => {
+                for f in found {
+                    match self.kernel.repair(&f) {
+                        Ok(()) => {
+                            tracing::warn!("{f}; put right");
+                            faults.push(format!("{f}; put right"));
+                        }
+                        Err(e) => {
+                            tracing::error!("{f}; it couldn't be put right: {e:#}");
+                            faults.push(format!("{f}; it couldn't be put right: {e:#}"));
+                        }
+                    }
+                }
+            }
+            Err(e) => faults.push(format!("the kernel side can't be looked at: {e:#}")),
+        }
+        if let Err(e) = self.read_counters() {
+            faults.push(format!("the counters can't be read: {e:#}"));
+        }
+        self.kernel_faults = faults;
+        self.not_contained = strays::not_contained(&self.hierarchy, &self.config, &self.scan);
+    }
+
+    fn read_counters(&mut self) -> anyhow::Result<()> {
+        let readings = self.kernel.edges()?;
+        let names = self.names();
+        for (key, more) in self.edges.fold(&readings, now()) {
+            if Outcome::from_u8(key.outcome) != Some(Outcome::Allowed) {
+                self.series.add(&flows::edge(&key, |p| names.peer(p)), more);
+            }
+        }
+        self.edges.fold_totals(&self.kernel.totals()?);
+        Ok(())
+    }
+
+    fn names(&self) -> Names {
+        Names { identities: self.roster.identities().map(|(n, i)| (n, i.clone())).collect(), rules: self.rules.clone() }
+    }
+
+    /// The state of affairs, for everybody else.
+    pub fn snapshot(&self) -> Snapshot {
+        let workloads = self.config.workloads.iter().enumerate().map(|(index, w)| WorkloadStatus {
+            name: w.name.clone(),
+            identity: flows::PeerName { id: w.identity.to_string(), namespace: w.identity.namespace.clone() },
+            posture: w.posture,
+            cgroups: self.assembled.instances.iter().filter(|i| i.workload == index).map(|i| i.path.clone()).collect(),
+        });
+        let findings = self
+            .config_faults
+            .iter()
+            .chain(&self.policies.findings)
+            .chain(&self.assembled.warnings)
+            .map(|d| Finding { error: d.severity == Severity::Error, text: d.to_string() })
+            .chain(self.compile_warnings.iter().map(|text| Finding { error: false, text: text.clone() }));
+        let policies =
+            self.policies.set.iter().map(|p| PolicyStatus { name: p.name.to_string(), file: p.file.to_string() });
+        let mut faults = self.source_faults.clone();
+        faults.extend(self.kernel_faults.iter().cloned());
+        let maps = self.kernel.fill().unwrap_or_else(|e| {
+            faults.push(format!("the tables' fill can't be read: {e:#}"));
+            Vec::new()
+        });
+        Snapshot {
+            status: Status {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                instance: self.config.instance.clone(),
+                pid: std::process::id(),
+                kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+                ready: self.ready,
+                epoch: self.last_commit.map_or(0, |c| c.epoch),
+                generation: format!("{:016x}", self.kernel.generation()),
+                commits: self.commits,
+                last_commit: self.last_commit,
+                lost_events: self.edges.lost_events(),
+                programs: self.kernel.programs(),
+                features: self.kernel.features(),
+                maps,
+                workloads: workloads.collect(),
+                policies: policies.collect(),
+                findings: findings.collect(),
+                faults,
+                not_contained: self.not_contained.clone(),
+            },
+            inventory: self.assembled.inventory.clone(),
+            policies: self.policies.set.clone(),
+            names: self.names(),
+            edges: self.edges.clone(),
+            series: self.series.clone(),
+        }
+    }
+}
+
+fn fault(file: &str, message: String, hint: &str) -> Diagnostic {
+    let hint = Some(hint.to_owned());
+    Diagnostic { file: file.into(), line: 0, column: 0, severity: Severity::Error, message, hint }
+}
+
+/// Milliseconds since 1970.
+pub(super) fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,207 @@
+//! Events made readable: numbers become names, and followers and the log get them.
+//!
+//! The log is bounded in rate, and says how much it left out; counters have everything.
+
+use super::kernel::Events;
+use super::snapshot::{Names, Snapshot};
+use crate::config::narrow;
+use crate::flows::{self, Edge};
+use crate::serve::api::{Decision, printable};
+use bulkhead_common::event::Event;
+use bulkhead_common::{Addr, Hook, Outcome, PeerId};
+use std::net::SocketAddr;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{broadcast, watch};
+
+/// Denials logged in a burst, and then per second.
+const LOG_RATE: u32 = 20;
+
+/// Passes events on until told to stop.
+///
+/// # Errors
+/// When the stream breaks.
+pub async fn run<E: Events>(
+    mut events: E,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    decisions: broadcast::Sender<Arc<Decision>>,
+    mut stopped: watch::Receiver<bool>,
+) -> anyhow::Result<()> {
+    let mut rate = Rate::new(LOG_RATE, Instant::now());
+    loop {
+        let batch = tokio::select! {
+            _ = stopped.changed() => return Ok(()),
+            batch = events.next() => batch?,
+        };
+        let snapshot = Arc::clone(&snapshots.borrow());
+        for event in &batch {
+            let refused = Outcome::from_u8(event.outcome) != Some(Outcome::Allowed);
+            let followed = decisions.receiver_count() > 0;
+            let logged = refused && rate.take(Instant::now());
+            if !followed && !logged {
+                continue;
+            }
+            let decision = Arc::new(decision(event, &snapshot.names, super::engine::now()));
+            if logged {
+                log(&decision, rate.left_out());
+            }
+            if followed && decisions.send(decision).is_err() {
+                // The last follower went away meanwhile.
+            }
+        }
+    }
+}
+
+/// An event with names. The executable is looked up now, best effort: the process may be gone, or have become another.
+fn decision(event: &Event, names: &Names, time: u64) -> Decision {
+    let Event {
+        time: _,
+        epoch,
+        src,
+        dst,
+        egress_rule,
+        ingress_rule,
+        pid,
+        saddr,
+        daddr,
+        sport,
+        dport,
+        proto,
+        direction,
+        outcome,
+        reason,
+        hook,
+        pad: _,
+        comm,
+    } = *event;
+    let edge = Edge {
+        source: names.peer(PeerId(src)),
+        destination: names.peer(PeerId(dst)),
+        port: dport,
+        protocol: proto,
+        direction: flows::direction(direction),
+        outcome: flows::outcome(outcome),
+        reason: flows::reason(reason),
+    };
+    let end = comm.iter().position(|b| *b == 0).unwrap_or(comm.len());
+    Decision {
+        time,
+        epoch,
+        edge,
+        hook: Hook::from_u8(hook).map_or_else(|| format!("hook-{hook}"), |h| h.as_str().to_owned()),
+        source_address: address(&saddr, sport),
+        destination_address: address(&daddr, dport),
+        pid,
+        comm: printable(&comm[..end]),
+        executable: (pid != 0)
+            .then(|| std::fs::read_link(format!("/proc/{pid}/exe")).ok())
+            .flatten()
+            .map(|exe| printable(exe.as_os_str().as_bytes())),
+        egress_rule: names.rule(egress_rule),
+        ingress_rule: names.rule(ingress_rule),
+    }
+}
+
+fn address(addr: &Addr, port: u16) -> String {
+    if *addr == Addr::UNSPECIFIED {
+        return String::new();
+    }
+    SocketAddr::new(narrow(addr), port).to_string()
+}
+
+fn log(d: &Decision, left_out: u64) {
+    tracing::warn!(
+        outcome = d.edge.outcome,
+        reason = d.edge.reason,
+        direction = d.edge.direction,
+        source = d.edge.source.id,
+        destination = d.edge.destination.id,
+        protocol = flows::protocol(d.edge.protocol),
+        port = d.edge.port,
+        hook = d.hook,
+        from = d.source_address,
+        to = d.destination_address,
+        pid = d.pid,
+        comm = d.comm,
+        executable = d.executable.as_deref().unwrap_or_default(),
+        egress_rule = d.egress_rule.as_deref().unwrap_or_default(),
+        ingress_rule = d.ingress_rule.as_deref().unwrap_or_default(),
+        left_out,
+        "{}",
+        d.edge.outcome
+    );
+}
+
+/// So many at once, then so many a second.
+struct Rate {
+    per_second: u32,
+    tokens: f64,
+    at: Instant,
+    left_out: u64,
+}
+
+impl Rate {
+    fn new(per_second: u32, at: Instant) -> Self {
+        Self { per_second, tokens: f64::from(per_second), at, left_out: 0 }
+    }
+
+    /// Whether one more may pass now.
+    fn take(&mut self, now: Instant) -> bool {
+        let passed = now.saturating_duration_since(self.at).min(Duration::from_secs(1));
+        self.at = now;
+        let most = f64::from(self.per_second);
+        self.tokens = (self.tokens + passed.as_secs_f64() * most).min(most);
+        if self.tokens < 1.0 {
+            self.left_out += 1;
+            return false;
+        }
+        self.tokens -= 1.0;
+        true
+    }
+
+    /// How many didn't pass since this was last asked.
+    fn left_out(&mut self) -> u64 {
+        std::mem::take(&mut self.left_out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_is_bounded_and_what_is_left_out_is_counted() {
+        let start = Instant::now();
+        let mut rate = Rate::new(20, start);
+        let passed = (0..1000).filter(|_| rate.take(start)).count();
+        assert_eq!(passed, 20);
+        assert_eq!(rate.left_out(), 980);
+        let later = start + Duration::from_millis(500);
+        assert_eq!((0..1000).filter(|_| rate.take(later)).count(), 10);
+    }
+
+    #[test]
+    fn an_event_gets_names_and_its_command_cannot_write_to_the_terminal() {
+        let mut event = Event {
+            src: 3,
+            dst: 7,
+            dport: 443,
+            proto: 6,
+            outcome: 3,
+            reason: 16,
+            hook: 1,
+            pid: std::process::id(),
+            daddr: Addr::v4([192, 0, 2, 1]),
+            ..Event::default()
+        };
+        event.comm[..5].copy_from_slice(b"a\x1b[2J");
+        let d = decision(&event, &Names::default(), 5);
+        assert_eq!((d.edge.source.id.as_str(), d.edge.destination.id.as_str()), ("remote-node", "world"));
+        assert_eq!((d.hook.as_str(), d.edge.reason.as_str()), ("connect", "no-egress-rule"));
+        assert_eq!((d.source_address.as_str(), d.destination_address.as_str()), ("", "192.0.2.1:443"));
+        assert_eq!(d.comm, "a\\u{1b}[2J");
+        let exe = std::env::current_exe().expect("an executable");
+        assert_eq!(d.executable.as_deref(), exe.to_str());
+    }
+}

@@ -1,0 +1,82 @@
+//! The kernel side as the agent's loop sees it. [`crate::datapath::Datapath`] is one; the tests have another.
+
+mod datapath;
+
+pub use datapath::open;
+
+use crate::image::Image;
+use crate::serve::api::{Commit, Feature, MapFill, Program};
+use bulkhead_common::event::Event;
+use bulkhead_common::maps::EdgeKey;
+use std::future::Future;
+
+/// Tables, programs and counters.
+pub trait Kernel: Send + 'static {
+    /// Something out of order.
+    type Fault: std::fmt::Display + Send;
+    /// Where events come from.
+    type Events: Events;
+
+    /// The number of this set of maps.
+    fn generation(&self) -> u64;
+    /// Applies a ruleset.
+    ///
+    /// # Errors
+    /// Then the last one stays in force, whole.
+    fn commit(&mut self, image: &Image) -> anyhow::Result<Commit>;
+    /// Does what a commit left for later: waits until nobody reads the former ruleset, and takes away what it had.
+    ///
+    /// # Errors
+    /// Then the next commit does it first.
+    fn settle(&mut self) -> anyhow::Result<()>;
+    /// Attaches the programs, after the first commit.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn attach(&mut self) -> anyhow::Result<()>;
+    /// Whether events are sent for what is allowed, too.
+    ///
+    /// # Errors
+    /// When the switch can't be written.
+    fn set_emit_allowed(&mut self, on: bool) -> anyhow::Result<()>;
+    /// Every counter.
+    ///
+    /// # Errors
+    /// When they can't be read.
+    fn edges(&self) -> anyhow::Result<Vec<(EdgeKey, u64)>>;
+    /// The totals, by [`bulkhead_common::maps::totals`].
+    ///
+    /// # Errors
+    /// When they can't be read.
+    fn totals(&self) -> anyhow::Result<Vec<u64>>;
+    /// How full the tables are.
+    ///
+    /// # Errors
+    /// When they can't be read.
+    fn fill(&self) -> anyhow::Result<Vec<MapFill>>;
+    /// The stream of events; once.
+    fn take_events(&mut self) -> Option<Self::Events>;
+    /// What is out of order now.
+    ///
+    /// # Errors
+    /// When it can't be looked at.
+    fn inspect(&self) -> anyhow::Result<Vec<Self::Fault>>;
+    /// Puts it right.
+    ///
+    /// # Errors
+    /// When that isn't possible.
+    fn repair(&mut self, fault: &Self::Fault) -> anyhow::Result<()>;
+    /// The programs.
+    fn programs(&self) -> Vec<Program>;
+    /// What this kernel can and can't do.
+    fn features(&self) -> Vec<Feature>;
+}
+
+/// A stream of events.
+pub trait Events: Send + 'static {
+    /// The next ones; at least one.
+    ///
+    /// # Errors
+    /// When the stream broke.
+    fn next(&mut self) -> impl Future<Output = anyhow::Result<Vec<Event>>> + Send;
+}

@@ -1,0 +1,63 @@
+//! What the one task publishes for everybody else: whole, immutable, one epoch.
+
+use crate::flows::series::Series;
+use crate::flows::{Edges, PeerName};
+use crate::identity::Identity;
+use crate::inventory::Inventory;
+use crate::policy::{PolicySet, RuleTable};
+use crate::serve::api::{EdgeLine, Filter, Status};
+use bulkhead_common::PeerId;
+use std::collections::BTreeMap;
+
+/// What numbers mean.
+#[derive(Clone, Debug, Default)]
+pub struct Names {
+    /// Identities.
+    pub identities: BTreeMap<PeerId, Identity>,
+    /// Rules, and parts of the world.
+    pub rules: RuleTable,
+}
+
+impl Names {
+    /// The name of a peer.
+    pub fn peer(&self, peer: PeerId) -> PeerName {
+        PeerName::of(peer, |p| self.identities.get(&p), |p| self.rules.part(p).map(|net| net.to_string()))
+    }
+
+    /// The name of a rule; `None` for no rule.
+    pub fn rule(&self, number: u32) -> Option<String> {
+        if number == 0 {
+            return None;
+        }
+        Some(self.rules.rule(number).map_or_else(|| format!("rule {number}"), ToString::to_string))
+    }
+}
+
+/// One state of affairs.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// For `status`.
+    pub status: Status,
+    /// What the ruleset was compiled from ...
+    pub inventory: Inventory,
+    /// ... and its policies.
+    pub policies: PolicySet,
+    /// What numbers mean.
+    pub names: Names,
+    /// The counters.
+    pub edges: Edges,
+    /// What was refused or would be.
+    pub series: Series,
+}
+
+impl Snapshot {
+    /// The edges that fit, by name.
+    pub fn edges(&self, filter: &Filter) -> Vec<EdgeLine> {
+        self.edges
+            .named(|p| self.names.peer(p))
+            .into_iter()
+            .filter(|(edge, _)| filter.fits(edge))
+            .map(|(edge, count)| EdgeLine { edge, count })
+            .collect()
+    }
+}

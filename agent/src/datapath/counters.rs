@@ -1,0 +1,77 @@
+//! Reading what the programs count. Counters only grow; nothing here ever deletes one.
+
+use super::object::PINNED_MAPS;
+use super::{Datapath, sys};
+use crate::plan::Table;
+use bulkhead_common::maps::{self, EdgeKey, FlowKey, FlowValue, totals};
+use bulkhead_common::{Direction, Outcome, Reason};
+use std::io;
+
+/// How full a map is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
+pub struct MapFill {
+    /// The map's name.
+    pub name: &'static str,
+    /// Entries that are there.
+    pub used: u64,
+    /// Entries that fit.
+    pub capacity: u64,
+}
+
+/// What [`maps::TOTALS`] counts.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Totals(Vec<u64>);
+
+impl Totals {
+    /// All of them, at the indexes of [`totals`].
+    pub fn by_index(&self) -> &[u64] {
+        &self.0
+    }
+
+    /// Events that found no room in the ring.
+    pub fn lost_events(&self) -> u64 {
+        self.at(totals::LOST_EVENTS)
+    }
+
+    /// Counts that found no room among the edges.
+    pub fn overflow(&self, direction: Direction, outcome: Outcome, reason: Reason) -> u64 {
+        self.at(totals::overflow(direction, outcome, reason))
+    }
+
+    fn at(&self, index: u32) -> u64 {
+        self.0.get(index as usize).copied().unwrap_or(0)
+    }
+}
+
+impl Datapath {
+    /// Every counted edge, once. A count may already be higher when this returns.
+    pub fn edges(&self) -> io::Result<Vec<(EdgeKey, u64)>> {
+        sys::map_read_all(self.map(maps::EDGES)?)
+    }
+
+    /// The totals, summed over all CPUs.
+    pub fn totals(&self) -> io::Result<Totals> {
+        Ok(Totals(sys::per_cpu_read_all(self.map(maps::TOTALS)?, totals::LEN)?))
+    }
+
+    /// How full each map is that can be full.
+    pub fn fill(&self) -> io::Result<Vec<MapFill>> {
+        let mut all = Vec::new();
+        for name in PINNED_MAPS {
+            let used = match name {
+                maps::EDGES => self.edges()?.len(),
+                maps::FLOWS | maps::WORLD_FLOWS => sys::map_read_all::<FlowKey, FlowValue>(self.map(name)?)?.len(),
+                maps::OLD_SOCKETS => sys::map_read_all::<u64, u32>(self.map(name)?)?.len(),
+                maps::SLOTS => self.state.entries().len() + 1,
+                maps::BASELINES => self.state.baselines().len(),
+                _ => match Table::ALL.into_iter().find(|t| t.name() == name) {
+                    Some(table) => self.state.len(table),
+                    None => continue,
+                },
+            };
+            let capacity = u64::from(sys::map_info(self.map(name)?)?.max_entries);
+            all.push(MapFill { name, used: used as u64, capacity });
+        }
+        Ok(all)
+    }
+}

@@ -1,0 +1,87 @@
+//! The ring of events, as batches for one async reader.
+
+use super::Datapath;
+use aya::maps::{MapData, RingBuf};
+use bulkhead_common::event::Event;
+use bulkhead_common::maps;
+use std::io;
+use tokio::io::unix::AsyncFd;
+use zerocopy::FromBytes;
+
+/// The reader of the events. There is one; the kernel keeps its place, also from one agent to the next.
+pub struct Events {
+    ring: Source,
+    malformed: u64,
+}
+
+enum Source {
+    Idle(Option<RingBuf<MapData>>),
+    Polled(AsyncFd<RingBuf<MapData>>),
+}
+
+impl Datapath {
+    /// The events, the first time that it is called.
+    pub fn take_events(&mut self) -> Option<Events> {
+        let ring = RingBuf::try_from(self.ebpf.take_map(maps::EVENTS)?).ok()?;
+        Some(Events { ring: Source::Idle(Some(ring)), malformed: 0 })
+    }
+
+    /// What passes the programs' own log on to ours, the first time that it is called; `None` when they are silent
+    /// ([`super::Options::verbose_kernel_log`]). To be run within a tokio runtime; it ends only with an error.
+    pub fn take_kernel_log(&mut self) -> Option<impl Future<Output = io::Error> + Send + use<>> {
+        if !self.options.verbose_kernel_log {
+            return None;
+        }
+        let logger = aya_log::EbpfLogger::init(&mut self.ebpf).ok()?;
+        let forward = async move || -> io::Result<()> {
+            // SAFETY: the logger owns its descriptor and gives the same one as long as it lives.
+            let mut logger = unsafe { AsyncFd::register(logger)? };
+            loop {
+                let mut guard = logger.readable_mut().await?;
+                guard.get_inner_mut().flush();
+                guard.clear_ready();
+            }
+        };
+        Some(async move { forward().await.err().unwrap_or_else(|| io::Error::other("the kernel's log has ended")) })
+    }
+}
+
+impl Events {
+    /// At most so many events make a batch, so that a flood doesn't keep the reader from its other work.
+    const BATCH: usize = 1024;
+
+    /// Waits until there are events, and takes them. To be called within a tokio runtime.
+    pub async fn next(&mut self) -> io::Result<Vec<Event>> {
+        if let Source::Idle(ring) = &mut self.ring {
+            let ring = ring.take().ok_or_else(|| io::Error::other("the event ring couldn't be polled before"))?;
+            // SAFETY: the ring owns its descriptor and gives the same one as long as it lives.
+            self.ring = Source::Polled(unsafe { AsyncFd::register(ring)? });
+        }
+        let Source::Polled(ring) = &mut self.ring else {
+            return Err(io::Error::other("the event ring isn't polled"));
+        };
+        loop {
+            let mut guard = ring.readable_mut().await?;
+            let mut batch = Vec::new();
+            while batch.len() < Self::BATCH
+                && let Some(item) = guard.get_inner_mut().next()
+            {
+                match Event::read_from_bytes(&item) {
+                    Ok(event) => batch.push(event),
+                    Err(_) => self.malformed += 1,
+                }
+            }
+            if batch.len() < Self::BATCH {
+                guard.clear_ready();
+            }
+            if !batch.is_empty() {
+                return Ok(batch);
+            }
+        }
+    }
+
+    /// Records of another length than an event's, which were skipped. No program of ours writes such.
+    pub fn malformed(&self) -> u64 {
+        self.malformed
+    }
+}

@@ -1,0 +1,115 @@
+//! Maps that the agent has mapped into its memory: every write is one atomic store, seen by program runs at once.
+
+use bulkhead_common::maps::Control;
+use std::io;
+use std::mem::offset_of;
+use std::os::fd::BorrowedFd;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+/// The memory of an array map.
+#[derive(Debug)]
+struct Mapping {
+    start: NonNull<u8>,
+    length: usize,
+}
+
+// SAFETY: the memory is only reached through atomics.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    fn new(map: BorrowedFd<'_>, length: usize) -> io::Result<Self> {
+        use rustix::mm::{MapFlags, ProtFlags, mmap};
+        let length = length.next_multiple_of(rustix::param::page_size());
+        // SAFETY: a new mapping at an address of the kernel's choice; nothing else lies there.
+        let start = unsafe {
+            mmap(std::ptr::null_mut(), length, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, map, 0)?
+        };
+        let start = NonNull::new(start.cast()).ok_or_else(|| io::Error::other("mmap gave address 0"))?;
+        Ok(Self { start, length })
+    }
+
+    fn word64(&self, offset: usize) -> &AtomicU64 {
+        assert!(offset.is_multiple_of(8) && offset + 8 <= self.length, "offset {offset} lies outside the map");
+        // SAFETY: in range and aligned, as just checked (the mapping itself is page-aligned); shared memory is reached
+        // through atomics only, and it lives as long as `self`.
+        unsafe { AtomicU64::from_ptr(self.start.as_ptr().add(offset).cast()) }
+    }
+
+    fn word32(&self, offset: usize) -> &AtomicU32 {
+        assert!(offset.is_multiple_of(4) && offset + 4 <= self.length, "offset {offset} lies outside the map");
+        // SAFETY: as in `word64`.
+        unsafe { AtomicU32::from_ptr(self.start.as_ptr().add(offset).cast()) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the range is this mapping, and all references into it have ended with `self`.
+        let result = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.length) };
+        debug_assert!(result.is_ok(), "munmap of a mapping that we made");
+    }
+}
+
+/// An array whose elements are two halves: [`bulkhead_common::maps::SLOTS`] or [`bulkhead_common::maps::BASELINES`].
+#[derive(Debug)]
+pub(super) struct Halves {
+    memory: Mapping,
+    len: u32,
+}
+
+impl Halves {
+    pub(super) fn new(map: BorrowedFd<'_>, len: u32) -> io::Result<Self> {
+        Ok(Self { memory: Mapping::new(map, len as usize * 16)?, len })
+    }
+
+    pub(super) fn len(&self) -> u32 {
+        self.len
+    }
+
+    pub(super) fn read(&self, index: u32, half: usize) -> u64 {
+        self.memory.word64(index as usize * 16 + (half & 1) * 8).load(Ordering::Acquire)
+    }
+
+    pub(super) fn write(&self, index: u32, half: usize, payload: u64) {
+        self.memory.word64(index as usize * 16 + (half & 1) * 8).store(payload, Ordering::Release);
+    }
+}
+
+/// The one element of [`bulkhead_common::maps::CONTROL`].
+#[derive(Debug)]
+pub(super) struct ControlWords {
+    memory: Mapping,
+}
+
+impl ControlWords {
+    pub(super) fn new(map: BorrowedFd<'_>) -> io::Result<Self> {
+        Ok(Self { memory: Mapping::new(map, size_of::<Control>())? })
+    }
+
+    pub(super) fn epoch(&self) -> &AtomicU32 {
+        self.memory.word32(offset_of!(Control, epoch))
+    }
+
+    pub(super) fn abi(&self) -> &AtomicU32 {
+        self.memory.word32(offset_of!(Control, abi))
+    }
+
+    pub(super) fn levels(&self) -> &AtomicU32 {
+        self.memory.word32(offset_of!(Control, levels))
+    }
+
+    pub(super) fn flags(&self) -> &AtomicU32 {
+        self.memory.word32(offset_of!(Control, flags))
+    }
+
+    pub(super) fn host_netns(&self) -> &AtomicU64 {
+        self.memory.word64(offset_of!(Control, host_netns))
+    }
+
+    pub(super) fn generation(&self) -> &AtomicU64 {
+        self.memory.word64(offset_of!(Control, generation))
+    }
+}

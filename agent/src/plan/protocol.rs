@@ -1,0 +1,140 @@
+//! The order in which a plan is carried out, so that at no step a program run sees a mixture of two rulesets.
+//!
+//! The kernel is behind the trait [`Kernel`]; the datapath implements it over system calls, and the tests over a model
+//! that looks after each single step whether every reader still sees exactly the ruleset of the epoch that it read.
+//!
+//! A commit: new entries go in (with the present epoch's payload in one half and the next one's in the other), the
+//! other half of what changes is written, and the epoch is raised; from that store on it is in force. What remains is
+//! kept in [`Pending`] and done by [`settle`], off the critical path: wait until no run of the former epoch is left,
+//! make both halves equal, delete what is gone, and wait again, since a deleted element may be used again at once.
+
+use super::{Cell, Key, Plan, State};
+
+/// What the protocol does to the kernel. Each call is one step, and everything before it is visible to a program run
+/// that sees its effect.
+pub trait Kernel {
+    /// What can go wrong.
+    type Error;
+
+    /// The present epoch.
+    fn epoch(&self) -> u32;
+    /// Raises the epoch.
+    fn set_epoch(&mut self, epoch: u32);
+    /// Writes one half (0 or 1) of a cell, whole.
+    fn write(&mut self, cell: Cell, half: usize, payload: u64);
+    /// Adds entries to the keyed maps. When it fails, any of them may have been added.
+    fn insert(&mut self, entries: &[(Key, u32)]) -> Result<(), Self::Error>;
+    /// Deletes entries from the keyed maps. One that isn't there is no error.
+    fn delete(&mut self, keys: &[Key]) -> Result<(), Self::Error>;
+    /// Sets the levels that are looked at.
+    fn set_levels(&mut self, levels: u32);
+    /// Sets the built-ins that are on.
+    fn set_built_ins(&mut self, built_ins: u32);
+    /// Waits until every program run that has begun before has ended.
+    fn wait_for_readers(&mut self) -> Result<(), Self::Error>;
+}
+
+/// What a commit leaves to be done.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Pending {
+    /// Cells whose halves differ, with the payload that both shall have.
+    pub cells: Vec<(Cell, u64)>,
+    /// Entries that are in no epoch's ruleset any more, with their indexes.
+    pub gone: Vec<(Key, u32)>,
+    /// Built-ins that aren't on any more are still on in the kernel.
+    pub built_ins: bool,
+    /// How much of it is done.
+    pub done: Done,
+}
+
+/// How far [`settle`] came.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub enum Done {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// Runs of the former epoch have ended.
+    Alone,
+    /// What is gone is deleted; some runs may still hold it.
+    Deleted,
+}
+
+/// The epoch after this one. Never 0, and always of the other parity.
+pub const fn following(epoch: u32) -> u32 {
+    match epoch.wrapping_add(1) {
+        0 => 2,
+        next => next,
+    }
+}
+
+/// Puts a plan of this state into force. Whatever was pending must have been settled.
+///
+/// When it fails nothing has changed for any reader, and the pending work takes back what was written.
+pub fn commit<K: Kernel>(kernel: &mut K, state: &mut State, plan: &Plan) -> Result<Pending, (K::Error, Pending)> {
+    let epoch = kernel.epoch();
+    let (present, next) = ((epoch & 1) as usize, (following(epoch) & 1) as usize);
+
+    for insert in &plan.inserts {
+        kernel.write(Cell::Slot(insert.index), present, insert.present);
+        kernel.write(Cell::Slot(insert.index), next, insert.next);
+    }
+    let entries: Vec<(Key, u32)> = plan.inserts.iter().map(|i| (i.key, i.index)).collect();
+    if let Err(error) = kernel.insert(&entries) {
+        for (_, index) in &entries {
+            state.take(*index);
+        }
+        return Err((error, Pending { gone: entries, ..Pending::default() }));
+    }
+    for write in plan.writes.iter().chain(&plan.removals) {
+        kernel.write(Cell::Slot(write.index), next, write.next);
+    }
+    for (id, payload) in &plan.baselines {
+        kernel.write(Cell::Baseline(*id), next, *payload);
+    }
+    // One word each for both epochs: first the union, which adds nothing that one of the two rulesets doesn't have.
+    kernel.set_levels(state.levels() | plan.levels);
+    kernel.set_built_ins(state.built_ins() | plan.built_ins);
+    kernel.set_epoch(following(epoch));
+
+    let pending = Pending {
+        cells: (plan.inserts.iter().map(|i| (Cell::Slot(i.index), i.next)))
+            .chain(plan.writes.iter().map(|w| (Cell::Slot(w.index), w.next)))
+            .chain(plan.removals.iter().map(|w| (Cell::Slot(w.index), w.next)))
+            .chain(plan.baselines.iter().map(|(id, payload)| (Cell::Baseline(*id), *payload)))
+            .collect(),
+        gone: plan.removals.iter().map(|w| (w.key, w.index)).collect(),
+        built_ins: state.built_ins() & !plan.built_ins != 0,
+        done: Done::Nothing,
+    };
+    state.advance(plan);
+    Ok(pending)
+}
+
+/// Does what a commit has left. When it fails it can be called again, and goes on where it stopped.
+pub fn settle<K: Kernel>(kernel: &mut K, state: &mut State, pending: &mut Pending) -> Result<(), K::Error> {
+    if pending.done < Done::Alone {
+        kernel.wait_for_readers()?;
+        pending.done = Done::Alone;
+    }
+    if pending.done < Done::Deleted {
+        let former = 1 - (kernel.epoch() & 1) as usize;
+        for (cell, payload) in pending.cells.drain(..) {
+            kernel.write(cell, former, payload);
+        }
+        if std::mem::take(&mut pending.built_ins) {
+            kernel.set_built_ins(state.built_ins());
+        }
+        let keys: Vec<Key> = pending.gone.iter().map(|(key, _)| *key).collect();
+        if !keys.is_empty() {
+            kernel.delete(&keys)?;
+        }
+        pending.done = Done::Deleted;
+    }
+    if !pending.gone.is_empty() {
+        kernel.wait_for_readers()?;
+    }
+    for (_, index) in pending.gone.drain(..) {
+        state.give_back(index);
+    }
+    Ok(())
+}

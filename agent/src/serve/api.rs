@@ -1,0 +1,285 @@
+//! What goes over the control socket, as both ends know it.
+//!
+//! Fields may be added; none changes its meaning. Every type reads what it writes.
+
+use crate::flows::{Count, Edge, PeerName};
+use crate::inventory::Posture;
+use serde::{Deserialize, Serialize};
+
+/// `GET /status`.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Status {
+    /// The agent's version.
+    pub version: String,
+    /// The name of this agent.
+    pub instance: String,
+    /// Its process.
+    pub pid: u32,
+    /// The running kernel's release.
+    pub kernel: String,
+    /// Whether a ruleset is in force and the programs are attached.
+    pub ready: bool,
+    /// Which ruleset is in force.
+    pub epoch: u32,
+    /// The set of maps.
+    pub generation: String,
+    /// How many rulesets this agent has applied.
+    pub commits: u64,
+    /// The last of them.
+    pub last_commit: Option<Commit>,
+    /// How many events the kernel had no room to send.
+    pub lost_events: u64,
+    /// The programs.
+    pub programs: Vec<Program>,
+    /// What the kernel can and can't do.
+    pub features: Vec<Feature>,
+    /// How full the tables are.
+    pub maps: Vec<MapFill>,
+    /// The workloads.
+    pub workloads: Vec<WorkloadStatus>,
+    /// The policies in force.
+    pub policies: Vec<PolicyStatus>,
+    /// What is wrong with the configuration and the policies; the last good form is in force.
+    pub findings: Vec<Finding>,
+    /// What was found to be out of order in the kernel, or with the agent, at the last look.
+    pub faults: Vec<String>,
+    /// What isn't contained here, and why.
+    pub not_contained: Vec<NotContained>,
+}
+
+/// One application of a ruleset.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Commit {
+    /// Its epoch.
+    pub epoch: u32,
+    /// New entries.
+    pub inserts: u64,
+    /// Changed slots.
+    pub writes: u64,
+    /// Entries to be removed.
+    pub removals: u64,
+    /// From the call until it was in force, microseconds.
+    pub in_force_after_us: u64,
+}
+
+/// One loaded program.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Program {
+    /// Its name.
+    pub name: String,
+    /// Where it hooks in.
+    pub hook: String,
+    /// The cgroup that it is attached to.
+    pub attach_point: String,
+    /// The kernel's id; 0: not loaded.
+    pub id: u32,
+    /// How many instructions the verifier looked at, where the kernel says.
+    pub verified_instructions: Option<u32>,
+    /// Whether it is attached.
+    pub attached: bool,
+}
+
+/// Something that a kernel may lack.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Feature {
+    /// Its name.
+    pub name: String,
+    /// Whether this kernel has it.
+    pub available: bool,
+    /// What follows from that.
+    pub note: String,
+}
+
+/// How full a table is.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct MapFill {
+    /// The table.
+    pub name: String,
+    /// Entries in it.
+    pub used: u64,
+    /// Entries that fit.
+    pub capacity: u64,
+}
+
+/// One workload of the configuration.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct WorkloadStatus {
+    /// Its name.
+    pub name: String,
+    /// Who it is.
+    pub identity: PeerName,
+    /// Its posture.
+    pub posture: Posture,
+    /// The cgroups in which it runs now.
+    pub cgroups: Vec<String>,
+}
+
+/// One policy in force.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PolicyStatus {
+    /// Its name.
+    pub name: String,
+    /// The file that it came from.
+    pub file: String,
+}
+
+/// One complaint about a file.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Finding {
+    /// Whether it keeps something out of force; else it is a warning.
+    pub error: bool,
+    /// `file:line:column: severity: message (hint: …)`.
+    pub text: String,
+}
+
+/// Something that Bulkhead doesn't keep apart.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct NotContained {
+    /// What.
+    pub what: String,
+    /// Why, and what would help.
+    pub why: String,
+}
+
+/// A line of `GET /edges`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct EdgeLine {
+    /// Between whom.
+    #[serde(flatten)]
+    pub edge: Edge,
+    /// How often and when.
+    #[serde(flatten)]
+    pub count: Count,
+}
+
+/// A line of `GET /observe?follow=true`: one decision as it was made.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Decision {
+    /// When it was read, milliseconds since 1970.
+    pub time: u64,
+    /// By which ruleset.
+    pub epoch: u32,
+    /// Between whom.
+    #[serde(flatten)]
+    pub edge: Edge,
+    /// The hook that decided.
+    pub hook: String,
+    /// The source's address and port, as far as known.
+    pub source_address: String,
+    /// The destination's address and port.
+    pub destination_address: String,
+    /// The process; 0: not known.
+    pub pid: u32,
+    /// Its command name. Any bytes that the process chose, made printable.
+    pub comm: String,
+    /// Its executable, if it was still there.
+    pub executable: Option<String>,
+    /// The source's rule.
+    pub egress_rule: Option<String>,
+    /// The destination's rule.
+    pub ingress_rule: Option<String>,
+}
+
+/// `GET /explain`: the same story for people and for programs.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Explained {
+    /// Whether it is let through now.
+    pub passes: bool,
+    /// For people.
+    pub text: String,
+    /// For programs: [`crate::policy::Explanation`].
+    pub explanation: serde_json::Value,
+}
+
+impl Explained {
+    /// Tells it both ways.
+    ///
+    /// # Errors
+    /// When it can't be written as JSON.
+    pub fn of(explanation: &crate::policy::Explanation) -> serde_json::Result<Self> {
+        Ok(Self {
+            passes: explanation.outcome.passes(),
+            text: explanation.to_string(),
+            explanation: serde_json::to_value(explanation)?,
+        })
+    }
+}
+
+/// What to show of edges and decisions: all that is given must fit.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Filter {
+    /// A part of a SPIFFE ID or class, of either end.
+    pub id: Option<String>,
+    /// A namespace of either end.
+    pub namespace: Option<String>,
+    /// An outcome.
+    pub verdict: Option<String>,
+    /// The destination's port.
+    pub port: Option<u16>,
+}
+
+impl Filter {
+    /// Whether this edge is to be shown.
+    pub fn fits(&self, edge: &Edge) -> bool {
+        let Self { id, namespace, verdict, port } = self;
+        let ends = [&edge.source, &edge.destination];
+        id.as_ref().is_none_or(|id| ends.iter().any(|e| e.id.contains(id.as_str())))
+            && namespace.as_ref().is_none_or(|n| ends.iter().any(|e| e.namespace == *n))
+            && verdict.as_ref().is_none_or(|v| edge.outcome == *v)
+            && port.is_none_or(|p| edge.port == p)
+    }
+}
+
+/// Makes a text that a process chose safe for terminals and logs: control characters, direction marks and backslashes
+/// become escapes.
+pub fn printable(bytes: &[u8]) -> String {
+    let mut out = String::new();
+    for chunk in bytes.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            if c.is_control()
+                || c == '\\'
+                || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+            {
+                out.extend(c.escape_default());
+            } else {
+                out.push(c);
+            }
+        }
+        for b in chunk.invalid() {
+            out.push_str(&format!("\\x{b:02x}"));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hostile_names_are_made_printable() {
+        assert_eq!(printable(b"nginx: worker"), "nginx: worker");
+        assert_eq!(printable(b"\x1b[2Jx\n\xffy\\"), "\\u{1b}[2Jx\\n\\xffy\\\\");
+        assert_eq!(printable("a\u{202e}b".as_bytes()), "a\\u{202e}b");
+    }
+
+    #[test]
+    fn everything_given_must_fit() {
+        let name = |id: &str, ns: &str| PeerName { id: id.to_owned(), namespace: ns.to_owned() };
+        let edge = Edge {
+            source: name("spiffe://t/web", "shop"),
+            destination: name("spiffe://t/db", ""),
+            port: 5432,
+            protocol: 6,
+            direction: "egress".to_owned(),
+            outcome: "denied".to_owned(),
+            reason: "no-egress-rule".to_owned(),
+        };
+        let fits = |f: Filter| f.fits(&edge);
+        assert!(fits(Filter::default()));
+        assert!(fits(Filter { id: Some("t/db".to_owned()), port: Some(5432), ..Filter::default() }));
+        assert!(fits(Filter { namespace: Some("shop".to_owned()), ..Filter::default() }));
+        assert!(!fits(Filter { id: Some("t/db".to_owned()), port: Some(80), ..Filter::default() }));
+        assert!(!fits(Filter { verdict: Some("allowed".to_owned()), ..Filter::default() }));
+    }
+}

@@ -1,0 +1,158 @@
+//! The control socket: HTTP and JSON over a unix socket that only root can use.
+//!
+//! Two locks: the socket's mode (0600 in a folder of 0700), and the peer's uid as the kernel vouches for it
+//! (SO_PEERCRED), asked for each connection before a byte is read.
+
+use super::api::{Decision, Explained, Filter};
+use crate::app::Snapshot;
+use crate::policy::{self, Party};
+use anyhow::Context;
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{Query, State};
+use axum::http::{StatusCode, header::CONTENT_TYPE};
+use axum::response::{IntoResponse, Json, Response};
+use axum::routing::get;
+use axum::serve::Listener;
+use http_body_util::channel::Channel;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{UnixListener, UnixStream, unix::SocketAddr};
+use tokio::sync::{broadcast, watch};
+
+/// How often a follower without decisions is looked after.
+const ALIVE: Duration = Duration::from_secs(1);
+
+/// Binds the socket. The caller holds the instance's lock, so whatever lies there is a dead agent's.
+///
+/// # Errors
+/// When it can't be made.
+pub fn bind(path: &Path) -> anyhow::Result<UnixListener> {
+    let make = || -> io::Result<UnixListener> {
+        if let Some(folder) = path.parent() {
+            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        }
+        match std::fs::remove_file(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        // Nobody can use it between bind and chmod: the folder is ours, and each peer's uid is asked anyway.
+        let listener = UnixListener::bind(path)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        Ok(listener)
+    };
+    make().with_context(|| format!("the control socket {} can't be made (set `socket:` elsewhere?)", path.display()))
+}
+
+/// Accepts root only.
+struct RootOnly(UnixListener);
+
+impl Listener for RootOnly {
+    type Io = UnixStream;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (UnixStream, SocketAddr) {
+        loop {
+            let (stream, address) = Listener::accept(&mut self.0).await;
+            match stream.peer_cred() {
+                Ok(peer) if peer.uid() == 0 => return (stream, address),
+                Ok(peer) => tracing::warn!(uid = peer.uid(), "the control socket is for root only"),
+                Err(e) => tracing::warn!("a peer of the control socket can't be told: {e}"),
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()
+    }
+}
+
+#[derive(Clone)]
+struct Shared {
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    decisions: broadcast::Sender<Arc<Decision>>,
+    stopped: watch::Receiver<bool>,
+}
+
+/// Serves until told to stop.
+///
+/// # Errors
+/// When the listener breaks.
+pub async fn serve(
+    listener: UnixListener,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    decisions: broadcast::Sender<Arc<Decision>>,
+    mut stopped: watch::Receiver<bool>,
+) -> anyhow::Result<()> {
+    let shared = Shared { snapshots, decisions, stopped: stopped.clone() };
+    let router = Router::new()
+        .route("/status", get(|State(s): State<Shared>| async move { Json(s.now().status.clone()).into_response() }))
+        .route("/edges", get(|State(s): State<Shared>, Query(f): Query<Filter>| async move { Json(s.now().edges(&f)) }))
+        .route("/observe", get(observe))
+        .route("/explain", get(explain))
+        .with_state(shared);
+    let end = async move { while !*stopped.borrow_and_update() && stopped.changed().await.is_ok() {} };
+    Ok(axum::serve(RootOnly(listener), router).with_graceful_shutdown(end).await?)
+}
+
+impl Shared {
+    fn now(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.snapshots.borrow())
+    }
+}
+
+/// Decisions as they are made, one JSON object a line, until the client goes or the agent ends. A client that is too
+/// slow misses some: then a line `{"missed": N}` says so. An empty line now and then finds out whether it is still there.
+async fn observe(State(shared): State<Shared>, Query(filter): Query<Filter>) -> Response {
+    let mut decisions = shared.decisions.subscribe();
+    let mut stopped = shared.stopped.clone();
+    let (mut sender, body) = Channel::<Bytes>::new(64);
+    // Ends with its client or with the agent, and nothing depends on it.
+    tokio::spawn(async move {
+        let mut alive = tokio::time::interval(ALIVE);
+        loop {
+            let line = tokio::select! {
+                _ = stopped.changed() => return,
+                _ = alive.tick() => Ok(Vec::new()),
+                d = decisions.recv() => match d {
+                    Ok(d) if filter.fits(&d.edge) => serde_json::to_vec(&*d),
+                    Ok(_) => continue,
+                    Err(broadcast::error::RecvError::Lagged(n)) => serde_json::to_vec(&serde_json::json!({"missed": n})),
+                    Err(broadcast::error::RecvError::Closed) => return,
+                },
+            };
+            let Ok(mut line) = line else { return };
+            line.push(b'\n');
+            if sender.send_data(Bytes::from(line)).await.is_err() {
+                return;
+            }
+        }
+    });
+    ([(CONTENT_TYPE, "application/x-ndjson")], Body::new(body)).into_response()
+}
+
+#[derive(serde::Deserialize)]
+struct Question {
+    from: String,
+    to: String,
+    port: u16,
+    protocol: u8,
+}
+
+async fn explain(State(shared): State<Shared>, Query(q): Query<Question>) -> Response {
+    let now = shared.now();
+    let parties = q.from.parse::<Party>().and_then(|f| Ok((f, q.to.parse::<Party>()?)));
+    match parties {
+        Ok((from, to)) => {
+            let told = policy::explain(&now.policies, &now.inventory, &from, &to, q.protocol, q.port);
+            match Explained::of(&told) {
+                Ok(e) => Json(e).into_response(),
+                Err(e) => (StatusCode::INTERNAL_SERVER_ERROR, e.to_string()).into_response(),
+            }
+        }
+        Err(e) => (StatusCode::BAD_REQUEST, e.to_string()).into_response(),
+    }
+}

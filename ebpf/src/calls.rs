@@ -1,0 +1,304 @@
+//! The hooks that see a system call: making a socket, connecting it, sending on one that isn't connected.
+//!
+//! Here a refusal is an immediate error for the application, and the caller is known. Both sides' rules are judged as
+//! far as the peer can be told; what can't be told here is left to the packet hooks ([`crate::packets`]).
+
+use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_set_retval,
+};
+use bulkhead_common::maps::{CachedVerdict, Stamp, role};
+use bulkhead_common::slots::{Baseline, Binding, Sides};
+use bulkhead_common::{Addr, Class, Direction, Flow, Hook, Judgement, PeerId, Reason, Tables, proto};
+use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
+
+use crate::flow;
+use crate::maps::{STAMPS, VERDICTS};
+use crate::record::{Decision, record};
+use crate::tables::{Snapshot, judge};
+use crate::who::{Ends, Met, Situation, caller, meet_call};
+
+/// Linux: include/linux/net.h, include/uapi/linux/in.h, include/uapi/asm-generic/errno.h.
+const SOCK_RAW: u32 = 3;
+const IPPROTO_MPTCP: u32 = 262;
+const EPROTONOSUPPORT: i32 = 93;
+
+#[inline(always)]
+fn pid() -> u32 {
+    // SAFETY: the helper has no precondition.
+    (unsafe { bpf_get_current_pid_tgid() } >> 32) as u32
+}
+
+/// Writes the caller's command name. On failure the helper zeroes it.
+#[inline(always)]
+fn comm(name: &mut [u8; 16]) {
+    // SAFETY: the buffer is as long as said.
+    unsafe { bpf_get_current_comm(name.as_mut_ptr().cast(), 16) };
+}
+
+/// cgroup/sock_create: stamps the socket with its maker, and refuses kinds that no rule can judge.
+#[inline(always)]
+pub fn create(sk: *mut bpf_sock) -> bool {
+    let s = Snapshot::take();
+    let own = caller(s);
+    // SAFETY: the verifier checks each field of the context; the cookie helper takes this context.
+    let (kind, protocol, cookie) = unsafe {
+        (read_volatile(addr_of!((*sk).type_)), read_volatile(addr_of!((*sk).protocol)), bpf_get_netns_cookie(sk.cast()))
+    };
+    let mut stamp = Stamp {
+        // SAFETY: the helper has no precondition.
+        cgroup: unsafe { bpf_get_current_cgroup_id() },
+        instance: own.instance,
+        peer: own.peer.0,
+        pid: pid(),
+        comm: [0; 16],
+        flags: if cookie == s.host_netns() { Stamp::HOST_NETNS } else { 0 },
+        role: role::NONE,
+        pad: 0,
+    };
+    comm(&mut stamp.comm);
+    let stamped = !STAMPS.get_or_create(sk, &mut stamp).is_null();
+
+    // Which leave this kind of socket needs, if any.
+    let (reason, leave) = if kind == SOCK_RAW {
+        (Reason::RawSocket, Baseline::RAW)
+    } else if protocol == u32::from(proto::SCTP) {
+        (Reason::SctpSocket, Baseline::SCTP)
+    } else if protocol == IPPROTO_MPTCP {
+        (Reason::MptcpSocket, Baseline::MPTCP)
+    } else if !stamped {
+        (Reason::NoRoom, 0)
+    } else if protocol == u32::from(proto::TCP)
+        || protocol == u32::from(proto::UDP)
+        || protocol == u32::from(proto::UDPLITE)
+        || protocol == u32::from(proto::ICMP)
+        || protocol == u32::from(proto::ICMPV6)
+    {
+        return true;
+    } else {
+        (Reason::Protocol, 0)
+    };
+    let mut j = Judgement::unruled(&s, own.peer, Direction::Egress, reason);
+    if let Some(b) = Baseline::decode(s.baseline(own.peer)) {
+        if b.sockets_now & leave != 0 {
+            j.sides = Sides(j.sides.0 | Sides::EGRESS_NOW);
+        }
+        if b.sockets_audited & leave != 0 {
+            j.sides = Sides(j.sides.0 | Sides::EGRESS_AUDITED);
+        }
+    }
+    if j.sides.0 == Sides::ALL.0 {
+        return true;
+    }
+    let mut d = undecided(&own, Hook::SockCreate, Ends { proto: protocol as u8, ..Ends::NOWHERE });
+    d.judgement = j;
+    let passes = d.judgement.outcome().passes();
+    tell(s, &mut d);
+    if passes {
+        return true;
+    }
+    if protocol == IPPROTO_MPTCP {
+        // A client that gets this falls back to TCP.
+        // SAFETY: the helper takes any negative errno.
+        unsafe { bpf_set_retval(-EPROTONOSUPPORT) };
+    }
+    false
+}
+
+/// The socket of a sock_addr context.
+#[inline(always)]
+fn socket(ctx: *mut bpf_sock_addr) -> *mut bpf_sock {
+    // SAFETY: the verifier checks each field of the context.
+    unsafe { read_volatile(addr_of!((*ctx).__bindgen_anon_1.sk)) }
+}
+
+/// The ends of the connection that a sock_addr context is about. The own address isn't chosen yet.
+#[inline(always)]
+fn ends<const V6: bool>(ctx: *mut bpf_sock_addr, sk: *mut bpf_sock) -> Ends {
+    // SAFETY: the verifier checks each field of the context and of the socket, which isn't null.
+    unsafe {
+        let protocol = read_volatile(addr_of!((*ctx).protocol));
+        Ends {
+            own_addr: Addr::UNSPECIFIED,
+            peer_addr: if V6 {
+                Addr::from_words([
+                    read_volatile(addr_of!((*ctx).user_ip6[0])),
+                    read_volatile(addr_of!((*ctx).user_ip6[1])),
+                    read_volatile(addr_of!((*ctx).user_ip6[2])),
+                    read_volatile(addr_of!((*ctx).user_ip6[3])),
+                ])
+            } else {
+                Addr::v4(read_volatile(addr_of!((*ctx).user_ip4)).to_ne_bytes())
+            },
+            // In host byte order.
+            own_port: read_volatile(addr_of!((*sk).src_port)) as u16,
+            peer_port: u16::from_be(read_volatile(addr_of!((*ctx).user_port)) as u16),
+            // On the wire an MPTCP connection is TCP.
+            proto: if protocol == IPPROTO_MPTCP { proto::TCP } else { proto::judged(protocol as u8) },
+            pad: [0; 3],
+        }
+    }
+}
+
+/// Whether the socket was made by another workload than the caller's.
+#[inline(always)]
+fn foreign(own: &Binding, stamp: *const Stamp) -> bool {
+    if stamp.is_null() {
+        return false;
+    }
+    // SAFETY: a non-null stamp points to the socket's storage; the helper has no precondition.
+    unsafe {
+        (*stamp).cgroup != bpf_get_current_cgroup_id() && (own.instance == 0 || (*stamp).instance != own.instance)
+    }
+}
+
+/// A decision about a call that is yet to be taken: the caller opens a flow to somebody.
+#[inline(always)]
+fn undecided(own: &Binding, hook: Hook, ends: Ends) -> Decision {
+    Decision {
+        flow: Flow { src: own.peer, dst: PeerId::ANY_WORKLOAD, proto: ends.proto, port: ends.peer_port },
+        ends,
+        judgement: Judgement::refuse(Reason::Incomplete),
+        direction: Direction::Egress,
+        hook,
+        pid: 0,
+        comm: [0; 16],
+    }
+}
+
+/// The peer of a call.
+#[inline(always)]
+fn meet(s: Snapshot, ctx: *mut bpf_sock_addr, own: &Binding, stamp: *const Stamp, ends: &Ends) -> Met {
+    // SAFETY: a non-null stamp points to the socket's storage.
+    let host_netns = !stamp.is_null() && unsafe { (*stamp).flags } & Stamp::HOST_NETNS != 0;
+    meet_call(ctx, s, ends, Situation::new(own, ends.peer_port, host_netns, false))
+}
+
+/// Whether a refusal is left to the packet hooks: an unknown peer's owner may become known any moment, and what is
+/// dropped there is sent again. An error here would be final.
+#[inline(always)]
+fn held_back(peer: &Binding, d: &Decision) -> bool {
+    peer.peer.0 == Class::Unknown as u32 && !d.judgement.outcome().passes()
+}
+
+/// Turns the decision round: the flow is one that the peer opened.
+#[inline(always)]
+fn reverse(d: &mut Decision, own: &Binding, peer: &Binding) {
+    d.direction = Direction::Ingress;
+    d.flow = Flow { src: peer.peer, dst: own.peer, proto: d.ends.proto, port: d.ends.own_port };
+}
+
+/// cgroup/connect4 and connect6.
+#[inline(always)]
+pub fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
+    let s = Snapshot::take();
+    let sk = socket(ctx);
+    if sk.is_null() {
+        return false;
+    }
+    let own = &caller(s);
+    let stamp = STAMPS.get(sk);
+    let mut d = undecided(own, Hook::Connect, ends::<V6>(ctx, sk));
+    let mut as_role = role::CLIENT;
+    // Whether this opens a flow that hasn't been counted.
+    let mut fresh = true;
+
+    if foreign(own, stamp) {
+        d.judgement = Judgement::unruled(&s, own.peer, Direction::Egress, Reason::ForeignSocket);
+    } else {
+        match meet(s, ctx, own, stamp, &d.ends) {
+            Met::Later => return true,
+            Met::Oneself => {
+                fresh = false;
+                d.judgement = Judgement::pass(Reason::SelfTraffic);
+            }
+            Met::Peer(peer) => {
+                d.flow.dst = peer.peer;
+                // A server that connects its socket back to a client goes on with the client's flow.
+                if d.ends.proto != proto::TCP && d.ends.own_port != 0 {
+                    let recorded = flow::find(own, &d.ends);
+                    fresh = recorded.epoch() == 0;
+                    if recorded.role() == role::SERVER {
+                        as_role = role::SERVER;
+                        reverse(&mut d, own, &peer);
+                    }
+                }
+                judge(s, &d.flow, &mut d.judgement);
+                if held_back(&peer, &d) {
+                    return true;
+                }
+            }
+        }
+    }
+    let outcome = d.judgement.outcome();
+    if fresh || !outcome.passes() {
+        tell(s, &mut d);
+    }
+    if !outcome.passes() {
+        // Nothing is kept: a socket that was connected elsewhere before stays what it was.
+        return false;
+    }
+    let state = CachedVerdict::new(s.epoch, outcome, as_role, true, true).0;
+    let kept = VERDICTS.get_or_create_zeroed(sk);
+    if !kept.is_null() {
+        // SAFETY: the storage is there. The peer first: a reader that sees the new state sees the new peer.
+        unsafe {
+            write_volatile(addr_of_mut!((*kept).peer), d.ends.peer_addr);
+            write_volatile(addr_of_mut!((*kept).peer_port), d.ends.peer_port);
+            write_volatile(addr_of_mut!((*kept).state), state);
+        }
+    }
+    // Without room for the verdict the packet hooks judge each packet.
+    true
+}
+
+/// Records a decision on behalf of the calling process.
+#[inline(always)]
+fn tell(s: Snapshot, d: &mut Decision) {
+    d.pid = pid();
+    comm(&mut d.comm);
+    record(s, d);
+}
+
+/// cgroup/sendmsg4 and sendmsg6: datagrams with an address of their own.
+#[inline(always)]
+pub fn sendmsg<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
+    let s = Snapshot::take();
+    let sk = socket(ctx);
+    if sk.is_null() {
+        return false;
+    }
+    let own = &caller(s);
+    let stamp = STAMPS.get(sk);
+    let mut d = undecided(own, Hook::Sendmsg, ends::<V6>(ctx, sk));
+    if foreign(own, stamp) {
+        d.judgement = Judgement::unruled(&s, own.peer, Direction::Egress, Reason::ForeignSocket);
+        tell(s, &mut d);
+        return d.judgement.outcome().passes();
+    }
+    let recorded = flow::find(own, &d.ends);
+    if recorded.epoch() == s.epoch && recorded.passes() {
+        return recorded.epoch() != 0;
+    }
+    let as_role = if recorded.epoch() == 0 { role::CLIENT } else { recorded.role() };
+    let peer = match meet(s, ctx, own, stamp, &d.ends) {
+        Met::Later | Met::Oneself => return true,
+        Met::Peer(peer) => peer,
+    };
+    d.flow.dst = peer.peer;
+    if as_role == role::SERVER {
+        reverse(&mut d, own, &peer);
+    }
+    judge(s, &d.flow, &mut d.judgement);
+    if held_back(&peer, &d) {
+        return true;
+    }
+    let outcome = d.judgement.outcome();
+    if recorded.epoch() == 0 || !outcome.passes() {
+        tell(s, &mut d);
+    }
+    if outcome.passes() {
+        flow::keep(own, &d.ends, &peer, s.epoch, outcome, as_role);
+    }
+    outcome.passes()
+}

@@ -1,0 +1,76 @@
+#![no_std]
+#![no_main]
+#![feature(core_intrinsics)]
+#![expect(internal_features, reason = "an atomic add has no other spelling for this target")]
+//! Bulkhead's kernel programs: default deny between workload identities, at connect and socket level.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `maps.rs`, `storage.rs` | the maps |
+//! | `tables.rs` | the verdict's tables, as of one epoch |
+//! | `who.rs` | the workload at our end, and the peer |
+//! | `packet.rs` | headers |
+//! | `calls.rs` | sock_create, connect, sendmsg |
+//! | `packets.rs` | egress, ingress |
+//! | `flow.rs` | datagram flows |
+//! | `record.rs` | counters and events |
+//!
+//! What is decided is [`bulkhead_common::verdict`]'s business; the programs find out who is concerned, ask it, obey and
+//! record. Each program ends in deny: a value that can't be read is never a reason to let something pass.
+
+mod calls;
+mod flow;
+mod maps;
+mod packet;
+mod packets;
+mod record;
+mod storage;
+mod tables;
+mod who;
+
+use aya_ebpf::macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr};
+use aya_ebpf::programs::{SkBuffContext, SockAddrContext, SockContext};
+
+#[cgroup_sock(sock_create)]
+pub fn sock_create(ctx: SockContext) -> i32 {
+    calls::create(ctx.sock) as i32
+}
+
+#[cgroup_sock_addr(connect4)]
+pub fn connect4(ctx: SockAddrContext) -> i32 {
+    calls::connect::<false>(ctx.sock_addr) as i32
+}
+
+#[cgroup_sock_addr(connect6)]
+pub fn connect6(ctx: SockAddrContext) -> i32 {
+    calls::connect::<true>(ctx.sock_addr) as i32
+}
+
+#[cgroup_sock_addr(sendmsg4)]
+pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
+    calls::sendmsg::<false>(ctx.sock_addr) as i32
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
+    calls::sendmsg::<true>(ctx.sock_addr) as i32
+}
+
+#[cgroup_skb(egress)]
+pub fn egress(ctx: SkBuffContext) -> i32 {
+    packets::packet::<true>(ctx.skb.skb) as i32
+}
+
+#[cgroup_skb(ingress)]
+pub fn ingress(ctx: SkBuffContext) -> i32 {
+    packets::packet::<false>(ctx.skb.skb) as i32
+}
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,50 @@
+//! The maps, declared once. Their names, shapes and meaning are [`bulkhead_common::maps`]'.
+
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::macros::btf_map;
+use bulkhead_common::Addr;
+use bulkhead_common::event::Event;
+use bulkhead_common::maps::{
+    AddrPort, Control, EdgeKey, FlowKey, FlowValue, RuleKey, SocketVerdict, Stamp, capacity as cap, totals,
+};
+
+use crate::storage::SocketStorage;
+
+/// Kernel: include/uapi/linux/bpf.h.
+const NO_PREALLOC: usize = 1 << 0;
+const MMAPABLE: usize = 1 << 10;
+/// Accepted sockets get a copy of their listener's value.
+const CLONE: usize = 1 << 9;
+
+#[btf_map]
+pub static CONTROL: Array<Control, 1, MMAPABLE> = Array::new();
+#[btf_map]
+pub static SLOTS: Array<[u64; 2], { cap::SLOTS as usize }, MMAPABLE> = Array::new();
+#[btf_map]
+pub static BASELINES: Array<[u64; 2], { cap::IDENTITIES as usize }, MMAPABLE> = Array::new();
+#[btf_map]
+pub static CGROUPS: HashMap<u64, u32, { cap::CGROUPS as usize }, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+pub static ADDRESSES: HashMap<Addr, u32, { cap::ADDRESSES as usize }, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+pub static ADDRESS_PORTS: HashMap<AddrPort, u32, { cap::ADDRESS_PORTS as usize }, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+pub static PREFIXES: LpmTrie<[u8; 16], u32, { cap::PREFIXES as usize }, NO_PREALLOC> = LpmTrie::new();
+#[btf_map]
+pub static RULES: HashMap<RuleKey, u32, { cap::RULES as usize }, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+pub static EDGES: HashMap<EdgeKey, u64, { cap::EDGES as usize }> = HashMap::new();
+#[btf_map]
+pub static TOTALS: PerCpuArray<u64, { totals::LEN as usize }> = PerCpuArray::new();
+#[btf_map]
+pub static FLOWS: LruHashMap<FlowKey, FlowValue, { cap::FLOWS as usize }> = LruHashMap::new();
+#[btf_map]
+pub static WORLD_FLOWS: LruHashMap<FlowKey, FlowValue, { cap::FLOWS as usize }> = LruHashMap::new();
+#[btf_map]
+pub static EVENTS: RingBuf<Event, { cap::EVENT_BYTES as usize }> = RingBuf::new();
+#[btf_map]
+pub static STAMPS: SocketStorage<Stamp, { NO_PREALLOC | CLONE }> = SocketStorage::new();
+#[btf_map]
+pub static VERDICTS: SocketStorage<SocketVerdict, NO_PREALLOC> = SocketStorage::new();
+#[btf_map]
+pub static OLD_SOCKETS: HashMap<u64, u32, { cap::OLD_SOCKETS as usize }, NO_PREALLOC> = HashMap::new();

@@ -1,0 +1,450 @@
+//! The hooks that see packets: the wall behind the calls.
+//!
+//! A connected socket carries its verdict, which holds for one epoch; that is the fast path, one compare a packet.
+//! Everything else is judged by the packet's addresses: listeners, unconnected datagram sockets, sockets older than the
+//! programs, raw sockets, MPTCP subflows, and any socket whose verdict is of an older epoch. Nothing is ever kept on a
+//! listener, because accepted sockets would inherit it.
+
+use aya_ebpf::bindings::{__sk_buff, bpf_sock};
+use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_sk_fullsock};
+use bulkhead_common::maps::{CachedVerdict, Control as Flags, SocketVerdict, Stamp, role};
+use bulkhead_common::slots::Binding;
+use bulkhead_common::{Direction, Flow, Hook, Judgement, PeerId, Reason, proto};
+use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
+
+use crate::flow;
+use crate::maps::{OLD_SOCKETS, STAMPS, VERDICTS};
+use crate::packet::{Packet, parse};
+use crate::record::{Decision, record};
+use crate::tables::{Snapshot, judge};
+use crate::who::{Ends, Met, Situation, holder, meet_packet};
+
+/// Linux: include/net/tcp_states.h, include/linux/net.h, include/uapi/linux/in.h.
+const TCP_LISTEN: u32 = 10;
+const SOCK_RAW: u32 = 3;
+const IPPROTO_MPTCP: u32 = 262;
+/// The loopback device has this index in every network namespace (Linux: LOOPBACK_IFINDEX).
+const LOOPBACK_IFINDEX: u32 = 1;
+
+/// One packet, the socket that it comes from or goes to, and the workload that this socket belongs to.
+struct View {
+    skb: *mut __sk_buff,
+    sk: *mut bpf_sock,
+    stamp: *mut Stamp,
+    own: Binding,
+    via_loopback: bool,
+}
+
+impl View {
+    /// Whether the socket is known to live in the host's network namespace.
+    #[inline(always)]
+    fn host_netns(&self) -> bool {
+        // SAFETY: a non-null stamp points to the socket's storage.
+        !self.stamp.is_null() && unsafe { (*self.stamp).flags } & Stamp::HOST_NETNS != 0
+    }
+
+    /// The peer at the other end.
+    #[inline(always)]
+    fn meet(&self, s: Snapshot, ends: &Ends, as_role: u32) -> Met {
+        let lookup_port = if as_role == role::SERVER { 0 } else { ends.peer_port };
+        meet_packet(self.skb, s, ends, Situation::new(&self.own, lookup_port, self.host_netns(), self.via_loopback))
+    }
+}
+
+/// The packet's socket, if it is a full one.
+#[inline(always)]
+fn socket(skb: *mut __sk_buff) -> *mut bpf_sock {
+    // SAFETY: the verifier checks the context's field, and that a null pointer isn't used.
+    unsafe {
+        let sk = read_volatile(addr_of!((*skb).__bindgen_anon_2.sk));
+        if sk.is_null() {
+            return sk;
+        }
+        bpf_sk_fullsock(sk)
+    }
+}
+
+/// cgroup_skb/egress (`OUT`) and cgroup_skb/ingress.
+#[inline(always)]
+pub fn packet<const OUT: bool>(skb: *mut __sk_buff) -> bool {
+    let s = Snapshot::take();
+    let sk = socket(skb);
+    if sk.is_null() {
+        return false;
+    }
+    // SAFETY: a full socket; the verifier checks each field.
+    let (protocol, kind, state, remote) = unsafe {
+        (
+            read_volatile(addr_of!((*sk).protocol)),
+            read_volatile(addr_of!((*sk).type_)),
+            read_volatile(addr_of!((*sk).state)),
+            read_volatile(addr_of!((*sk).dst_port)),
+        )
+    };
+    let tcp = kind != SOCK_RAW && (protocol == u32::from(proto::TCP) || protocol == IPPROTO_MPTCP);
+    // A connected datagram socket may still send elsewhere (sendto), so its packets are looked at on the way out; on
+    // the way in the kernel gives it only what its peer sent.
+    let connected = if tcp { state != TCP_LISTEN } else { kind != SOCK_RAW && remote != 0 };
+    if connected && (tcp || !OUT) {
+        let kept = VERDICTS.get(sk);
+        if !kept.is_null() {
+            let v = cached(kept);
+            if v.epoch() == s.epoch && v.passes() {
+                return true;
+            }
+        }
+    }
+    let pass = match (tcp, OUT) {
+        (true, true) => bulkhead_tcp_egress(skb, s.epoch),
+        (true, false) => bulkhead_tcp_ingress(skb, s.epoch),
+        (false, true) => bulkhead_datagram_egress(skb, s.epoch),
+        (false, false) => bulkhead_datagram_ingress(skb, s.epoch),
+    };
+    // The compiler sees that these give 0 or 1 and would return the value as it is; the verifier doesn't.
+    core::hint::black_box(pass) == 1
+}
+
+// Everything beyond the fast path is in global functions: the verifier looks at each once, and their stacks aren't the
+// program's. They give 1 to let the packet pass.
+
+/// TCP, on the way out.
+#[unsafe(no_mangle)]
+pub extern "C" fn bulkhead_tcp_egress(skb: *mut __sk_buff, epoch: u32) -> u32 {
+    tcp_packet::<true>(skb, Snapshot { epoch }) as u32
+}
+
+/// TCP, on the way in.
+#[unsafe(no_mangle)]
+pub extern "C" fn bulkhead_tcp_ingress(skb: *mut __sk_buff, epoch: u32) -> u32 {
+    tcp_packet::<false>(skb, Snapshot { epoch }) as u32
+}
+
+/// Everything else, on the way out.
+#[unsafe(no_mangle)]
+pub extern "C" fn bulkhead_datagram_egress(skb: *mut __sk_buff, epoch: u32) -> u32 {
+    datagram::<true>(skb, Snapshot { epoch }) as u32
+}
+
+/// Everything else, on the way in.
+#[unsafe(no_mangle)]
+pub extern "C" fn bulkhead_datagram_ingress(skb: *mut __sk_buff, epoch: u32) -> u32 {
+    datagram::<false>(skb, Snapshot { epoch }) as u32
+}
+
+#[inline(always)]
+fn cached(kept: *mut SocketVerdict) -> CachedVerdict {
+    // SAFETY: a non-null pointer to the socket's storage; one aligned u64.
+    CachedVerdict(unsafe { read_volatile(addr_of!((*kept).state)) })
+}
+
+#[inline(always)]
+fn view<const OUT: bool>(skb: *mut __sk_buff, sk: *mut bpf_sock, s: Snapshot) -> View {
+    // SAFETY: the verifier checks the context's fields.
+    let device = unsafe {
+        if OUT { read_volatile(addr_of!((*skb).ifindex)) } else { read_volatile(addr_of!((*skb).ingress_ifindex)) }
+    };
+    View { skb, sk, stamp: STAMPS.get(sk), own: holder(s, skb), via_loopback: device == LOOPBACK_IFINDEX }
+}
+
+#[inline(always)]
+fn ends<const OUT: bool>(p: &Packet) -> Ends {
+    let proto = proto::judged(p.proto);
+    if OUT {
+        Ends { own_addr: p.saddr, peer_addr: p.daddr, own_port: p.sport, peer_port: p.dport, proto, pad: [0; 3] }
+    } else {
+        Ends { own_addr: p.daddr, peer_addr: p.saddr, own_port: p.dport, peer_port: p.sport, proto, pad: [0; 3] }
+    }
+}
+
+const fn direction(out: bool) -> Direction {
+    if out { Direction::Egress } else { Direction::Ingress }
+}
+
+/// What no rule can judge: the own baseline decides.
+#[inline(always)]
+fn refuse<const OUT: bool>(s: Snapshot, v: &View, d: &mut Decision, reason: Reason) -> bool {
+    let as_role = if OUT { role::CLIENT } else { role::SERVER };
+    aim(d, v, &Binding::of(PeerId::ANY_WORKLOAD), as_role);
+    d.judgement = Judgement::unruled(&s, v.own.peer, direction(OUT), reason);
+    record(s, d);
+    d.judgement.outcome().passes()
+}
+
+/// A decision that is yet to be taken, about nobody yet.
+#[inline(always)]
+fn undecided<const OUT: bool>(v: &View, ends: Ends) -> Decision {
+    let mut d = Decision {
+        flow: Flow { src: PeerId(0), dst: PeerId(0), proto: ends.proto, port: 0 },
+        ends,
+        judgement: Judgement::refuse(Reason::Incomplete),
+        direction: direction(OUT),
+        hook: if OUT { Hook::Egress } else { Hook::Ingress },
+        pid: 0,
+        comm: [0; 16],
+    };
+    d.made_by(v.stamp);
+    d
+}
+
+/// Makes it a decision about the flow from whoever opened it, for the role that our end has.
+#[inline(always)]
+fn aim(d: &mut Decision, v: &View, peer: &Binding, as_role: u32) {
+    let server = as_role == role::SERVER;
+    let port = if server { d.ends.own_port } else { d.ends.peer_port };
+    d.flow.port = if d.ends.proto == proto::ICMP { 0 } else { port };
+    (d.flow.src, d.flow.dst) = if server { (peer.peer, v.own.peer) } else { (v.own.peer, peer.peer) };
+    d.direction = direction(!server);
+}
+
+/// What the TCP path needs of a packet besides its ends.
+struct Segment {
+    opens: bool,
+    resets: bool,
+}
+
+#[inline(always)]
+fn tcp_packet<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot) -> bool {
+    let sk = socket(skb);
+    if sk.is_null() {
+        return false;
+    }
+    let v = &view::<OUT>(skb, sk, s);
+    let (mut d, whole, segment) = {
+        let mut p = Packet::default();
+        let whole = parse(skb, &mut p);
+        (undecided::<OUT>(v, ends::<OUT>(&p)), whole, Segment { opens: p.opens(), resets: p.resets() })
+    };
+    if !whole {
+        return refuse::<OUT>(s, v, &mut d, Reason::Malformed);
+    }
+    // SAFETY: a full socket; the verifier checks the field.
+    let connected = unsafe { read_volatile(addr_of!((*sk).state)) } != TCP_LISTEN;
+    let kept = if connected { VERDICTS.get(sk) } else { core::ptr::null_mut() };
+    let old = if kept.is_null() { CachedVerdict(0) } else { cached(kept) };
+    let excused = segment.resets && old.once_allowed();
+    if old.epoch() == s.epoch && old.epoch() != 0 {
+        // Only a denial gets here; it was counted when it was decided.
+        return old.passes() || excused;
+    }
+    let inherited = if v.stamp.is_null() {
+        role::NONE
+    } else {
+        // SAFETY: a non-null stamp points to the socket's storage.
+        unsafe { read_volatile(addr_of!((*v.stamp).role)) }
+    };
+    let mut known_old = false;
+    let as_role = if !connected {
+        role::SERVER
+    } else if old.role() != role::NONE {
+        old.role()
+    } else if OUT && segment.opens {
+        role::CLIENT
+    } else if inherited != role::NONE {
+        inherited
+    } else {
+        // SAFETY: the helper takes this context.
+        match OLD_SOCKETS.get_ptr(&unsafe { bpf_get_socket_cookie(v.skb.cast()) }) {
+            Some(r) => {
+                known_old = true;
+                // SAFETY: a map's value stays readable for this run.
+                unsafe { *r }
+            }
+            None => role::NONE,
+        }
+    };
+
+    // The peer that connect() was called with binds the socket's packets, whatever NAT made of the address since.
+    if old.connected() && !kept.is_null() {
+        // SAFETY: a non-null pointer to the socket's storage.
+        unsafe {
+            d.ends.peer_addr = (*kept).peer;
+            d.ends.peer_port = (*kept).peer_port;
+        }
+    }
+    let mut oneself = false;
+    match v.meet(s, &d.ends, as_role) {
+        Met::Peer(peer) => {
+            aim(&mut d, v, &peer, as_role);
+            if as_role == role::NONE {
+                d.judgement = Judgement::unruled(&s, v.own.peer, direction(OUT), Reason::NoDirection);
+            } else {
+                judge(s, &d.flow, &mut d.judgement);
+            }
+        }
+        Met::Oneself | Met::Later => {
+            oneself = true;
+            d.judgement = Judgement::pass(Reason::SelfTraffic);
+        }
+    }
+    let outcome = d.judgement.outcome();
+
+    if connected {
+        let state = CachedVerdict::new(s.epoch, outcome, as_role, old.once_allowed(), old.connected()).0;
+        let store = VERDICTS.get_or_create_zeroed(v.sk);
+        if !store.is_null() {
+            // SAFETY: the storage is there. The peer only matters where connect() wrote it, and then stays as it is.
+            unsafe { write_volatile(addr_of_mut!((*store).state), state) };
+        }
+    } else if !OUT && segment.opens && outcome.passes() {
+        mark_server(v);
+    }
+
+    // An attempt is counted once: at the SYN on the listener, or when a socket is first judged.
+    let first = old.epoch() == 0 && (known_old || as_role != role::SERVER);
+    let attempt = if connected { first } else { !OUT && segment.opens };
+    if !oneself && (attempt || !outcome.passes()) {
+        record(s, &d);
+    }
+    outcome.passes() || excused
+}
+
+/// The listener's children inherit that the peer opened the connection.
+#[inline(always)]
+fn mark_server(v: &View) {
+    let mut stamp = v.stamp;
+    if stamp.is_null() {
+        // Made by the kernel (MPTCP) or before the programs came.
+        let mut made = Stamp {
+            cgroup: 0,
+            instance: v.own.instance,
+            peer: v.own.peer.0,
+            pid: 0,
+            comm: [0; 16],
+            flags: 0,
+            role: role::SERVER,
+            pad: 0,
+        };
+        stamp = STAMPS.get_or_create(v.sk, &mut made);
+    }
+    if !stamp.is_null() {
+        // SAFETY: the storage is there; one aligned u32.
+        unsafe { write_volatile(addr_of_mut!((*stamp).role), role::SERVER) };
+    }
+}
+
+/// What becomes of a packet that may be control traffic.
+enum Control {
+    /// The kernel's own, and a named built-in lets it pass.
+    Pass,
+    /// No workload may send it.
+    Forged,
+    /// Nothing of the kind.
+    Judge,
+}
+
+/// Control traffic isn't a flow: what the kernel itself sends from inside a workload's network namespace passes by
+/// named built-ins.
+#[inline(always)]
+fn control<const OUT: bool>(s: Snapshot, v: &View, p: &Packet) -> Control {
+    if !OUT || p.proto != proto::ICMP && p.proto != proto::ICMPV6 {
+        return Control::Judge;
+    }
+    if p.proto == proto::ICMPV6 && (p.kind == 134 || p.kind == 137) {
+        return Control::Forged;
+    }
+    // The kernel's own control sockets carry no stamp, and no workload made them before the programs came either.
+    // SAFETY: the verifier checks the field.
+    let kind = unsafe { read_volatile(addr_of!((*v.sk).type_)) };
+    if kind != SOCK_RAW || !v.stamp.is_null() {
+        return Control::Judge;
+    }
+    // SAFETY: the helper takes this context.
+    if OLD_SOCKETS.get_ptr(&unsafe { bpf_get_socket_cookie(v.skb.cast()) }).is_some() {
+        return Control::Judge;
+    }
+    let built_in = if p.proto == proto::ICMPV6 {
+        match p.kind {
+            133 | 135 | 136 if p.hops == 255 => Flags::PASS_NEIGHBOUR_DISCOVERY,
+            131 | 132 | 143 if p.daddr.0[0] == 0xff && p.daddr.0[1] == 0x02 => Flags::PASS_MULTICAST_LISTENER,
+            1..=4 => Flags::PASS_ICMP_ERRORS,
+            129 => Flags::PASS_ECHO_REPLY,
+            _ => 0,
+        }
+    } else {
+        match p.kind {
+            3 | 11 | 12 => Flags::PASS_ICMP_ERRORS,
+            0 => Flags::PASS_ECHO_REPLY,
+            _ => 0,
+        }
+    };
+    if s.flags() & built_in != 0 { Control::Pass } else { Control::Judge }
+}
+
+#[inline(always)]
+fn datagram<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot) -> bool {
+    let sk = socket(skb);
+    if sk.is_null() {
+        return false;
+    }
+    let v = &view::<OUT>(skb, sk, s);
+    let (mut d, whole, kind) = {
+        let mut p = Packet::default();
+        let whole = parse(skb, &mut p);
+        (undecided::<OUT>(v, ends::<OUT>(&p)), whole, control::<OUT>(s, v, &p))
+    };
+    if !whole {
+        return refuse::<OUT>(s, v, &mut d, Reason::Malformed);
+    }
+    match kind {
+        Control::Pass => return true,
+        Control::Forged => return refuse::<OUT>(s, v, &mut d, Reason::ForgedControl),
+        Control::Judge => {}
+    }
+    // SAFETY: a full socket; the verifier checks the fields.
+    let connected =
+        unsafe { read_volatile(addr_of!((*sk).type_)) != SOCK_RAW && read_volatile(addr_of!((*sk).dst_port)) != 0 };
+    let kept = if connected { VERDICTS.get(sk) } else { core::ptr::null_mut() };
+    let old = if kept.is_null() { CachedVerdict(0) } else { cached(kept) };
+    // The socket's own verdict speaks for the peer that it is connected to.
+    // SAFETY: a non-null pointer to the socket's storage.
+    let bound = !kept.is_null()
+        && old.role() != role::NONE
+        && (!OUT || unsafe { (*kept).peer_port == d.ends.peer_port && (*kept).peer == d.ends.peer_addr });
+    if bound && old.epoch() == s.epoch {
+        return old.passes();
+    }
+    let recorded = flow::find(&v.own, &d.ends);
+    if !bound && recorded.epoch() == s.epoch && recorded.epoch() != 0 {
+        return recorded.passes();
+    }
+    // In the host's namespace the packet of a connected socket may bear another address than connect() was called with,
+    // because NAT came in between; sendto() elsewhere would have left a flow.
+    let translated = OUT && !bound && v.host_netns() && old.connected() && recorded.epoch() == 0;
+    if translated && old.epoch() == s.epoch {
+        return old.passes();
+    }
+
+    let as_role = if bound || translated {
+        old.role()
+    } else if recorded.role() != role::NONE {
+        recorded.role()
+    } else {
+        flow::role_of_first(OUT)
+    };
+    if translated && !kept.is_null() {
+        // SAFETY: a non-null pointer to the socket's storage.
+        unsafe {
+            d.ends.peer_addr = (*kept).peer;
+            d.ends.peer_port = (*kept).peer_port;
+        }
+    }
+    let peer = match v.meet(s, &d.ends, as_role) {
+        Met::Oneself | Met::Later => return true,
+        Met::Peer(b) => b,
+    };
+    aim(&mut d, v, &peer, as_role);
+    judge(s, &d.flow, &mut d.judgement);
+    let outcome = d.judgement.outcome();
+    let fresh = !bound && !translated && recorded.epoch() == 0;
+    if fresh || !outcome.passes() {
+        record(s, &d);
+    }
+    if (bound || translated) && !kept.is_null() {
+        let state = CachedVerdict::new(s.epoch, outcome, as_role, true, old.connected()).0;
+        // SAFETY: a non-null pointer to the socket's storage; one aligned u64.
+        unsafe { write_volatile(addr_of_mut!((*kept).state), state) };
+    } else if outcome.passes() {
+        flow::keep(&v.own, &d.ends, &peer, s.epoch, outcome, as_role);
+    }
+    outcome.passes()
+}

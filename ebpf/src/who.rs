@@ -1,0 +1,315 @@
+//! Who is at each end.
+//!
+//! A workload is found by the ids of a cgroup's ancestors, from the root downwards; the first one that the agent bound
+//! to a workload wins, so a process can't leave its identity by making child cgroups. A peer in the same network
+//! namespace is whoever owns the socket there; any other peer is found by its address.
+
+use aya_ebpf::bindings::{__sk_buff, BPF_F_CURRENT_NETNS, bpf_sock, bpf_sock_addr, bpf_sock_tuple};
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_ancestor_cgroup_id, bpf_sk_ancestor_cgroup_id, bpf_sk_lookup_tcp, bpf_sk_lookup_udp,
+    bpf_sk_release, bpf_skb_ancestor_cgroup_id,
+};
+use bulkhead_common::maps::MAX_LEVEL;
+use bulkhead_common::slots::{ABSENT, Binding};
+use bulkhead_common::{Addr, Class, PeerId, proto};
+use core::ffi::c_void;
+
+use crate::maps::STAMPS;
+use crate::tables::{Snapshot, resolve};
+
+/// The peer of a connection as far as a hook can tell.
+pub enum Met {
+    /// The workload itself, within its own network namespace.
+    Oneself,
+    /// Somebody else.
+    Peer(Binding),
+    /// Not to be told here: the packet hooks see more.
+    Later,
+}
+
+/// A connection's ends, seen from the workload whose hook runs.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Ends {
+    pub own_addr: Addr,
+    pub peer_addr: Addr,
+    pub own_port: u16,
+    pub peer_port: u16,
+    pub proto: u8,
+    pub pad: [u8; 3],
+}
+
+impl Ends {
+    pub const NOWHERE: Self = Self {
+        own_addr: Addr::UNSPECIFIED,
+        peer_addr: Addr::UNSPECIFIED,
+        own_port: 0,
+        peer_port: 0,
+        proto: 0,
+        pad: [0; 3],
+    };
+}
+
+/// What has to be known to find the peer besides the ends, in one word, since a BPF function takes five arguments.
+///
+/// Bits: 0..32 our workload's instance, 32..48 the port for which the peer's address is looked up, 48 and 49 flags.
+#[derive(Clone, Copy)]
+pub struct Situation(u64);
+
+impl Situation {
+    /// `lookup_port` is 0 when the peer opened the connection, since only a server is somebody by its port.
+    /// `host_netns`: our socket is known to live in the host's network namespace. `via_loopback`: the packet goes over
+    /// the loopback device, so that its peer is in the same network namespace.
+    #[inline(always)]
+    pub const fn new(own: &Binding, lookup_port: u16, host_netns: bool, via_loopback: bool) -> Self {
+        Self(own.instance as u64 | (lookup_port as u64) << 32 | (host_netns as u64) << 48 | (via_loopback as u64) << 49)
+    }
+
+    #[inline(always)]
+    const fn instance(self) -> u32 {
+        self.0 as u32
+    }
+
+    #[inline(always)]
+    const fn lookup_port(self) -> u16 {
+        (self.0 >> 32) as u16
+    }
+
+    #[inline(always)]
+    const fn host_netns(self) -> bool {
+        self.0 & (1 << 48) != 0
+    }
+
+    #[inline(always)]
+    const fn via_loopback(self) -> bool {
+        self.0 & (1 << 49) != 0
+    }
+}
+
+// How a global function says what it met; the binding is in its out parameter.
+const LATER: u32 = 0;
+const ONESELF: u32 = 1;
+const PEER: u32 = 2;
+
+impl Met {
+    #[inline(always)]
+    fn of(code: u32, b: u64) -> Self {
+        match code {
+            ONESELF => Self::Oneself,
+            PEER => Self::Peer(Binding::decode(b).unwrap_or(UNKNOWN)),
+            _ => Self::Later,
+        }
+    }
+}
+
+/// The workload that this cgroup belongs to. The flag says whether it lies below an attach point at all.
+#[inline(always)]
+fn walk(s: Snapshot, id_at: impl Fn(i32) -> u64) -> (Option<Binding>, bool) {
+    let levels = s.levels();
+    let mut managed = false;
+    let mut level = 1;
+    while level <= MAX_LEVEL {
+        if levels & (1 << level) != 0 {
+            let id = id_at(level as i32);
+            if let Some(b) = s.cgroup(id) {
+                if b.flags & Binding::ATTACH_POINT == 0 {
+                    return (Some(b), true);
+                }
+                managed = true;
+            }
+        }
+        level += 1;
+    }
+    (None, managed)
+}
+
+const UNKNOWN: Binding = Binding::of(PeerId::UNKNOWN_WORKLOAD);
+
+// The functions named `bulkhead_…` are global ones: the verifier looks at each once, not at every call, and knows
+// nothing of their arguments but their types. Hence raw pointers, checked for null, and scalars as results.
+
+/// The workload of the calling process, encoded; 0 if it is unknown.
+#[unsafe(no_mangle)]
+pub extern "C" fn bulkhead_caller(epoch: u32) -> u64 {
+    // SAFETY: the helper takes any level and gives 0 for one that doesn't exist.
+    match walk(Snapshot { epoch }, |level| unsafe { bpf_get_current_ancestor_cgroup_id(level) }).0 {
+        Some(b) => b.encode(),
+        None => ABSENT,
+    }
+}
+
+/// The workload of the packet's socket, encoded; 0 if it is unknown.
+#[unsafe(no_mangle)]
+pub extern "C" fn bulkhead_holder(skb: *mut __sk_buff, epoch: u32) -> u64 {
+    // SAFETY: as above; the context is the program's own.
+    match walk(Snapshot { epoch }, |level| unsafe { bpf_skb_ancestor_cgroup_id(skb, level) }).0 {
+        Some(b) => b.encode(),
+        None => ABSENT,
+    }
+}
+
+/// The workload of the calling process.
+#[inline(always)]
+pub fn caller(s: Snapshot) -> Binding {
+    Binding::decode(bulkhead_caller(s.epoch)).unwrap_or(UNKNOWN)
+}
+
+/// The workload of the packet's socket: the sender's at egress, the receiver's at ingress.
+#[inline(always)]
+pub fn holder(s: Snapshot, skb: *mut __sk_buff) -> Binding {
+    Binding::decode(bulkhead_holder(skb, s.epoch)).unwrap_or(UNKNOWN)
+}
+
+/// The socket in this network namespace to which a packet from our end to the peer's would go; release it. A function
+/// of its own, so that its stack isn't its callers'.
+#[inline(never)]
+fn opposite(ctx: *mut c_void, e: &Ends) -> *mut bpf_sock {
+    // SAFETY: an all-zero tuple is a valid value of this plain C union.
+    let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
+    // Connecting to the unspecified address means the loopback address (Linux: ip_route_output_key_hash_rcu).
+    let size = if e.peer_addr.is_v4() {
+        // SAFETY: a union of plain integers, all of them zero so far.
+        unsafe {
+            let t = &mut tuple.__bindgen_anon_1.ipv4;
+            t.saddr = if e.own_addr.is_v4() { e.own_addr.words()[3] } else { 0 };
+            t.daddr = e.peer_addr.words()[3];
+            if t.daddr == 0 {
+                t.daddr = u32::from_ne_bytes([127, 0, 0, 1]);
+            }
+            t.sport = e.own_port.to_be();
+            t.dport = e.peer_port.to_be();
+        }
+        12
+    } else {
+        // SAFETY: as above.
+        unsafe {
+            let t = &mut tuple.__bindgen_anon_1.ipv6;
+            t.saddr = e.own_addr.words();
+            t.daddr = e.peer_addr.words();
+            if e.peer_addr.is_loopback() {
+                t.daddr[3] = 1u32.to_be();
+            }
+            t.sport = e.own_port.to_be();
+            t.dport = e.peer_port.to_be();
+        }
+        36
+    };
+    let netns = BPF_F_CURRENT_NETNS as u64;
+    // SAFETY: the tuple lives on this stack and `size` is that of one of its forms.
+    unsafe {
+        match e.proto {
+            proto::TCP => bpf_sk_lookup_tcp(ctx, &mut tuple, size, netns, 0),
+            proto::UDP => bpf_sk_lookup_udp(ctx, &mut tuple, size, netns, 0),
+            _ => core::ptr::null_mut(),
+        }
+    }
+}
+
+#[inline(always)]
+fn oneself_or(at: Situation, b: Binding, out: &mut u64) -> u32 {
+    *out = b.encode();
+    if b.instance != 0 && b.instance == at.instance() { ONESELF } else { PEER }
+}
+
+/// Who answers in this network namespace where no socket does: the node in the host's, the workload elsewhere. A
+/// sender that has closed its socket by now was judged at its own egress, where the receiver's socket was found.
+#[inline(always)]
+fn nobody(at: Situation, out: &mut u64) -> u32 {
+    *out = Binding::of(Class::Host.id()).encode();
+    if at.host_netns() { PEER } else { ONESELF }
+}
+
+/// The peer of a call, before there is a packet.
+#[unsafe(no_mangle)]
+pub extern "C" fn bulkhead_meet_call(
+    ctx: *mut bpf_sock_addr,
+    epoch: u32,
+    e: *const Ends,
+    at: u64,
+    out: *mut u64,
+) -> u32 {
+    if e.is_null() {
+        return LATER;
+    }
+    if out.is_null() {
+        return LATER;
+    }
+    // SAFETY: the verifier has checked at each call that these point to values of their types.
+    let (e, out) = unsafe { (&*e, &mut *out) };
+    let s = Snapshot { epoch };
+    let at = Situation(at);
+    if !e.peer_addr.is_loopback() {
+        let b = resolve(s, &e.peer_addr, e.proto, at.lookup_port());
+        if !at.host_netns() || b.peer.0 != Class::Host as u32 {
+            return oneself_or(at, b, out);
+        }
+    }
+    let sk = opposite(ctx.cast(), e);
+    if sk.is_null() {
+        return nobody(at, out);
+    }
+    // The cgroup of a socket can't be asked for in this hook, only its stamp. No stamp, or one made before the maker
+    // was known: the packet hooks will tell.
+    let theirs = STAMPS.get(sk);
+    let mut found = Binding { peer: PeerId(0), instance: 0, flags: 0 };
+    if !theirs.is_null() {
+        // SAFETY: the storage is there, and the socket is held.
+        unsafe {
+            found.peer = PeerId((*theirs).peer);
+            found.instance = (*theirs).instance;
+        }
+    }
+    // SAFETY: the reference that the lookup took.
+    unsafe { bpf_sk_release(sk.cast()) };
+    if found.instance == 0 { LATER } else { oneself_or(at, found, out) }
+}
+
+/// The peer of a call, before there is a packet.
+#[inline(always)]
+pub fn meet_call(ctx: *mut bpf_sock_addr, s: Snapshot, e: &Ends, at: Situation) -> Met {
+    let mut b = ABSENT;
+    let code = bulkhead_meet_call(ctx, s.epoch, e, at.0, &mut b);
+    Met::of(code, b)
+}
+
+/// The peer of a packet.
+#[unsafe(no_mangle)]
+pub extern "C" fn bulkhead_meet_packet(skb: *mut __sk_buff, epoch: u32, e: *const Ends, at: u64, out: *mut u64) -> u32 {
+    if e.is_null() {
+        return LATER;
+    }
+    if out.is_null() {
+        return LATER;
+    }
+    // SAFETY: the verifier has checked at each call that these point to values of their types.
+    let (e, out) = unsafe { (&*e, &mut *out) };
+    let s = Snapshot { epoch };
+    let at = Situation(at);
+    if !at.via_loopback() {
+        return oneself_or(at, resolve(s, &e.peer_addr, e.proto, at.lookup_port()), out);
+    }
+    let sk = opposite(skb.cast(), e);
+    if sk.is_null() {
+        return nobody(at, out);
+    }
+    // SAFETY: the socket is held until it is released below.
+    let (workload, managed) = walk(s, |level| unsafe { bpf_sk_ancestor_cgroup_id(sk.cast(), level) });
+    // SAFETY: the reference that the lookup took.
+    unsafe { bpf_sk_release(sk.cast()) };
+    match workload {
+        Some(b) => oneself_or(at, b, out),
+        None => {
+            let other = if managed { UNKNOWN } else { Binding::of(Class::Host.id()) };
+            *out = other.encode();
+            PEER
+        }
+    }
+}
+
+/// The peer of a packet.
+#[inline(always)]
+pub fn meet_packet(skb: *mut __sk_buff, s: Snapshot, e: &Ends, at: Situation) -> Met {
+    let mut b = ABSENT;
+    let code = bulkhead_meet_packet(skb, s.epoch, e, at.0, &mut b);
+    Met::of(code, b)
+}
