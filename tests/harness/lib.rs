@@ -3,7 +3,10 @@
 //!
 //! Everything is removed when it is dropped, also after a panic. A missing privilege is a failure that says so.
 
+pub mod enforced;
+
 pub use bulkhead::probe::sandbox::{self, Process, Reply, Sandbox, Workload};
+pub use enforced::Enforced;
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
