@@ -13,6 +13,7 @@
 //! | [`older`] | sockets that exist before the programs, and processes that move |
 //! | [`borrowed`] | sockets that another workload made |
 //! | [`place`] | network namespaces, shared or entered |
+//! | [`outward`] | from a workload to the outside, where nobody else checks |
 //! | [`other`] | families beside IP |
 
 mod borrowed;
@@ -20,6 +21,7 @@ mod datagram;
 mod nat;
 mod older;
 mod other;
+mod outward;
 mod place;
 mod raw;
 mod stream;
@@ -102,6 +104,7 @@ pub fn all() -> Vec<Trick> {
         older::TRICKS,
         borrowed::TRICKS,
         place::TRICKS,
+        outward::TRICKS,
         other::TRICKS,
     ]
     .concat()

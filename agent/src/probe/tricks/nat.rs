@@ -45,7 +45,7 @@ fn own_by_udp(stage: &mut Stage<'_>) -> Result<()> {
 }
 
 /// Whatever the calling process's network namespace sends to the port goes to this address.
-fn translate(to: SocketAddr) -> io::Result<()> {
+pub(super) fn translate(to: SocketAddr) -> io::Result<()> {
     let IpAddr::V4(address) = to.ip() else { return Err(io::ErrorKind::Unsupported.into()) };
     // A name of its own for each trick: the namespace is shared by all.
     let table = format!("probe{}", to.port());
