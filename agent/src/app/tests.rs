@@ -87,6 +87,9 @@ impl Kernel for Fake {
     fn inspect(&self) -> anyhow::Result<Vec<String>> {
         Ok(self.memory().faults.clone())
     }
+    fn is_repairable(fault: &String) -> bool {
+        !fault.contains("foreign")
+    }
     fn repair(&mut self, fault: &String) -> anyhow::Result<()> {
         let mut m = self.memory();
         m.faults.retain(|f| f != fault);
