@@ -9,7 +9,7 @@ use aya_ebpf::helpers::generated::{
 };
 use bulkhead_common::maps::{CachedVerdict, Stamp, role};
 use bulkhead_common::slots::{Baseline, Binding, Sides};
-use bulkhead_common::{Addr, Direction, Flow, Hook, Judgement, PeerId, Reason, Tables, proto};
+use bulkhead_common::{Addr, Class, Direction, Flow, Hook, Judgement, PeerId, Reason, Tables, proto};
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
 use crate::flow;
@@ -174,6 +174,13 @@ fn meet(s: Snapshot, ctx: *mut bpf_sock_addr, own: &Binding, stamp: *const Stamp
     meet_call(ctx, s, ends, Situation::new(own, ends.peer_port, host_netns, false))
 }
 
+/// Whether a refusal is left to the packet hooks: an unknown peer's owner may become known any moment, and what is
+/// dropped there is sent again. An error here would be final.
+#[inline(always)]
+fn held_back(peer: &Binding, d: &Decision) -> bool {
+    peer.peer.0 == Class::Unknown as u32 && !d.judgement.outcome().passes()
+}
+
 /// Turns the decision round: the flow is one that the peer opened.
 #[inline(always)]
 fn reverse(d: &mut Decision, own: &Binding, peer: &Binding) {
@@ -217,6 +224,9 @@ pub fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
                     }
                 }
                 judge(s, &d.flow, &mut d.judgement);
+                if held_back(&peer, &d) {
+                    return true;
+                }
             }
         }
     }
@@ -280,6 +290,9 @@ pub fn sendmsg<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
         reverse(&mut d, own, &peer);
     }
     judge(s, &d.flow, &mut d.judgement);
+    if held_back(&peer, &d) {
+        return true;
+    }
     let outcome = d.judgement.outcome();
     if recorded.epoch() == 0 || !outcome.passes() {
         tell(s, &mut d);

@@ -212,7 +212,8 @@ fn tell(report: &Report) -> Tally {
     if !report.absent.is_empty() {
         note(format!("this kernel has no {}", report.absent.join(", ")));
     }
-    note(format!("Linux {}: {:.1} s", report.release, report.took.as_secs_f64()));
+    let preempt = if report.preempt.is_empty() { String::new() } else { format!(", preempt={}", report.preempt) };
+    note(format!("Linux {}{preempt}: {:.1} s", report.release, report.took.as_secs_f64()));
     report.done.iter().filter_map(|done| Tally::of_text(&done.output)).sum()
 }
 

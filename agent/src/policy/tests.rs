@@ -1,5 +1,7 @@
 //! The compiler against the reference, over random policies, inventories and flows; and the table of cases.
 
+mod files;
+
 use super::model::*;
 use super::*;
 use crate::identity::Identity;
