@@ -1,13 +1,12 @@
 //! The probe with the real programs, on this kernel.
 
+use bulkhead::probe;
 use bulkhead::probe::report::{Expectations, Outcome};
-use bulkhead::probe::runner::Probe;
-use bulkhead::probe::walls::Walls;
+use std::path::Path;
 
 #[test]
 fn every_trick_ends_as_expected_and_every_hook_is_needed() {
-    let mut walls = Walls::new("/sys/fs/bpf".into()).expect("a runtime");
-    let report = Probe::new(&mut walls).expect("needs root").run(true).expect("a report");
+    let report = probe::run(Path::new("/sys/fs/bpf"), true).expect("a report");
     println!("{}", report.table(140));
     let expected: Option<Expectations> = expectations();
     let findings = report.findings(expected.as_ref());

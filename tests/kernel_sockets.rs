@@ -208,7 +208,7 @@ fn whoever_is_no_workload_is_the_host_or_unknown() {
     assert!(enforced.counted(Class::Host.id(), peer, Outcome::Denied) > 0, "{:?}", enforced.edges());
     // … and one below the attach point that nobody has named.
     let mut unnamed = estate.sandbox().outsider(app.netns(), dial).expect("a process");
-    assert_eq!(ended(&mut unnamed).map_err(|f| f.errno), Err(libc::EPERM));
+    assert!(ended(&mut unnamed).is_err());
     assert!(enforced.counted(PeerId::UNKNOWN_WORKLOAD, peer, Outcome::Denied) > 0, "{:?}", enforced.edges());
     // An address in the workloads' range that nobody owns yet.
     let nobody = Ipv4Addr::from(u32::from(app.v4()) | 0xf0);

@@ -11,6 +11,7 @@
 mod counters;
 mod error;
 mod events;
+mod features;
 mod links;
 mod memory;
 mod object;
@@ -24,6 +25,7 @@ mod watch;
 pub use counters::{MapFill, Totals};
 pub use error::{AttachError, CommitError, OpenError, UninstallError};
 pub use events::Events;
+pub use features::{Feature, features};
 pub use watch::Fault;
 
 use crate::image::Image;

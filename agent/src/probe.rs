@@ -8,3 +8,13 @@ pub mod runner;
 pub mod sandbox;
 pub mod tricks;
 pub mod walls;
+
+use anyhow::Result;
+use std::path::Path;
+
+/// Plays every trick against the real programs and takes them off again. With `each_hook`, also with each hook left
+/// out in turn, to see what it is good for. `bpffs` is where the BPF file system is mounted, or shall be.
+pub fn run(bpffs: &Path, each_hook: bool) -> Result<report::Report> {
+    let mut walls = walls::Walls::new(bpffs.to_owned())?;
+    runner::Probe::new(&mut walls)?.run(each_hook)
+}

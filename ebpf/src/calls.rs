@@ -207,11 +207,8 @@ pub fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
         d.judgement = Judgement::unruled(&s, own.peer, Direction::Egress, Reason::ForeignSocket);
     } else {
         match meet(s, ctx, own, stamp, &d.ends) {
-            Met::Later => return true,
-            Met::Oneself => {
-                fresh = false;
-                d.judgement = Judgement::pass(Reason::SelfTraffic);
-            }
+            // Nothing is kept for oneself either: NAT may yet send it elsewhere, and the packet hooks see where it goes.
+            Met::Later | Met::Oneself => return true,
             Met::Peer(peer) => {
                 d.flow.dst = peer.peer;
                 // A server that connects its socket back to a client goes on with the client's flow.

@@ -286,7 +286,9 @@ pub extern "C" fn bulkhead_meet_packet(skb: *mut __sk_buff, epoch: u32, e: *cons
     let s = Snapshot { epoch };
     let at = Situation(at);
     if !at.via_loopback() {
-        return oneself_or(at, resolve(s, &e.peer_addr, e.proto, at.lookup_port()), out);
+        // Whatever comes from or goes to a device isn't oneself, even if it bears the own address.
+        *out = resolve(s, &e.peer_addr, e.proto, at.lookup_port()).encode();
+        return PEER;
     }
     let sk = opposite(skb.cast(), e);
     if sk.is_null() {

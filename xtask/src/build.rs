@@ -63,7 +63,8 @@ pub(crate) fn kernel() -> Result<PathBuf> {
 pub(crate) fn agent(release: bool) -> Result<PathBuf> {
     step("building the agent");
     let mut cargo = run::cargo();
-    cargo.args(["build", "--package", "bulkhead", "--bin", "bulkhead"]);
+    // The whole workspace's choice of features, as the tests have it: the dependencies aren't compiled a second time.
+    cargo.args(["build", "--workspace", "--bin", "bulkhead"]);
     if release {
         cargo.arg("--release");
     }

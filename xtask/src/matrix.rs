@@ -23,7 +23,7 @@ const TESTS: &str = "kernel_*";
 /// Commands of the agent that run on every kernel. Each prints JSON.
 const COMMANDS: &[(&str, &[&str])] = &[("probe", &["probe", "--json"])];
 
-/// Guests interpret each instruction, and are some 10 to 30 times slower than the host.
+/// Named although it is the host's own, so that the flags for static linking don't reach build scripts and macros.
 const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
 
 #[derive(clap::Args)]

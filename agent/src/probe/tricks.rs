@@ -9,15 +9,19 @@
 //! | [`datagram`] | UDP and its kin |
 //! | [`uring`] | system calls made by the kernel for the workload |
 //! | [`raw`] | hand-made packets |
+//! | [`nat`] | destinations that are translated later |
 //! | [`older`] | sockets that exist before the programs, and processes that move |
 //! | [`borrowed`] | sockets that another workload made |
 //! | [`place`] | network namespaces, shared or entered |
+//! | [`outward`] | from a workload to the outside, where nobody else checks |
 //! | [`other`] | families beside IP |
 
 mod borrowed;
 mod datagram;
+mod nat;
 mod older;
 mod other;
+mod outward;
 mod place;
 mod raw;
 mod stream;
@@ -96,9 +100,11 @@ pub fn all() -> Vec<Trick> {
         datagram::TRICKS,
         uring::TRICKS,
         raw::TRICKS,
+        nat::TRICKS,
         older::TRICKS,
         borrowed::TRICKS,
         place::TRICKS,
+        outward::TRICKS,
         other::TRICKS,
     ]
     .concat()
@@ -193,10 +199,12 @@ impl<'g> Stage<'g> {
         last.receives(nonce, within) || others.iter_mut().any(|r| r.receives(nonce, Duration::ZERO))
     }
 
-    /// Whether a denial of this process, or on these ports, can be this stage's doing.
+    /// Whether a denial of this process, or on these ports, can be this stage's doing. One that names neither (an ICMP
+    /// message of a socket whose maker isn't known) is taken for it, as there is one stage at a time.
     pub fn concerns(&self, pid: u32, sport: u16, dport: u16) -> bool {
         let own = |port| (self.ports.start - self.ports.start % PORTS..self.ports.end).contains(&port);
-        own(sport) || own(dport) || self.senders.iter().chain(&self.receivers).any(|p| p.pid() == pid)
+        let nameless = pid == 0 && sport == 0 && dport == 0;
+        nameless || own(sport) || own(dport) || self.senders.iter().chain(&self.receivers).any(|p| p.pid() == pid)
     }
 
     fn ground(&self) -> &'g Ground {

@@ -261,3 +261,27 @@ fn of_two_documents_of_one_name_the_form_in_force_stays() {
     let (set, _) = PolicySet::assemble(both(), &PolicySet::default());
     assert!(set.iter().all(|p| p.mode == Mode::Audit), "the first of the two");
 }
+
+#[test]
+fn the_shipped_examples_and_those_in_the_docs_are_good() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let text = |path: std::path::PathBuf| std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path:?}: {e}"));
+    let mut policies: Vec<(String, String)> = std::fs::read_dir(root.join("deploy/examples"))
+        .expect("deploy/examples")
+        .map(|entry| entry.expect("a readable folder").path())
+        .filter(|path| path.extension().is_some_and(|e| e == "yaml"))
+        .map(|path| (path.display().to_string(), text(path)))
+        .filter(|(_, text)| {
+            text.contains("kind: SegmentationPolicy") || text.contains("kind: ClusterSegmentationPolicy")
+        })
+        .collect();
+    let docs = text(root.join("docs/policy.md"));
+    let blocks = docs.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next());
+    policies.extend(blocks.map(|block| ("docs/policy.md".to_owned(), block.to_owned())));
+    assert!(policies.len() >= 4, "two examples and two in the docs");
+    for (name, text) in policies {
+        let policies = parse(&name, &text).unwrap_or_else(|faults| panic!("{}", faults[0]));
+        let doubts = check(&policies.into_iter().collect(), None);
+        assert_eq!(doubts, [], "{name}");
+    }
+}

@@ -35,7 +35,7 @@ pub(super) const TRICKS: &[Trick] = &[
 ];
 
 /// Lets A use a socket that `maker` gives away.
-fn pass<F>(stage: &mut Stage<'_>, mut maker: Process, user: F) -> Result<()>
+pub(super) fn pass<F>(stage: &mut Stage<'_>, mut maker: Process, user: F) -> Result<()>
 where
     F: FnOnce(&mut Turn, Socket) -> io::Result<()> + Copy,
 {

@@ -29,7 +29,7 @@ pub(super) const TRICKS: &[Trick] = &[
     Trick { name: "udp-multicast", family: Family::Ipv6, wall: Wall::Hook(Hook::Sendmsg), setup: multicast },
     Trick { name: "udp-false-source", family: Family::Ipv4, wall: Wall::Hook(Hook::Sendmsg), setup: false_source },
     Trick { name: "udplite-sendto", family: Family::Ipv4, wall: Wall::Hook(Hook::Sendmsg), setup: lite },
-    Trick { name: "udplite-connect", family: Family::Ipv6, wall: Wall::Hook(Hook::Connect), setup: lite_connect },
+    Trick { name: "udplite-connect", family: Family::Ipv6, wall: Wall::Hook(Hook::Egress), setup: lite_connect },
 ];
 
 fn udp(to: SocketAddr) -> io::Result<Socket> {

@@ -40,7 +40,13 @@ fn raw_header_socket(to: SocketAddr) -> io::Result<Socket> {
     Socket::new(Domain::for_address(to), Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)))
 }
 
-fn send_packet(turn: &mut Turn, socket: &Socket, from: SocketAddr, to: SocketAddr, nonce: &[u8]) -> io::Result<()> {
+pub(super) fn send_packet(
+    turn: &mut Turn,
+    socket: &Socket,
+    from: SocketAddr,
+    to: SocketAddr,
+    nonce: &[u8],
+) -> io::Result<()> {
     let packet = udp_packet(from, to, nonce)?;
     let mut at = to;
     // Linux refuses a port other than the protocol's for IPv6.
@@ -89,12 +95,13 @@ fn icmp_at_b(stage: &mut Stage<'_>) -> Result<SocketAddr> {
 fn send_echo(stage: &mut Stage<'_>, kind: Type) -> Result<()> {
     let (domain, protocol) = icmp(stage.family);
     let to = icmp_at_b(stage)?;
+    let identifier = stage.port()?;
     stage.send(&stage.ground().a, |turn| {
         let nonce = turn.ready()?;
         turn.doing("ICMP socket");
         let socket = Socket::new(domain, kind, Some(protocol))?;
         turn.doing("sendto");
-        socket.send_to(&echo_request(to.is_ipv6(), &nonce), &to.into()).map(drop)
+        socket.send_to(&echo_request(to.is_ipv6(), identifier, &nonce), &to.into()).map(drop)
     })
 }
 
@@ -122,7 +129,7 @@ fn unassigned(stage: &mut Stage<'_>) -> Result<()> {
 }
 
 /// Link-layer numbers of IPv4, and of local experiments.
-const ETH_P_IP: u16 = 0x0800;
+pub(super) const ETH_P_IP: u16 = 0x0800;
 const ETH_P_EXPERIMENT: u16 = 0x88b5;
 
 fn packet_socket(ethertype: u16) -> io::Result<Socket> {
@@ -142,7 +149,7 @@ fn link_broadcast(ethertype: u16) -> io::Result<SockAddr> {
     })
 }
 
-fn send_frame(turn: &mut Turn, ethertype: u16, bytes: &[u8]) -> io::Result<()> {
+pub(super) fn send_frame(turn: &mut Turn, ethertype: u16, bytes: &[u8]) -> io::Result<()> {
     turn.doing("packet socket");
     let socket = packet_socket(ethertype)?;
     turn.doing("sendto on a packet socket");

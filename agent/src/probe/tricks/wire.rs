@@ -75,9 +75,11 @@ pub(super) fn udp_packet(from: SocketAddr, to: SocketAddr, payload: &[u8]) -> io
     Ok(packet)
 }
 
-/// An ICMP echo request. The kernel fills in the checksum of ICMPv6.
-pub(super) fn echo_request(v6: bool, payload: &[u8]) -> Vec<u8> {
-    let mut message = vec![if v6 { 128 } else { 8 }, 0, 0, 0, 0x77, 0x77, 0, 1];
+/// An ICMP echo request with that identifier, which is what stands for its ports. The kernel fills in the checksum of ICMPv6.
+pub(super) fn echo_request(v6: bool, identifier: u16, payload: &[u8]) -> Vec<u8> {
+    let mut message = vec![if v6 { 128 } else { 8 }, 0, 0, 0];
+    message.extend(identifier.to_be_bytes());
+    message.extend([0, 1]);
     message.extend(payload);
     if !v6 {
         let sum = checksum(&message);
