@@ -3,16 +3,14 @@
 mod scalars;
 
 use super::low::{self, OneOrMany};
-use super::{Capacities, CgroupGlob, Config, Log, Peer, Position, Unlisted, Who, Workload, widen, widen_prefix};
+use super::{Capacities, CgroupGlob, Config, Log, Peer, Position, Unlisted, Who, Workload};
 use crate::identity::{Identity, SpiffeId};
 use crate::inventory::{Place, Posture};
 use crate::policy::{Diagnostic, Severity};
-use bulkhead_common::maps::{AddrPort, Control, PrefixKey};
+use bulkhead_common::maps::AddrPort;
 use bulkhead_common::{Addr, Class, proto};
 use serde_saphyr::Spanned;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
-use std::path::PathBuf;
 
 /// The name of an agent that was given none.
 pub const INSTANCE: &str = "default";
