@@ -112,9 +112,10 @@ fn walk(s: Snapshot, id_at: impl Fn(i32) -> u64) -> (Option<Binding>, bool) {
         if levels & (1 << level) != 0 {
             let id = id_at(level as i32);
             if let Some(b) = s.cgroup(id) {
-                if b.flags & Binding::ATTACH_POINT == 0 {
+                if b.peer.0 != PeerId::UNKNOWN_WORKLOAD.0 {
                     return (Some(b), true);
                 }
+                // An attach point that is nobody's.
                 managed = true;
             }
         }
