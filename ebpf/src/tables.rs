@@ -36,8 +36,8 @@ impl Snapshot {
     }
 
     #[inline(always)]
-    pub fn levels(self) -> u32 {
-        control!(levels)
+    pub fn levels(self) -> u64 {
+        control!(level_list)
     }
 
     #[inline(always)]

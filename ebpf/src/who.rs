@@ -9,7 +9,7 @@ use aya_ebpf::helpers::generated::{
     bpf_get_current_ancestor_cgroup_id, bpf_sk_ancestor_cgroup_id, bpf_sk_lookup_tcp, bpf_sk_lookup_udp,
     bpf_sk_release, bpf_skb_ancestor_cgroup_id,
 };
-use bulkhead_common::maps::MAX_LEVEL;
+use bulkhead_common::maps::LEVELS;
 use bulkhead_common::slots::{ABSENT, Binding};
 use bulkhead_common::{Addr, Class, PeerId, proto};
 use core::ffi::c_void;
@@ -105,21 +105,23 @@ impl Met {
 /// The workload that this cgroup belongs to. The flag says whether it lies below an attach point at all.
 #[inline(always)]
 fn walk(s: Snapshot, id_at: impl Fn(i32) -> u64) -> (Option<Binding>, bool) {
-    let levels = s.levels();
+    let mut levels = s.levels();
     let mut managed = false;
-    let mut level = 1;
-    while level <= MAX_LEVEL {
-        if levels & (1 << level) != 0 {
-            let id = id_at(level as i32);
-            if let Some(b) = s.cgroup(id) {
-                if b.peer.0 != PeerId::UNKNOWN_WORKLOAD.0 {
-                    return (Some(b), true);
-                }
-                // An attach point that is nobody's.
-                managed = true;
-            }
+    let mut n = 0;
+    while n < LEVELS {
+        let level = (levels & 0xff) as i32;
+        if level == 0 {
+            break;
         }
-        level += 1;
+        if let Some(b) = s.cgroup(id_at(level)) {
+            if b.peer.0 != PeerId::UNKNOWN_WORKLOAD.0 {
+                return (Some(b), true);
+            }
+            // An attach point that is nobody's.
+            managed = true;
+        }
+        levels >>= 8;
+        n += 1;
     }
     (None, managed)
 }
