@@ -1,7 +1,7 @@
 //! How long it takes to put rules into force, and to get the programs into the kernel.
 
 use crate::keys::{Keys, Protocol};
-use crate::lane::{Course, Kind};
+use crate::lane::{Kind, Lane};
 use crate::pins::Pins;
 use crate::rounds::median;
 use crate::{Figure, effort};
@@ -18,8 +18,7 @@ fn milliseconds(d: Duration) -> f64 {
 
 /// All rules into empty tables, then one rule changed, until it is in force each time.
 pub(crate) fn take(factor: f64) -> Result<Vec<Figure>> {
-    let course = Course::new(&[Kind::None])?;
-    let lane = course.lanes.first().context("one lane")?;
+    let lane = Lane::new(Kind::None)?;
     let mut image = KEYS.image(lane.cgroup(), &lane.client, &lane.server)?;
     let (mut whole, mut single) = (Vec::new(), Vec::new());
     for _ in 0..effort(factor, 20, 0).rounds {
@@ -47,8 +46,7 @@ pub(crate) fn take(factor: f64) -> Result<Vec<Figure>> {
 
 /// What the verifier went through for the largest program, and how long it takes to load and attach all of them.
 pub(crate) fn load(factor: f64) -> Result<Vec<Figure>> {
-    let course = Course::new(&[Kind::None])?;
-    let lane = course.lanes.first().context("one lane")?;
+    let lane = Lane::new(Kind::None)?;
     let image = KEYS.image(lane.cgroup(), &lane.client, &lane.server)?;
     let (mut most, mut took) = (0, Vec::new());
     for _ in 0..effort(factor, 20, 0).rounds {

@@ -57,8 +57,7 @@ impl Keys {
 
     /// All endpoints' addresses.
     pub(crate) const ENDPOINTS: (Ipv4Addr, u8) = (Ipv4Addr::new(10, 78, 0, 0), 16);
-    /// The first port that rules allow.
-    pub(crate) const FIRST_PORT: u16 = 2000;
+    const FIRST_PORT: u16 = 2000;
     /// A port that no rule allows.
     pub(crate) const DENIED_PORT: u16 = 9;
 
@@ -67,10 +66,25 @@ impl Keys {
         u32::from(self.endpoints) * u32::from(self.ports)
     }
 
+    /// The ports that rules allow, of every endpoint. No two are neighbours, or the compiler would make one block of
+    /// them.
+    pub(crate) fn all_ports(self) -> impl Iterator<Item = u16> {
+        (0..self.ports).map(Self::port)
+    }
+
+    const fn port(number: u16) -> u16 {
+        Self::FIRST_PORT + 2 * number
+    }
+
+    /// Which of the ports this is.
+    pub(crate) const fn number(port: u16) -> u16 {
+        (port - Self::FIRST_PORT) / 2
+    }
+
     /// The destination of one rule.
     pub(crate) fn destination(self, rule: u32) -> SocketAddrV4 {
         let (endpoint, port) = (rule / u32::from(self.ports), rule % u32::from(self.ports));
-        SocketAddrV4::new(address(endpoint), Self::FIRST_PORT + u16::try_from(port).unwrap_or(0))
+        SocketAddrV4::new(address(endpoint), Self::port(u16::try_from(port).unwrap_or(0)))
     }
 
     /// One pair and port that no rule allows.
@@ -82,7 +96,7 @@ impl Keys {
     fn policies(self) -> String {
         let mut text = String::new();
         let mut ports = String::new();
-        for port in (Self::FIRST_PORT..).take(self.ports.into()) {
+        for port in self.all_ports() {
             write!(ports, "{{protocol: {}, port: {port}}}, ", self.protocol.as_str()).expect("memory");
         }
         for n in 0..self.endpoints {

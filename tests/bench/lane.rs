@@ -1,16 +1,13 @@
-//! What is compared: the same two workloads in the same two network namespaces, once without any programs, once under
-//! programs that do nothing, and under Bulkhead with some number of rules.
-//!
-//! All lanes of a course exist at the same time, so that a round can take them one after the other.
+//! What is compared: the same two workloads in two network namespaces of the same shape, once without any programs,
+//! once under programs that do nothing, and under Bulkhead with some number of rules.
 
 use crate::empty;
 use crate::keys::Keys;
 use crate::pins::Pins;
 use anyhow::{Result, ensure};
 use bulkhead_tests::Workload;
-use bulkhead_tests::sandbox::{Cgroup, Plug, Sandbox};
+use bulkhead_tests::sandbox::{Cgroup, Sandbox};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 
 /// What is on a lane's hooks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -46,10 +43,12 @@ impl Lane {
         self.sandbox.cgroup()
     }
 
-    fn new(kind: Kind, top: &Sandbox, client: &Arc<Plug>, server: &Arc<Plug>) -> Result<Self> {
-        let sandbox = Sandbox::below(top.cgroup().path(), "lane")?;
-        let client = sandbox.workload_on("client", client.clone())?;
-        let server = sandbox.workload_on("server", server.clone())?;
+    /// All endpoints' addresses lead to the server's network namespace.
+    pub(crate) fn new(kind: Kind) -> Result<Self> {
+        let sandbox = Sandbox::new("bench")?;
+        let (client, server) = (sandbox.workload("client")?, sandbox.workload("server")?);
+        server.plug().answer_for(Keys::ENDPOINTS)?;
+        client.plug().reach_by(Keys::ENDPOINTS, server.v4())?;
         let hold = match kind {
             Kind::None => Hold::Nothing,
             Kind::Empty => Hold::Links { _links: empty::attach(sandbox.cgroup().path())? },
@@ -63,23 +62,5 @@ impl Lane {
             }
         };
         Ok(Self { kind, _hold: hold, client, server, sandbox })
-    }
-}
-
-/// Lanes side by side.
-pub(crate) struct Course {
-    pub(crate) lanes: Vec<Lane>,
-    _top: Sandbox,
-}
-
-impl Course {
-    /// Sets the lanes up. All endpoints' addresses lead to the server's network namespace.
-    pub(crate) fn new(kinds: &[Kind]) -> Result<Self> {
-        let top = Sandbox::new("bench")?;
-        let (client, server) = (Arc::new(top.switch().plug()?), Arc::new(top.switch().plug()?));
-        server.answer_for(Keys::ENDPOINTS)?;
-        client.reach_by(Keys::ENDPOINTS, server.v4())?;
-        let lanes = kinds.iter().map(|kind| Lane::new(*kind, &top, &client, &server)).collect::<Result<_>>()?;
-        Ok(Self { lanes, _top: top })
     }
 }

@@ -5,7 +5,7 @@
 //! kernel grants it, a lane's turn is some ten milliseconds long, and the median over many rounds is what counts.
 
 use crate::keys::Keys;
-use crate::lane::{Course, Kind, Lane};
+use crate::lane::{Kind, Lane};
 use crate::work::Word;
 use anyhow::{Context, Result, bail, ensure};
 use bulkhead_tests::sandbox::{Process, Turn};
@@ -195,7 +195,7 @@ pub(crate) fn median(mut all: Vec<f64>) -> f64 {
     }
 }
 
-/// Runs a course with pairs made by `pair`.
+/// Sets lanes up side by side, with pairs of processes made by `pair`, and runs the rounds.
 pub(crate) fn run(
     kinds: &[Kind],
     effort: Effort,
@@ -203,8 +203,8 @@ pub(crate) fn run(
     pair: impl Fn(&Lane) -> Result<Pair>,
 ) -> Result<Samples> {
     let started = Instant::now();
-    let course = Course::new(kinds)?;
-    let mut pairs = course.lanes.iter().map(pair).collect::<Result<Vec<_>>>()?;
+    let lanes = kinds.iter().map(|kind| Lane::new(*kind)).collect::<Result<Vec<_>>>()?;
+    let mut pairs = lanes.iter().map(pair).collect::<Result<Vec<_>>>()?;
     let set_up = started.elapsed();
     let samples = Samples::take(&mut pairs, effort, all_first)?;
     eprintln!(

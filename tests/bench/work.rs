@@ -134,7 +134,7 @@ pub(crate) fn connects_udp(turn: &mut Turn, keys: Keys) -> io::Result<()> {
 /// Listens on every port of the rules, and gives the listeners away.
 pub(crate) fn listens(turn: &mut Turn, keys: Keys) -> io::Result<()> {
     turn.doing("listening");
-    for port in (Keys::FIRST_PORT..).take(keys.ports.into()) {
+    for port in keys.all_ports() {
         turn.give_socket(listen(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port))?)?;
     }
     turn.stay()
@@ -160,7 +160,7 @@ pub(crate) fn connects_tcp(turn: &mut Turn, keys: Keys) -> io::Result<()> {
             let fd = open(SocketType::STREAM)?;
             let to = keys.destination(rule);
             connect(&fd, &to)?;
-            let accepted = accept(&listeners[usize::from(to.port() - Keys::FIRST_PORT)])?;
+            let accepted = accept(&listeners[usize::from(Keys::number(to.port()))])?;
             drop(fd);
             drop(accepted);
         }
