@@ -9,14 +9,15 @@ use aya_ebpf::helpers::generated::{
 };
 use bulkhead_common::maps::{CachedVerdict, Stamp, role};
 use bulkhead_common::slots::{Baseline, Binding, Sides};
-use bulkhead_common::{Addr, Direction, Flow, Hook, Judgement, PeerId, Reason, Tables, proto};
+use bulkhead_common::{Direction, Flow, Hook, Judgement, PeerId, Reason, Tables, proto};
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
 use crate::flow;
 use crate::maps::{STAMPS, VERDICTS};
-use crate::record::{Decision, record};
+use crate::record::{Decision, record, tells};
 use crate::tables::{Snapshot, judge};
 use crate::who::{Ends, Met, Situation, caller, meet_call};
+use crate::words::{Words, fill, settle, widen};
 
 /// Linux: include/linux/net.h, include/uapi/linux/in.h, include/uapi/asm-generic/errno.h.
 const SOCK_RAW: u32 = 3;
@@ -31,9 +32,9 @@ fn pid() -> u32 {
 
 /// Writes the caller's command name. On failure the helper zeroes it.
 #[inline(always)]
-fn comm(name: &mut [u8; 16]) {
+fn comm(name: *mut [u32; 4]) {
     // SAFETY: the buffer is as long as said.
-    unsafe { bpf_get_current_comm(name.as_mut_ptr().cast(), 16) };
+    unsafe { bpf_get_current_comm(name.cast(), 16) };
 }
 
 /// cgroup/sock_create: stamps the socket with its maker, and refuses kinds that no rule can judge.
@@ -45,18 +46,14 @@ pub fn create(sk: *mut bpf_sock) -> bool {
     let (kind, protocol, cookie) = unsafe {
         (read_volatile(addr_of!((*sk).type_)), read_volatile(addr_of!((*sk).protocol)), bpf_get_netns_cookie(sk.cast()))
     };
-    let mut stamp = Stamp {
-        // SAFETY: the helper has no precondition.
-        cgroup: unsafe { bpf_get_current_cgroup_id() },
-        instance: own.instance,
-        peer: own.peer.0,
-        pid: pid(),
-        comm: [0; 16],
-        flags: if cookie == s.host_netns() { Stamp::HOST_NETNS } else { 0 },
-        role: role::NONE,
-        pad: 0,
-    };
-    comm(&mut stamp.comm);
+    let mut stamp = Stamp::zeroed();
+    // SAFETY: the helper has no precondition.
+    stamp.cgroup = unsafe { bpf_get_current_cgroup_id() };
+    stamp.instance = own.instance;
+    stamp.peer = own.peer.0;
+    stamp.pid = pid();
+    stamp.flags = if cookie == s.host_netns() { Stamp::HOST_NETNS } else { 0 };
+    comm(stamp.comm.as_mut_ptr().cast());
     let stamped = !STAMPS.get_or_create(sk, &mut stamp).is_null();
 
     // Which leave this kind of socket needs, if any.
@@ -90,8 +87,10 @@ pub fn create(sk: *mut bpf_sock) -> bool {
     if j.sides.0 == Sides::ALL.0 {
         return true;
     }
-    let mut d = undecided(&own, Hook::SockCreate, Ends { proto: protocol as u8, ..Ends::NOWHERE });
-    d.judgement = j;
+    let mut nowhere = Ends::zeroed();
+    nowhere.proto = protocol & 0xff;
+    let mut d = undecided(&own, Hook::SockCreate, &nowhere);
+    settle(&mut d.judgement, j);
     let passes = d.judgement.outcome().passes();
     tell(s, &mut d);
     if passes {
@@ -118,25 +117,24 @@ fn ends<const V6: bool>(ctx: *mut bpf_sock_addr, sk: *mut bpf_sock) -> Ends {
     // SAFETY: the verifier checks each field of the context and of the socket, which isn't null.
     unsafe {
         let protocol = read_volatile(addr_of!((*ctx).protocol));
-        Ends {
-            own_addr: Addr::UNSPECIFIED,
-            peer_addr: if V6 {
-                Addr::from_words([
-                    read_volatile(addr_of!((*ctx).user_ip6[0])),
-                    read_volatile(addr_of!((*ctx).user_ip6[1])),
-                    read_volatile(addr_of!((*ctx).user_ip6[2])),
-                    read_volatile(addr_of!((*ctx).user_ip6[3])),
-                ])
-            } else {
-                Addr::v4(read_volatile(addr_of!((*ctx).user_ip4)).to_ne_bytes())
-            },
-            // In host byte order.
-            own_port: read_volatile(addr_of!((*sk).src_port)) as u16,
-            peer_port: u16::from_be(read_volatile(addr_of!((*ctx).user_port)) as u16),
-            // On the wire an MPTCP connection is TCP.
-            proto: if protocol == IPPROTO_MPTCP { proto::TCP } else { proto::judged(protocol as u8) },
-            pad: [0; 3],
+        let mut e = Ends::zeroed();
+        if V6 {
+            let words = [
+                read_volatile(addr_of!((*ctx).user_ip6[0])),
+                read_volatile(addr_of!((*ctx).user_ip6[1])),
+                read_volatile(addr_of!((*ctx).user_ip6[2])),
+                read_volatile(addr_of!((*ctx).user_ip6[3])),
+            ];
+            fill(&mut e.peer_addr, words);
+        } else {
+            widen(&mut e.peer_addr, read_volatile(addr_of!((*ctx).user_ip4)));
         }
+        // In host byte order.
+        e.own_port = read_volatile(addr_of!((*sk).src_port)) as u16;
+        e.peer_port = u16::from_be(read_volatile(addr_of!((*ctx).user_port)) as u16);
+        // On the wire an MPTCP connection is TCP.
+        e.proto = u32::from(if protocol == IPPROTO_MPTCP { proto::TCP } else { proto::judged(protocol as u8) });
+        e
     }
 }
 
@@ -154,16 +152,13 @@ fn foreign(own: &Binding, stamp: *const Stamp) -> bool {
 
 /// A decision about a call that is yet to be taken: the caller opens a flow to somebody.
 #[inline(always)]
-fn undecided(own: &Binding, hook: Hook, ends: Ends) -> Decision {
-    Decision {
-        flow: Flow { src: own.peer, dst: PeerId::ANY_WORKLOAD, proto: ends.proto, port: ends.peer_port },
-        ends,
-        judgement: Judgement::refuse(Reason::Incomplete),
-        direction: Direction::Egress,
-        hook,
-        pid: 0,
-        comm: [0; 16],
-    }
+fn undecided(own: &Binding, hook: Hook, ends: &Ends) -> Decision {
+    let mut d = Decision::zeroed();
+    d.flow = Flow { src: own.peer, dst: PeerId::ANY_WORKLOAD, proto: ends.proto(), port: ends.peer_port };
+    d.ends = *ends;
+    d.judgement.reason = Reason::Incomplete;
+    d.hook = hook;
+    d
 }
 
 /// The peer of a call.
@@ -178,7 +173,7 @@ fn meet(s: Snapshot, ctx: *mut bpf_sock_addr, own: &Binding, stamp: *const Stamp
 #[inline(always)]
 fn reverse(d: &mut Decision, own: &Binding, peer: &Binding) {
     d.direction = Direction::Ingress;
-    d.flow = Flow { src: peer.peer, dst: own.peer, proto: d.ends.proto, port: d.ends.own_port };
+    d.flow = Flow { src: peer.peer, dst: own.peer, proto: d.ends.proto(), port: d.ends.own_port };
 }
 
 /// cgroup/connect4 and connect6.
@@ -191,24 +186,24 @@ pub fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
     }
     let own = &caller(s);
     let stamp = STAMPS.get(sk);
-    let mut d = undecided(own, Hook::Connect, ends::<V6>(ctx, sk));
+    let mut d = undecided(own, Hook::Connect, &ends::<V6>(ctx, sk));
     let mut as_role = role::CLIENT;
     // Whether this opens a flow that hasn't been counted.
     let mut fresh = true;
 
     if foreign(own, stamp) {
-        d.judgement = Judgement::unruled(&s, own.peer, Direction::Egress, Reason::ForeignSocket);
+        settle(&mut d.judgement, Judgement::unruled(&s, own.peer, Direction::Egress, Reason::ForeignSocket));
     } else {
         match meet(s, ctx, own, stamp, &d.ends) {
             Met::Later => return true,
             Met::Oneself => {
                 fresh = false;
-                d.judgement = Judgement::pass(Reason::SelfTraffic);
+                settle(&mut d.judgement, Judgement::pass(Reason::SelfTraffic));
             }
             Met::Peer(peer) => {
                 d.flow.dst = peer.peer;
                 // A server that connects its socket back to a client goes on with the client's flow.
-                if d.ends.proto != proto::TCP && d.ends.own_port != 0 {
+                if d.ends.proto() != proto::TCP && d.ends.own_port != 0 {
                     let recorded = flow::find(own, &d.ends);
                     fresh = recorded.epoch() == 0;
                     if recorded.role() == role::SERVER {
@@ -233,7 +228,7 @@ pub fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
     if !kept.is_null() {
         // SAFETY: the storage is there. The peer first: a reader that sees the new state sees the new peer.
         unsafe {
-            write_volatile(addr_of_mut!((*kept).peer), d.ends.peer_addr);
+            fill(&mut (*kept).peer, d.ends.peer_addr.words());
             write_volatile(addr_of_mut!((*kept).peer_port), d.ends.peer_port);
             write_volatile(addr_of_mut!((*kept).state), state);
         }
@@ -245,8 +240,10 @@ pub fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
 /// Records a decision on behalf of the calling process.
 #[inline(always)]
 fn tell(s: Snapshot, d: &mut Decision) {
-    d.pid = pid();
-    comm(&mut d.comm);
+    if tells(s, d.judgement.outcome()) {
+        d.pid = pid();
+        comm(&mut d.comm);
+    }
     record(s, d);
 }
 
@@ -260,9 +257,9 @@ pub fn sendmsg<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
     }
     let own = &caller(s);
     let stamp = STAMPS.get(sk);
-    let mut d = undecided(own, Hook::Sendmsg, ends::<V6>(ctx, sk));
+    let mut d = undecided(own, Hook::Sendmsg, &ends::<V6>(ctx, sk));
     if foreign(own, stamp) {
-        d.judgement = Judgement::unruled(&s, own.peer, Direction::Egress, Reason::ForeignSocket);
+        settle(&mut d.judgement, Judgement::unruled(&s, own.peer, Direction::Egress, Reason::ForeignSocket));
         tell(s, &mut d);
         return d.judgement.outcome().passes();
     }

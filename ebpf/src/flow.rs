@@ -13,13 +13,20 @@ use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
 use crate::maps::{FLOWS, WORLD_FLOWS};
 use crate::who::Ends;
+use crate::words::{Words, fill};
 
 /// How stale the time of last use may be: a write a second is enough to tell 180 s.
 const TOUCH_NS: u64 = 1_000_000_000;
 
 #[inline(always)]
 fn key(instance: u32, e: &Ends) -> FlowKey {
-    FlowKey { instance, peer: e.peer_addr, peer_port: e.peer_port, local_port: e.own_port, proto: e.proto, pad: [0; 3] }
+    let mut key = FlowKey::zeroed();
+    key.instance = instance;
+    fill(&mut key.peer, e.peer_addr.words());
+    key.peer_port = e.peer_port;
+    key.local_port = e.own_port;
+    key.proto = e.proto();
+    key
 }
 
 // Global functions: the verifier looks at each once, and their stacks aren't their callers'.

@@ -9,7 +9,7 @@ use aya_ebpf::bindings::{__sk_buff, bpf_sock};
 use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_sk_fullsock};
 use bulkhead_common::maps::{CachedVerdict, Control as Flags, SocketVerdict, Stamp, role};
 use bulkhead_common::slots::Binding;
-use bulkhead_common::{Direction, Flow, Hook, Judgement, PeerId, Reason, proto};
+use bulkhead_common::{Direction, Hook, Judgement, PeerId, Reason, proto};
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
 use crate::flow;
@@ -18,6 +18,7 @@ use crate::packet::{Packet, parse};
 use crate::record::{Decision, record};
 use crate::tables::{Snapshot, judge};
 use crate::who::{Ends, Met, Situation, holder, meet_packet};
+use crate::words::{Words, same, settle};
 
 /// Linux: include/net/tcp_states.h, include/linux/net.h, include/uapi/linux/in.h.
 const TCP_LISTEN: u32 = 10;
@@ -148,11 +149,11 @@ fn view<const OUT: bool>(skb: *mut __sk_buff, sk: *mut bpf_sock, s: Snapshot) ->
 
 #[inline(always)]
 fn ends<const OUT: bool>(p: &Packet) -> Ends {
-    let proto = proto::judged(p.proto);
+    let proto = u32::from(proto::judged(p.proto));
     if OUT {
-        Ends { own_addr: p.saddr, peer_addr: p.daddr, own_port: p.sport, peer_port: p.dport, proto, pad: [0; 3] }
+        Ends { own_addr: p.saddr, peer_addr: p.daddr, own_port: p.sport, peer_port: p.dport, proto }
     } else {
-        Ends { own_addr: p.daddr, peer_addr: p.saddr, own_port: p.dport, peer_port: p.sport, proto, pad: [0; 3] }
+        Ends { own_addr: p.daddr, peer_addr: p.saddr, own_port: p.dport, peer_port: p.sport, proto }
     }
 }
 
@@ -165,7 +166,7 @@ const fn direction(out: bool) -> Direction {
 fn refuse<const OUT: bool>(s: Snapshot, v: &View, d: &mut Decision, reason: Reason) -> bool {
     let as_role = if OUT { role::CLIENT } else { role::SERVER };
     aim(d, v, &Binding::of(PeerId::ANY_WORKLOAD), as_role);
-    d.judgement = Judgement::unruled(&s, v.own.peer, direction(OUT), reason);
+    settle(&mut d.judgement, Judgement::unruled(&s, v.own.peer, direction(OUT), reason));
     record(s, d);
     d.judgement.outcome().passes()
 }
@@ -173,15 +174,12 @@ fn refuse<const OUT: bool>(s: Snapshot, v: &View, d: &mut Decision, reason: Reas
 /// A decision that is yet to be taken, about nobody yet.
 #[inline(always)]
 fn undecided<const OUT: bool>(v: &View, ends: Ends) -> Decision {
-    let mut d = Decision {
-        flow: Flow { src: PeerId(0), dst: PeerId(0), proto: ends.proto, port: 0 },
-        ends,
-        judgement: Judgement::refuse(Reason::Incomplete),
-        direction: direction(OUT),
-        hook: if OUT { Hook::Egress } else { Hook::Ingress },
-        pid: 0,
-        comm: [0; 16],
-    };
+    let mut d = Decision::zeroed();
+    d.flow.proto = ends.proto();
+    d.ends = ends;
+    d.judgement.reason = Reason::Incomplete;
+    d.direction = direction(OUT);
+    d.hook = if OUT { Hook::Egress } else { Hook::Ingress };
     d.made_by(v.stamp);
     d
 }
@@ -191,7 +189,7 @@ fn undecided<const OUT: bool>(v: &View, ends: Ends) -> Decision {
 fn aim(d: &mut Decision, v: &View, peer: &Binding, as_role: u32) {
     let server = as_role == role::SERVER;
     let port = if server { d.ends.own_port } else { d.ends.peer_port };
-    d.flow.port = if d.ends.proto == proto::ICMP { 0 } else { port };
+    d.flow.port = if d.ends.proto() == proto::ICMP { 0 } else { port };
     (d.flow.src, d.flow.dst) = if server { (peer.peer, v.own.peer) } else { (v.own.peer, peer.peer) };
     d.direction = direction(!server);
 }
@@ -210,7 +208,7 @@ fn tcp_packet<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot) -> bool {
     }
     let v = &view::<OUT>(skb, sk, s);
     let (mut d, whole, segment) = {
-        let mut p = Packet::default();
+        let mut p = Packet::zeroed();
         let whole = parse(skb, &mut p);
         (undecided::<OUT>(v, ends::<OUT>(&p)), whole, Segment { opens: p.opens(), resets: p.resets() })
     };
@@ -266,14 +264,14 @@ fn tcp_packet<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot) -> bool {
         Met::Peer(peer) => {
             aim(&mut d, v, &peer, as_role);
             if as_role == role::NONE {
-                d.judgement = Judgement::unruled(&s, v.own.peer, direction(OUT), Reason::NoDirection);
+                settle(&mut d.judgement, Judgement::unruled(&s, v.own.peer, direction(OUT), Reason::NoDirection));
             } else {
                 judge(s, &d.flow, &mut d.judgement);
             }
         }
         Met::Oneself | Met::Later => {
             oneself = true;
-            d.judgement = Judgement::pass(Reason::SelfTraffic);
+            settle(&mut d.judgement, Judgement::pass(Reason::SelfTraffic));
         }
     }
     let outcome = d.judgement.outcome();
@@ -304,16 +302,10 @@ fn mark_server(v: &View) {
     let mut stamp = v.stamp;
     if stamp.is_null() {
         // Made by the kernel (MPTCP) or before the programs came.
-        let mut made = Stamp {
-            cgroup: 0,
-            instance: v.own.instance,
-            peer: v.own.peer.0,
-            pid: 0,
-            comm: [0; 16],
-            flags: 0,
-            role: role::SERVER,
-            pad: 0,
-        };
+        let mut made = Stamp::zeroed();
+        made.instance = v.own.instance;
+        made.peer = v.own.peer.0;
+        made.role = role::SERVER;
         stamp = STAMPS.get_or_create(v.sk, &mut made);
     }
     if !stamp.is_null() {
@@ -378,7 +370,7 @@ fn datagram<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot) -> bool {
     }
     let v = &view::<OUT>(skb, sk, s);
     let (mut d, whole, kind) = {
-        let mut p = Packet::default();
+        let mut p = Packet::zeroed();
         let whole = parse(skb, &mut p);
         (undecided::<OUT>(v, ends::<OUT>(&p)), whole, control::<OUT>(s, v, &p))
     };
@@ -399,7 +391,7 @@ fn datagram<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot) -> bool {
     // SAFETY: a non-null pointer to the socket's storage.
     let bound = !kept.is_null()
         && old.role() != role::NONE
-        && (!OUT || unsafe { (*kept).peer_port == d.ends.peer_port && (*kept).peer == d.ends.peer_addr });
+        && (!OUT || unsafe { (*kept).peer_port == d.ends.peer_port && same(&(*kept).peer, &d.ends.peer_addr) });
     if bound && old.epoch() == s.epoch {
         return old.passes();
     }
