@@ -9,7 +9,7 @@ use aya_ebpf::helpers::generated::{
 };
 use bulkhead_common::maps::{CachedVerdict, Stamp, role};
 use bulkhead_common::slots::{Baseline, Binding, Sides};
-use bulkhead_common::{Direction, Flow, Hook, Judgement, PeerId, Reason, Tables, proto};
+use bulkhead_common::{Class, Direction, Flow, Hook, Judgement, PeerId, Reason, Tables, proto};
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
 use crate::flow;
@@ -169,6 +169,13 @@ fn meet(s: Snapshot, ctx: *mut bpf_sock_addr, own: &Binding, stamp: *const Stamp
     meet_call(ctx, s, ends, Situation::new(own, ends.peer_port, host_netns, false))
 }
 
+/// Whether a refusal is left to the packet hooks: an unknown peer's owner may become known any moment, and what is
+/// dropped there is sent again. An error here would be final.
+#[inline(always)]
+fn held_back(peer: &Binding, d: &Decision) -> bool {
+    peer.peer.0 == Class::Unknown as u32 && !d.judgement.outcome().passes()
+}
+
 /// Turns the decision round: the flow is one that the peer opened.
 #[inline(always)]
 fn reverse(d: &mut Decision, own: &Binding, peer: &Binding) {
@@ -195,11 +202,8 @@ pub fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
         settle(&mut d.judgement, Judgement::unruled(&s, own.peer, Direction::Egress, Reason::ForeignSocket));
     } else {
         match meet(s, ctx, own, stamp, &d.ends) {
-            Met::Later => return true,
-            Met::Oneself => {
-                fresh = false;
-                settle(&mut d.judgement, Judgement::pass(Reason::SelfTraffic));
-            }
+            // Nothing is kept for oneself either: NAT may yet send it elsewhere, and the packet hooks see where it goes.
+            Met::Later | Met::Oneself => return true,
             Met::Peer(peer) => {
                 d.flow.dst = peer.peer;
                 // A server that connects its socket back to a client goes on with the client's flow.
@@ -212,6 +216,9 @@ pub fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
                     }
                 }
                 judge(s, &d.flow, &mut d.judgement);
+                if held_back(&peer, &d) {
+                    return true;
+                }
             }
         }
     }
@@ -277,6 +284,9 @@ pub fn sendmsg<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
         reverse(&mut d, own, &peer);
     }
     judge(s, &d.flow, &mut d.judgement);
+    if held_back(&peer, &d) {
+        return true;
+    }
     let outcome = d.judgement.outcome();
     if recorded.epoch() == 0 || !outcome.passes() {
         tell(s, &mut d);

@@ -110,9 +110,10 @@ fn walk(s: Snapshot, id_at: impl Fn(i32) -> u64) -> (Option<Binding>, bool) {
         if levels & (1 << level) != 0 {
             let id = id_at(level as i32);
             if let Some(b) = s.cgroup(id) {
-                if b.flags & Binding::ATTACH_POINT == 0 {
+                if b.peer.0 != PeerId::UNKNOWN_WORKLOAD.0 {
                     return (Some(b), true);
                 }
+                // An attach point that is nobody's.
                 managed = true;
             }
         }
@@ -283,7 +284,9 @@ pub extern "C" fn bulkhead_meet_packet(skb: *mut __sk_buff, epoch: u32, e: *cons
     let s = Snapshot { epoch };
     let at = Situation(at);
     if !at.via_loopback() {
-        return oneself_or(at, resolve(s, &e.peer_addr, e.proto(), at.lookup_port()), out);
+        // Whatever comes from or goes to a device isn't oneself, even if it bears the own address.
+        *out = resolve(s, &e.peer_addr, e.proto(), at.lookup_port()).encode();
+        return PEER;
     }
     let sk = opposite(skb.cast(), e);
     if sk.is_null() {

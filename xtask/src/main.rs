@@ -8,6 +8,7 @@ mod build;
 mod guest;
 mod lint;
 mod matrix;
+mod object;
 mod run;
 mod setup;
 mod tally;

@@ -21,7 +21,8 @@ use crate::sources::state::State;
 use crate::sources::watch::{Dirty, Watcher};
 use crate::sources::{addresses, strays};
 use anyhow::Context;
-use bulkhead_common::{Addr, Outcome};
+use bulkhead_common::slots::{Baseline, Sides};
+use bulkhead_common::{Addr, Class, Outcome};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -33,12 +34,20 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 const GATHER: Duration = Duration::from_millis(3);
 /// The same for files: an editor writes more than once.
 const GATHER_FILES: Duration = Duration::from_millis(50);
+/// How long after a commit the former ruleset is cleared away. A commit that comes earlier does it first.
+const SETTLE: Duration = Duration::from_millis(20);
 /// How often the kernel side is looked over and the counters are read.
 const CHECK: Duration = Duration::from_secs(2);
 /// Every so many checks, everything is looked at without a wake-up.
 const FULL_LOOK: u32 = 5;
 /// How many combinations of labels get a series of refused connections of their own.
 const SERIES: usize = 2000;
+/// What the host's own processes below an attach point may do: no policy selects them, so everything.
+const HOST: Baseline = Baseline {
+    sides: Sides::ALL,
+    sockets_now: Baseline::RAW | Baseline::SCTP | Baseline::MPTCP,
+    sockets_audited: Baseline::RAW | Baseline::SCTP | Baseline::MPTCP,
+};
 /// The stored texts of good policies.
 const GOOD_POLICIES: &str = "policies.json";
 /// The stored numbers of rules.
@@ -151,11 +160,12 @@ impl<K: Kernel> Engine<K> {
     ) -> anyhow::Result<()> {
         let mut pending = Dirty::default();
         let mut due = Instant::now();
+        let mut settle = Some(Instant::now());
         let mut check = interval(CHECK);
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut follow = interval(Duration::from_millis(100));
         follow.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut rounds, mut emitting) = (0_u32, false);
+        let (mut rounds, mut emitting, mut commits) = (0_u32, false, self.commits);
         loop {
             tokio::select! {
                 _ = stopped.changed() => return Ok(()),
@@ -170,6 +180,13 @@ impl<K: Kernel> Engine<K> {
                 () = sleep_until(due), if pending.any() => {
                     let dirty = std::mem::take(&mut pending);
                     tokio::task::block_in_place(|| self.step(dirty));
+                }
+                () = sleep_until(settle.unwrap_or(due)), if settle.is_some() => {
+                    settle = None;
+                    if let Err(e) = tokio::task::block_in_place(|| self.kernel.settle()) {
+                        tracing::warn!("the former ruleset isn't cleared away yet, the next commit tries again: {e:#}");
+                    }
+                    continue;
                 }
                 _ = check.tick() => {
                     rounds = rounds.wrapping_add(1);
@@ -192,6 +209,10 @@ impl<K: Kernel> Engine<K> {
                     }
                     continue;
                 }
+            }
+            if self.commits != commits {
+                commits = self.commits;
+                settle = Some(Instant::now() + SETTLE);
             }
             publish.send_replace(Arc::new(self.snapshot()));
         }
@@ -315,7 +336,10 @@ impl<K: Kernel> Engine<K> {
     fn put_in_force(&mut self) -> anyhow::Result<()> {
         let name = self.file.display().to_string();
         self.assembled = assemble(&name, &self.config, &self.scan, &self.host, &mut self.roster)?;
-        let compiled = policy::compile(&self.policies.set, &self.assembled.inventory, &mut self.rules);
+        let mut compiled = policy::compile(&self.policies.set, &self.assembled.inventory, &mut self.rules);
+        if !self.scan.unlisted.is_empty() {
+            compiled.image.baselines.insert(Class::Host.id(), HOST);
+        }
         self.compile_warnings = compiled.warnings.iter().map(ToString::to_string).collect();
         if self.saved.as_ref() != Some(&self.roster) {
             self.state.save_roster(&self.roster)?;
@@ -347,22 +371,24 @@ impl<K: Kernel> Engine<K> {
         match self.kernel.inspect() {
             Ok(found) => {
                 for f in found {
-                    match self.kernel.repair(&f) {
-                        Ok(()) => {
-                            tracing::warn!("{f}; put right");
-                            faults.push(format!("{f}; put right"));
-                        }
-                        Err(e) => {
-                            tracing::error!("{f}; it couldn't be put right: {e:#}");
-                            faults.push(format!("{f}; it couldn't be put right: {e:#}"));
-                        }
+                    if !K::is_repairable(&f) {
+                        faults.push(f.to_string());
+                        continue;
                     }
+                    faults.push(match self.kernel.repair(&f) {
+                        Ok(()) => format!("{f}; put right"),
+                        Err(e) => format!("{f}; it couldn't be put right: {e:#}"),
+                    });
                 }
             }
             Err(e) => faults.push(format!("the kernel side can't be looked at: {e:#}")),
         }
         if let Err(e) = self.read_counters() {
             faults.push(format!("the counters can't be read: {e:#}"));
+        }
+        // What lasts is logged once; status and metrics have it for as long as it lasts.
+        for new in faults.iter().filter(|f| !self.kernel_faults.contains(f)) {
+            tracing::error!("{new}");
         }
         self.kernel_faults = faults;
         self.not_contained = strays::not_contained(&self.hierarchy, &self.config, &self.scan);

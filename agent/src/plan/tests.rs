@@ -216,7 +216,7 @@ fn assert_settled(model: &Model, state: &State, image: &Image) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
 
     #[test]
     fn every_reader_sees_its_epoch_and_nothing_is_left_over(images in prop::collection::vec(image(), 1..5)) {

@@ -141,7 +141,7 @@ impl Route {
 }
 
 /// The number of a link in the calling thread's namespace.
-pub(super) fn index(name: &str) -> io::Result<u32> {
+pub fn index(name: &str) -> io::Result<u32> {
     let name = CString::new(name)?;
     // SAFETY: the pointer is to a string that ends in zero and outlives the call.
     match unsafe { libc::if_nametoindex(name.as_ptr()) } {
