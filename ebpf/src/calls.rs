@@ -10,6 +10,7 @@ use aya_ebpf::helpers::generated::{
 use bulkhead_common::maps::{CachedVerdict, Stamp, role};
 use bulkhead_common::slots::{Baseline, Binding, Sides};
 use bulkhead_common::{Class, Direction, Flow, Hook, Judgement, PeerId, Reason, Tables, proto};
+use core::mem::MaybeUninit;
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
 use crate::flow;
@@ -46,7 +47,8 @@ pub fn create(sk: *mut bpf_sock) -> bool {
     let (kind, protocol, cookie) = unsafe {
         (read_volatile(addr_of!((*sk).type_)), read_volatile(addr_of!((*sk).protocol)), bpf_get_netns_cookie(sk.cast()))
     };
-    let mut stamp = Stamp::zeroed();
+    let mut space = MaybeUninit::uninit();
+    let stamp = Stamp::zeroed(&mut space);
     // SAFETY: the helper has no precondition.
     stamp.cgroup = unsafe { bpf_get_current_cgroup_id() };
     stamp.instance = own.instance;
@@ -54,7 +56,7 @@ pub fn create(sk: *mut bpf_sock) -> bool {
     stamp.pid = pid();
     stamp.flags = if cookie == s.host_netns() { Stamp::HOST_NETNS } else { 0 };
     comm(stamp.comm.as_mut_ptr().cast());
-    let stamped = !STAMPS.get_or_create(sk, &mut stamp).is_null();
+    let stamped = !STAMPS.get_or_create(sk, stamp).is_null();
 
     // Which leave this kind of socket needs, if any.
     let (reason, leave) = if kind == SOCK_RAW {
@@ -87,12 +89,13 @@ pub fn create(sk: *mut bpf_sock) -> bool {
     if j.sides.0 == Sides::ALL.0 {
         return true;
     }
-    let mut nowhere = Ends::zeroed();
-    nowhere.proto = protocol & 0xff;
-    let mut d = undecided(&own, Hook::SockCreate, &nowhere);
+    let mut space = MaybeUninit::uninit();
+    let d = undecided(&mut space, &own, Hook::SockCreate);
+    d.ends.proto = protocol & 0xff;
+    d.flow.proto = protocol as u8;
     settle(&mut d.judgement, j);
     let passes = d.judgement.outcome().passes();
-    tell(s, &mut d);
+    tell(s, d);
     if passes {
         return true;
     }
@@ -111,13 +114,13 @@ fn socket(ctx: *mut bpf_sock_addr) -> *mut bpf_sock {
     unsafe { read_volatile(addr_of!((*ctx).__bindgen_anon_1.sk)) }
 }
 
-/// The ends of the connection that a sock_addr context is about. The own address isn't chosen yet.
+/// Finds the ends of the connection that a sock_addr context is about. The own address isn't chosen yet.
 #[inline(always)]
-fn ends<const V6: bool>(ctx: *mut bpf_sock_addr, sk: *mut bpf_sock) -> Ends {
+fn look<const V6: bool>(ctx: *mut bpf_sock_addr, sk: *mut bpf_sock, d: &mut Decision) {
     // SAFETY: the verifier checks each field of the context and of the socket, which isn't null.
     unsafe {
         let protocol = read_volatile(addr_of!((*ctx).protocol));
-        let mut e = Ends::zeroed();
+        let e = &mut d.ends;
         if V6 {
             let words = [
                 read_volatile(addr_of!((*ctx).user_ip6[0])),
@@ -134,8 +137,9 @@ fn ends<const V6: bool>(ctx: *mut bpf_sock_addr, sk: *mut bpf_sock) -> Ends {
         e.peer_port = u16::from_be(read_volatile(addr_of!((*ctx).user_port)) as u16);
         // On the wire an MPTCP connection is TCP.
         e.proto = u32::from(if protocol == IPPROTO_MPTCP { proto::TCP } else { proto::judged(protocol as u8) });
-        e
     }
+    d.flow.proto = d.ends.proto();
+    d.flow.port = d.ends.peer_port;
 }
 
 /// Whether the socket was made by another workload than the caller's.
@@ -152,10 +156,10 @@ fn foreign(own: &Binding, stamp: *const Stamp) -> bool {
 
 /// A decision about a call that is yet to be taken: the caller opens a flow to somebody.
 #[inline(always)]
-fn undecided(own: &Binding, hook: Hook, ends: &Ends) -> Decision {
-    let mut d = Decision::zeroed();
-    d.flow = Flow { src: own.peer, dst: PeerId::ANY_WORKLOAD, proto: ends.proto(), port: ends.peer_port };
-    d.ends = *ends;
+fn undecided<'s>(space: &'s mut MaybeUninit<Decision>, own: &Binding, hook: Hook) -> &'s mut Decision {
+    let d = Decision::zeroed(space);
+    d.flow.src = own.peer;
+    d.flow.dst = PeerId::ANY_WORKLOAD;
     d.judgement.reason = Reason::Incomplete;
     d.hook = hook;
     d
@@ -193,7 +197,9 @@ pub fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
     }
     let own = &caller(s);
     let stamp = STAMPS.get(sk);
-    let mut d = undecided(own, Hook::Connect, &ends::<V6>(ctx, sk));
+    let mut space = MaybeUninit::uninit();
+    let d = undecided(&mut space, own, Hook::Connect);
+    look::<V6>(ctx, sk, d);
     let mut as_role = role::CLIENT;
     // Whether this opens a flow that hasn't been counted.
     let mut fresh = true;
@@ -212,7 +218,7 @@ pub fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
                     fresh = recorded.epoch() == 0;
                     if recorded.role() == role::SERVER {
                         as_role = role::SERVER;
-                        reverse(&mut d, own, &peer);
+                        reverse(d, own, &peer);
                     }
                 }
                 judge(s, &d.flow, &mut d.judgement);
@@ -224,7 +230,7 @@ pub fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
     }
     let outcome = d.judgement.outcome();
     if fresh || !outcome.passes() {
-        tell(s, &mut d);
+        tell(s, d);
     }
     if !outcome.passes() {
         // Nothing is kept: a socket that was connected elsewhere before stays what it was.
@@ -264,10 +270,12 @@ pub fn sendmsg<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
     }
     let own = &caller(s);
     let stamp = STAMPS.get(sk);
-    let mut d = undecided(own, Hook::Sendmsg, &ends::<V6>(ctx, sk));
+    let mut space = MaybeUninit::uninit();
+    let d = undecided(&mut space, own, Hook::Sendmsg);
+    look::<V6>(ctx, sk, d);
     if foreign(own, stamp) {
         settle(&mut d.judgement, Judgement::unruled(&s, own.peer, Direction::Egress, Reason::ForeignSocket));
-        tell(s, &mut d);
+        tell(s, d);
         return d.judgement.outcome().passes();
     }
     let recorded = flow::find(own, &d.ends);
@@ -281,7 +289,7 @@ pub fn sendmsg<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
     };
     d.flow.dst = peer.peer;
     if as_role == role::SERVER {
-        reverse(&mut d, own, &peer);
+        reverse(d, own, &peer);
     }
     judge(s, &d.flow, &mut d.judgement);
     if held_back(&peer, &d) {
@@ -289,7 +297,7 @@ pub fn sendmsg<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
     }
     let outcome = d.judgement.outcome();
     if recorded.epoch() == 0 || !outcome.passes() {
-        tell(s, &mut d);
+        tell(s, d);
     }
     if outcome.passes() {
         flow::keep(own, &d.ends, &peer, s.epoch, outcome, as_role);

@@ -9,6 +9,7 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use bulkhead_common::maps::{CachedVerdict, FLOW_IDLE_NS, FlowKey, FlowValue, role};
 use bulkhead_common::slots::Binding;
 use bulkhead_common::{Class, Outcome};
+use core::mem::MaybeUninit;
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
 use crate::maps::{FLOWS, WORLD_FLOWS};
@@ -19,8 +20,8 @@ use crate::words::{Words, fill};
 const TOUCH_NS: u64 = 1_000_000_000;
 
 #[inline(always)]
-fn key(instance: u32, e: &Ends) -> FlowKey {
-    let mut key = FlowKey::zeroed();
+fn key<'s>(space: &'s mut MaybeUninit<FlowKey>, instance: u32, e: &Ends) -> &'s FlowKey {
+    let key = FlowKey::zeroed(space);
     key.instance = instance;
     fill(&mut key.peer, e.peer_addr.words());
     key.peer_port = e.peer_port;
@@ -38,10 +39,12 @@ pub extern "C" fn bulkhead_flow_find(instance: u32, e: *const Ends) -> u64 {
         return 0;
     }
     // SAFETY: the verifier has checked at each call that this points to a value of its type.
-    let key = key(instance, unsafe { &*e });
-    let found = match FLOWS.get_ptr_mut(&key) {
+    let e = unsafe { &*e };
+    let mut space = MaybeUninit::uninit();
+    let key = key(&mut space, instance, e);
+    let found = match FLOWS.get_ptr_mut(key) {
         Some(v) => v,
-        None => match WORLD_FLOWS.get_ptr_mut(&key) {
+        None => match WORLD_FLOWS.get_ptr_mut(key) {
             Some(v) => v,
             None => return 0,
         },
@@ -67,10 +70,12 @@ pub extern "C" fn bulkhead_flow_keep(instance: u32, e: *const Ends, state: u64, 
         return 0;
     }
     // SAFETY: the verifier has checked at each call that this points to a value of its type.
-    let key = key(instance, unsafe { &*e });
+    let e = unsafe { &*e };
+    let mut space = MaybeUninit::uninit();
+    let key = key(&mut space, instance, e);
     // SAFETY: the clock has no precondition.
     let value = FlowValue { state, used: unsafe { bpf_ktime_get_coarse_ns() } };
-    let result = if world != 0 { WORLD_FLOWS.insert(&key, &value, 0) } else { FLOWS.insert(&key, &value, 0) };
+    let result = if world != 0 { WORLD_FLOWS.insert(key, &value, 0) } else { FLOWS.insert(key, &value, 0) };
     result.is_ok() as u32
 }
 

@@ -13,6 +13,7 @@ use bulkhead_common::maps::MAX_LEVEL;
 use bulkhead_common::slots::{ABSENT, Binding};
 use bulkhead_common::{Addr, Class, PeerId, proto};
 use core::ffi::c_void;
+use core::mem::MaybeUninit;
 
 use crate::maps::STAMPS;
 use crate::tables::{Snapshot, resolve};
@@ -163,7 +164,8 @@ pub fn holder(s: Snapshot, skb: *mut __sk_buff) -> Binding {
 /// of its own, so that its stack isn't its callers'.
 #[inline(never)]
 fn opposite(ctx: *mut c_void, e: &Ends) -> *mut bpf_sock {
-    let mut tuple = bpf_sock_tuple::zeroed();
+    let mut space = MaybeUninit::uninit();
+    let tuple = bpf_sock_tuple::zeroed(&mut space);
     // Connecting to the unspecified address means the loopback address (Linux: ip_route_output_key_hash_rcu).
     let size = if e.peer_addr.is_v4() {
         // SAFETY: a union of plain integers, all of them zero so far.
@@ -196,8 +198,8 @@ fn opposite(ctx: *mut c_void, e: &Ends) -> *mut bpf_sock {
     // SAFETY: the tuple lives on this stack and `size` is that of one of its forms.
     unsafe {
         match e.proto() {
-            proto::TCP => bpf_sk_lookup_tcp(ctx, &mut tuple, size, netns, 0),
-            proto::UDP => bpf_sk_lookup_udp(ctx, &mut tuple, size, netns, 0),
+            proto::TCP => bpf_sk_lookup_tcp(ctx, tuple, size, netns, 0),
+            proto::UDP => bpf_sk_lookup_udp(ctx, tuple, size, netns, 0),
             _ => core::ptr::null_mut(),
         }
     }

@@ -18,11 +18,10 @@ use crate::who::Ends;
 /// # Safety
 /// They are, and its size and alignment are multiples of four.
 pub unsafe trait Words: Sized {
-    /// All words zero.
+    /// Makes all words zero. In place: a value that is handed on would stand on the stack twice.
     #[inline(always)]
-    fn zeroed() -> Self {
-        let mut value = MaybeUninit::<Self>::uninit();
-        let words = value.as_mut_ptr().cast::<u32>();
+    fn zeroed(space: &mut MaybeUninit<Self>) -> &mut Self {
+        let words = space.as_mut_ptr().cast::<u32>();
         let mut n = 0;
         while n < size_of::<Self>() / 4 {
             // SAFETY: the trait promises the alignment, and `n` is within the size.
@@ -30,7 +29,7 @@ pub unsafe trait Words: Sized {
             n += 1;
         }
         // SAFETY: the trait promises that zeroes are a value.
-        unsafe { value.assume_init() }
+        unsafe { space.assume_init_mut() }
     }
 }
 
