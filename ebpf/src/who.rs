@@ -13,9 +13,11 @@ use bulkhead_common::maps::LEVELS;
 use bulkhead_common::slots::{ABSENT, Binding};
 use bulkhead_common::{Addr, Class, PeerId, proto};
 use core::ffi::c_void;
+use core::mem::MaybeUninit;
 
 use crate::maps::STAMPS;
 use crate::tables::{Snapshot, resolve};
+use crate::words::Words;
 
 /// The peer of a connection as far as a hook can tell.
 pub enum Met {
@@ -35,19 +37,16 @@ pub struct Ends {
     pub peer_addr: Addr,
     pub own_port: u16,
     pub peer_port: u16,
-    pub proto: u8,
-    pub pad: [u8; 3],
+    /// The IP protocol, a byte.
+    pub proto: u32,
 }
 
 impl Ends {
-    pub const NOWHERE: Self = Self {
-        own_addr: Addr::UNSPECIFIED,
-        peer_addr: Addr::UNSPECIFIED,
-        own_port: 0,
-        peer_port: 0,
-        proto: 0,
-        pad: [0; 3],
-    };
+    /// The IP protocol.
+    #[inline(always)]
+    pub const fn proto(&self) -> u8 {
+        self.proto as u8
+    }
 }
 
 /// What has to be known to find the peer besides the ends, in one word, since a BPF function takes five arguments.
@@ -167,8 +166,8 @@ pub fn holder(s: Snapshot, skb: *mut __sk_buff) -> Binding {
 /// of its own, so that its stack isn't its callers'.
 #[inline(never)]
 fn opposite(ctx: *mut c_void, e: &Ends) -> *mut bpf_sock {
-    // SAFETY: an all-zero tuple is a valid value of this plain C union.
-    let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
+    let mut space = MaybeUninit::uninit();
+    let tuple = bpf_sock_tuple::zeroed(&mut space);
     // Connecting to the unspecified address means the loopback address (Linux: ip_route_output_key_hash_rcu).
     let size = if e.peer_addr.is_v4() {
         // SAFETY: a union of plain integers, all of them zero so far.
@@ -200,9 +199,9 @@ fn opposite(ctx: *mut c_void, e: &Ends) -> *mut bpf_sock {
     let netns = BPF_F_CURRENT_NETNS as u64;
     // SAFETY: the tuple lives on this stack and `size` is that of one of its forms.
     unsafe {
-        match e.proto {
-            proto::TCP => bpf_sk_lookup_tcp(ctx, &mut tuple, size, netns, 0),
-            proto::UDP => bpf_sk_lookup_udp(ctx, &mut tuple, size, netns, 0),
+        match e.proto() {
+            proto::TCP => bpf_sk_lookup_tcp(ctx, tuple, size, netns, 0),
+            proto::UDP => bpf_sk_lookup_udp(ctx, tuple, size, netns, 0),
             _ => core::ptr::null_mut(),
         }
     }
@@ -242,7 +241,7 @@ pub extern "C" fn bulkhead_meet_call(
     let s = Snapshot { epoch };
     let at = Situation(at);
     if !e.peer_addr.is_loopback() {
-        let b = resolve(s, &e.peer_addr, e.proto, at.lookup_port());
+        let b = resolve(s, &e.peer_addr, e.proto(), at.lookup_port());
         if !at.host_netns() || b.peer.0 != Class::Host as u32 {
             return oneself_or(at, b, out);
         }
@@ -290,7 +289,7 @@ pub extern "C" fn bulkhead_meet_packet(skb: *mut __sk_buff, epoch: u32, e: *cons
     let at = Situation(at);
     if !at.via_loopback() {
         // Whatever comes from or goes to a device isn't oneself, even if it bears the own address.
-        *out = resolve(s, &e.peer_addr, e.proto, at.lookup_port()).encode();
+        *out = resolve(s, &e.peer_addr, e.proto(), at.lookup_port()).encode();
         return PEER;
     }
     let sk = opposite(skb.cast(), e);

@@ -3,6 +3,7 @@
 //! One file per task, each with its `Args` and a `run`; a new task is a line in [`Task`] and a line in [`main`]. What a
 //! task needs is installed by [`setup`], so that a fresh machine needs nothing but Rust.
 
+mod bench;
 mod build;
 mod guest;
 mod lint;
@@ -30,6 +31,8 @@ enum Task {
     Test(test::Args),
     /// Check format, clippy, purity, file lengths, licences
     Lint(lint::Args),
+    /// Measure what Bulkhead costs, and hold it against the bars
+    Bench(bench::Args),
     /// Run the kernel tests on other kernels, in QEMU
     Matrix(matrix::Args),
 }
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
         Task::Build(args) => args.run(),
         Task::Test(args) => args.run(),
         Task::Lint(args) => args.run(),
+        Task::Bench(args) => args.run(),
         Task::Matrix(args) => args.run(),
     };
     match done {
