@@ -80,7 +80,7 @@ pub struct Control {
     pub epoch: u32,
     /// [`crate::ABI`] of the agent that made the maps.
     pub abi: u32,
-    /// Bit n: some cgroup of [`CGROUPS`] lies n levels below the root of the hierarchy. Only grows.
+    /// Bit n: some cgroup of [`CGROUPS`] lies n levels below the root of the hierarchy.
     pub levels: u32,
     /// [`Control::EMIT_ALLOWED`] and the `PASS_…` bits.
     pub flags: u32,
