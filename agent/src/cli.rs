@@ -1,1 +1,105 @@
-//! (to be written)
+//! The commands.
+//!
+//! Each is a file: it asks, prints, and says what came of it. What that means as an exit code is decided in one place,
+//! [`exit`]. Tables are plain and fit 100 columns; `--json` gives programs the same.
+
+mod agent;
+mod client;
+mod exit;
+mod explain;
+mod observe;
+mod policy;
+mod preflight;
+mod status;
+mod table;
+
+use clap::{Args, Parser, Subcommand};
+use exit::Answer;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Keeps the workloads of a host apart by who they are.
+#[derive(Parser)]
+#[command(name = "bulkhead", version, max_term_width = 100, after_help = exit::HELP)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the agent: load the programs, attach them, and keep the ruleset up to date
+    #[command(after_help = "Examples:\n  bulkhead agent --config /etc/bulkhead/bulkhead.yaml\n\n\
+        When it ends, what is in force stays in force; `bulkhead uninstall` takes it off.\n\n\
+        Exit codes: 0 asked to end, 1 something failed while it ran, and\n\
+        10 not root, 11 no cgroup2, 12 no BTF, 13 a capability is missing, 14 no BPF filesystem,\n\
+        15 another agent is there, 16 a bad configuration, 17 built without the eBPF programs,\n\
+        18 the kernel refused to load them, 19 they couldn't be attached.")]
+    Agent(agent::Args),
+    /// Show what is in force, what is wrong, and what isn't contained
+    #[command(after_help = "Examples:\n  bulkhead status\n  bulkhead status --json | jq .not_contained\n\n\
+        Exit codes: 0 fine, 1 there are faults, errors or things not contained, 2 the agent couldn't be asked.")]
+    Status(status::Args),
+    /// Show who talks to whom, and what was decided
+    #[command(after_help = "Examples:\n  bulkhead observe\n  bulkhead observe --verdict would-deny\n  \
+        bulkhead observe --follow --id spiffe://example.org/payments/api --json\n\n\
+        Exit codes: 0 shown, 2 the agent couldn't be asked.")]
+    Observe(observe::Args),
+    /// Tell whether a connection is allowed, and by which rule
+    #[command(after_help = "Examples:\n  \
+        bulkhead explain --from spiffe://example.org/web --to spiffe://example.org/db --port 5432\n  \
+        bulkhead explain --from spiffe://example.org/web --to world --port 443 --offline --config FILE\n\n\
+        Exit codes: 0 let through now, 1 denied now, 2 couldn't be asked.")]
+    Explain(explain::Args),
+    /// Work with policy files
+    #[command(subcommand)]
+    Policy(policy::Command),
+    /// Look at this host before anything is installed
+    #[command(after_help = "Examples:\n  bulkhead preflight\n  bulkhead preflight --config bulkhead.yaml\n\n\
+        Exit codes: 0 everything is there, 1 something is missing or won't be contained, 2 couldn't look.")]
+    Preflight(preflight::Args),
+}
+
+/// How to reach the agent.
+#[derive(Args)]
+struct Socket {
+    /// The agent's control socket
+    #[arg(long, value_name = "PATH", default_value = crate::config::SOCKET)]
+    socket: PathBuf,
+}
+
+/// Runs the command that the arguments name.
+pub fn main() -> ExitCode {
+    let answer = match Cli::parse().command {
+        Command::Agent(args) => agent::run(args),
+        Command::Status(args) => status::run(&args),
+        Command::Observe(args) => observe::run(&args),
+        Command::Explain(args) => explain::run(&args),
+        Command::Policy(command) => policy::run(&command),
+        Command::Preflight(args) => preflight::run(&args),
+    };
+    exit::code(answer)
+}
+
+/// What goes wrong on the way to an answer is the same for all: it couldn't be asked.
+type Result = std::result::Result<Answer, exit::Problem>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_arguments_are_well_formed_and_every_command_has_examples() {
+        Cli::command().debug_assert();
+        let mut all: Vec<clap::Command> = Cli::command().get_subcommands().cloned().collect();
+        let below: Vec<clap::Command> = all.iter().flat_map(|c| c.get_subcommands().cloned()).collect();
+        all.retain(|c| c.get_subcommands().next().is_none());
+        all.extend(below);
+        for mut c in all {
+            let help = c.render_long_help().to_string();
+            assert!(help.contains("Examples:"), "{} has no examples", c.get_name());
+            assert!(help.contains("Exit codes:"), "{} doesn't tell its exit codes", c.get_name());
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! Asking the running agent: one HTTP request over its control socket.
+
+use anyhow::{Context, bail};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::{Bytes, Incoming};
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use std::future::Future;
+use std::io;
+use std::path::Path;
+use tokio::net::UnixStream;
+
+/// Runs a question to its end.
+pub(super) fn block_on<T>(question: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting a runtime")?.block_on(question)
+}
+
+/// Asks for a path with a query, and gives the answer as it begins.
+pub(super) async fn ask(socket: &Path, path: &str, query: &[(&str, String)]) -> anyhow::Result<Response<Incoming>> {
+    let stream = UnixStream::connect(socket).await.map_err(|e| unreachable(socket, e))?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.context("talking to the agent")?;
+    // Ends with the answer; whatever goes wrong with it shows there.
+    tokio::spawn(connection);
+    let request = Request::get(target(path, query)).header("host", "bulkhead").body(Empty::<Bytes>::new())?;
+    let response = sender.send_request(request).await.context(
+        "the agent closed the connection: the control socket is for root only, so ask with sudo",
+    )?;
+    if response.status().is_success() {
+        return Ok(response);
+    }
+    let status = response.status();
+    let why = response.into_body().collect().await.map(|b| b.to_bytes()).unwrap_or_default();
+    bail!("the agent answered {status}: {}", String::from_utf8_lossy(&why))
+}
+
+/// Asks, and reads the whole answer.
+pub(super) async fn get<T: DeserializeOwned>(
+    socket: &Path,
+    path: &str,
+    query: &[(&str, String)],
+) -> anyhow::Result<T> {
+    let body = ask(socket, path, query).await?.into_body().collect().await.context("reading the answer")?.to_bytes();
+    serde_json::from_slice(&body).context("the agent's answer isn't understood: is it of another version?")
+}
+
+fn unreachable(socket: &Path, e: io::Error) -> anyhow::Error {
+    let socket = socket.display();
+    match e.kind() {
+        io::ErrorKind::NotFound => anyhow::anyhow!("no agent's socket at {socket}: start `bulkhead agent`, or name another with --socket"),
+        io::ErrorKind::ConnectionRefused => anyhow::anyhow!("no agent listens at {socket}: start `bulkhead agent`; what it last put in force stays in force"),
+        io::ErrorKind::PermissionDenied => anyhow::anyhow!("{socket} is for root only: ask with sudo"),
+        _ => anyhow::Error::new(e).context(format!("connecting to {socket}")),
+    }
+}
+
+fn target(path: &str, query: &[(&str, String)]) -> String {
+    let mut target = path.to_owned();
+    for (i, (key, value)) in query.iter().enumerate() {
+        target.push(if i == 0 { '?' } else { '&' });
+        target.push_str(key);
+        target.push('=');
+        for b in value.bytes() {
+            if b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_') {
+                target.push(char::from(b));
+            } else {
+                target.push_str(&format!("%{b:02X}"));
+            }
+        }
+    }
+    target
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_escaped() {
+        let query = [("id", "spiffe://t/a b".to_owned()), ("port", "80".to_owned())];
+        assert_eq!(target("/edges", &query), "/edges?id=spiffe%3A%2F%2Ft%2Fa%20b&port=80");
+    }
+}

@@ -1,0 +1,153 @@
+//! `bulkhead status`
+
+use super::exit::Answer;
+use super::table::{table, text, verdict};
+use super::{Socket, client};
+use crate::serve::api::Status;
+use anyhow::Context;
+use std::fmt::Write;
+
+#[derive(clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    socket: Socket,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args) -> super::Result {
+    let status: Status = client::block_on(client::get(&args.socket.socket, "/status", &[]))?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&status).context("writing JSON")?);
+    } else {
+        print!("{}", render(&status));
+    }
+    let errors = status.findings.iter().any(|f| f.error);
+    let detached = status.programs.iter().any(|p| !p.attached);
+    let fine = status.ready && !errors && !detached && status.faults.is_empty() && status.not_contained.is_empty();
+    Ok(if fine { Answer::Fine } else { Answer::Findings })
+}
+
+/// The whole page.
+fn render(s: &Status) -> String {
+    let mut out = String::new();
+    let mut line = |text: String| {
+        out.push_str(&text);
+        out.push('\n');
+    };
+    let state = if s.ready { "ready" } else { "not ready" };
+    line(format!(
+        "bulkhead {} (instance {}, pid {}) on Linux {}: {state}, epoch {}",
+        s.version, s.instance, s.pid, s.kernel, s.epoch
+    ));
+    if let Some(c) = s.last_commit {
+        line(format!(
+            "{} commits; the last: {} inserts, {} writes, {} removals, in force after {} us; {} events lost",
+            s.commits, c.inserts, c.writes, c.removals, c.in_force_after_us, s.lost_events
+        ));
+    }
+    for fault in &s.faults {
+        line(format!("FAULT: {fault}"));
+    }
+
+    line(String::new());
+    let mut t = table(&["workload", "identity", "namespace", "posture", "running in"]);
+    for w in &s.workloads {
+        let cgroups = if w.cgroups.is_empty() { "(not running)".to_owned() } else { w.cgroups.join("\n") };
+        t.add_row([
+            (&w.name).into(),
+            (&w.identity.id).into(),
+            (&w.identity.namespace).into(),
+            verdict(w.posture.as_str()),
+            cgroups.into(),
+        ]);
+    }
+    line(text(&t));
+
+    line(String::new());
+    if s.policies.is_empty() {
+        line("No policies: only the postures hold.".to_owned());
+    } else {
+        let mut t = table(&["policy", "from"]);
+        t.add_rows(s.policies.iter().map(|p| [&p.name, &p.file]));
+        line(text(&t));
+    }
+    for f in &s.findings {
+        line(f.text.clone());
+    }
+
+    line(String::new());
+    let mut t = table(&["program", "hook", "attached to", "id", "verified insns", "attached"]);
+    for p in &s.programs {
+        let verified = p.verified_instructions.map_or_else(|| "?".to_owned(), |n| n.to_string());
+        let attached = verdict(if p.attached { "yes" } else { "no" });
+        t.add_row([
+            (&p.name).into(),
+            (&p.hook).into(),
+            (&p.attach_point).into(),
+            p.id.to_string().into(),
+            verified.into(),
+            attached,
+        ]);
+    }
+    line(text(&t));
+
+    line(String::new());
+    let mut t = table(&["map", "used", "of", "full"]);
+    for m in &s.maps {
+        let percent = m.used.saturating_mul(100).checked_div(m.capacity).unwrap_or(0);
+        t.add_row([m.name.clone(), m.used.to_string(), m.capacity.to_string(), format!("{percent} %")]);
+    }
+    line(text(&t));
+
+    line(String::new());
+    let mut t = table(&["kernel feature", "there", "what follows"]);
+    for f in &s.features {
+        t.add_row([(&f.name).into(), verdict(if f.available { "yes" } else { "no" }), (&f.note).into()]);
+    }
+    line(text(&t));
+
+    line(String::new());
+    if s.not_contained.is_empty() {
+        line("Nothing was found that isn't contained.".to_owned());
+    } else {
+        let mut t = table(&["not contained", "why"]);
+        t.add_rows(s.not_contained.iter().map(|n| [&n.what, &n.why]));
+        line(text(&t));
+    }
+    // Writing into a String can't fail.
+    let _: Result<(), _> = writeln!(out);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flows::PeerName;
+    use crate::inventory::Posture;
+    use crate::serve::api::*;
+
+    #[test]
+    fn the_page_shows_what_matters_and_fits() {
+        let s = Status {
+            version: "1".to_owned(),
+            ready: true,
+            faults: vec!["the link of `egress` at /s is gone; put right".to_owned()],
+            workloads: vec![WorkloadStatus {
+                name: "payments-api".to_owned(),
+                identity: PeerName { id: "spiffe://example.org/payments/api".to_owned(), namespace: "payments".to_owned() },
+                posture: Posture::Audit,
+                cgroups: vec!["/system.slice/payments-api.service".to_owned()],
+            }],
+            not_contained: vec![NotContained { what: "x: a packet socket".to_owned(), why: "word ".repeat(40) }],
+            maps: vec![MapFill { name: "RULES".to_owned(), used: 1, capacity: 4 }],
+            ..Status::default()
+        };
+        let page = render(&s);
+        for word in ["FAULT: the link", "payments-api", "audit", "25 %", "a packet socket", "No policies"] {
+            assert!(page.contains(word), "{word} isn't in\n{page}");
+        }
+        assert!(page.lines().all(|l| l.chars().count() <= 100), "{page}");
+    }
+}
