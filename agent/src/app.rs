@@ -144,3 +144,6 @@ fn notify(state: &str) {
         tracing::debug!("systemd couldn't be told {state}: {e}");
     }
 }
+
+#[cfg(test)]
+mod tests;

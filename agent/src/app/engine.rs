@@ -33,6 +33,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 const GATHER: Duration = Duration::from_millis(3);
 /// The same for files: an editor writes more than once.
 const GATHER_FILES: Duration = Duration::from_millis(50);
+/// How long after a commit the former ruleset is cleared away. A commit that comes earlier does it first.
+const SETTLE: Duration = Duration::from_millis(20);
 /// How often the kernel side is looked over and the counters are read.
 const CHECK: Duration = Duration::from_secs(2);
 /// Every so many checks, everything is looked at without a wake-up.
@@ -151,11 +153,12 @@ impl<K: Kernel> Engine<K> {
     ) -> anyhow::Result<()> {
         let mut pending = Dirty::default();
         let mut due = Instant::now();
+        let mut settle = Some(Instant::now());
         let mut check = interval(CHECK);
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut follow = interval(Duration::from_millis(100));
         follow.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut rounds, mut emitting) = (0_u32, false);
+        let (mut rounds, mut emitting, mut commits) = (0_u32, false, self.commits);
         loop {
             tokio::select! {
                 _ = stopped.changed() => return Ok(()),
@@ -170,6 +173,13 @@ impl<K: Kernel> Engine<K> {
                 () = sleep_until(due), if pending.any() => {
                     let dirty = std::mem::take(&mut pending);
                     tokio::task::block_in_place(|| self.step(dirty));
+                }
+                () = sleep_until(settle.unwrap_or(due)), if settle.is_some() => {
+                    settle = None;
+                    if let Err(e) = tokio::task::block_in_place(|| self.kernel.settle()) {
+                        tracing::warn!("the former ruleset isn't cleared away yet, the next commit tries again: {e:#}");
+                    }
+                    continue;
                 }
                 _ = check.tick() => {
                     rounds = rounds.wrapping_add(1);
@@ -192,6 +202,10 @@ impl<K: Kernel> Engine<K> {
                     }
                     continue;
                 }
+            }
+            if self.commits != commits {
+                commits = self.commits;
+                settle = Some(Instant::now() + SETTLE);
             }
             publish.send_replace(Arc::new(self.snapshot()));
         }

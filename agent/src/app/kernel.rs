@@ -1,5 +1,9 @@
 //! The kernel side as the agent's loop sees it. [`crate::datapath::Datapath`] is one; the tests have another.
 
+mod datapath;
+
+pub use datapath::open;
+
 use crate::image::Image;
 use crate::serve::api::{Commit, Feature, MapFill, Program};
 use bulkhead_common::event::Event;
@@ -20,6 +24,11 @@ pub trait Kernel: Send + 'static {
     /// # Errors
     /// Then the last one stays in force, whole.
     fn commit(&mut self, image: &Image) -> anyhow::Result<Commit>;
+    /// Does what a commit left for later: waits until nobody reads the former ruleset, and takes away what it had.
+    ///
+    /// # Errors
+    /// Then the next commit does it first.
+    fn settle(&mut self) -> anyhow::Result<()>;
     /// Attaches the programs, after the first commit.
     ///
     /// # Errors

@@ -24,9 +24,10 @@ pub(super) async fn ask(socket: &Path, path: &str, query: &[(&str, String)]) -> 
     // Ends with the answer; whatever goes wrong with it shows there.
     tokio::spawn(connection);
     let request = Request::get(target(path, query)).header("host", "bulkhead").body(Empty::<Bytes>::new())?;
-    let response = sender.send_request(request).await.context(
-        "the agent closed the connection: the control socket is for root only, so ask with sudo",
-    )?;
+    let response = sender
+        .send_request(request)
+        .await
+        .context("the agent closed the connection: the control socket is for root only, so ask with sudo")?;
     if response.status().is_success() {
         return Ok(response);
     }
@@ -36,11 +37,7 @@ pub(super) async fn ask(socket: &Path, path: &str, query: &[(&str, String)]) -> 
 }
 
 /// Asks, and reads the whole answer.
-pub(super) async fn get<T: DeserializeOwned>(
-    socket: &Path,
-    path: &str,
-    query: &[(&str, String)],
-) -> anyhow::Result<T> {
+pub(super) async fn get<T: DeserializeOwned>(socket: &Path, path: &str, query: &[(&str, String)]) -> anyhow::Result<T> {
     let body = ask(socket, path, query).await?.into_body().collect().await.context("reading the answer")?.to_bytes();
     serde_json::from_slice(&body).context("the agent's answer isn't understood: is it of another version?")
 }
@@ -48,8 +45,12 @@ pub(super) async fn get<T: DeserializeOwned>(
 fn unreachable(socket: &Path, e: io::Error) -> anyhow::Error {
     let socket = socket.display();
     match e.kind() {
-        io::ErrorKind::NotFound => anyhow::anyhow!("no agent's socket at {socket}: start `bulkhead agent`, or name another with --socket"),
-        io::ErrorKind::ConnectionRefused => anyhow::anyhow!("no agent listens at {socket}: start `bulkhead agent`; what it last put in force stays in force"),
+        io::ErrorKind::NotFound => {
+            anyhow::anyhow!("no agent's socket at {socket}: start `bulkhead agent`, or name another with --socket")
+        }
+        io::ErrorKind::ConnectionRefused => anyhow::anyhow!(
+            "no agent listens at {socket}: start `bulkhead agent`; what it last put in force stays in force"
+        ),
         io::ErrorKind::PermissionDenied => anyhow::anyhow!("{socket} is for root only: ask with sudo"),
         _ => anyhow::Error::new(e).context(format!("connecting to {socket}")),
     }

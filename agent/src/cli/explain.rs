@@ -75,9 +75,8 @@ pub(super) fn run(args: &Args) -> super::Result {
 fn offline(file: &Path, args: &Args) -> anyhow::Result<Explained> {
     let name = file.display().to_string();
     let text = std::fs::read_to_string(file).with_context(|| format!("reading {name}"))?;
-    let config = config::parse(&name, &text).map_err(|all| {
-        anyhow::anyhow!("{}", all.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
-    })?;
+    let config = config::parse(&name, &text)
+        .map_err(|all| anyhow::anyhow!("{}", all.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")))?;
     let policies = Policies::default().after(&read(&config.policies, |_| {}));
     for finding in &policies.findings {
         eprintln!("{finding}");

@@ -126,12 +126,16 @@ fn foreign(hierarchy: &Hierarchy, attach: &[String], checks: &mut Vec<Check>) {
                     checks.push(check(
                         format!("program at cgroup {place}"),
                         State::Warning,
-                        format!("{p}: runs beside Bulkhead's; if it rewrites addresses, only packets show the real peer"),
+                        format!(
+                            "{p}: runs beside Bulkhead's; if it rewrites addresses, only packets show the real peer"
+                        ),
                     ));
                 }
             }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-            Err(e) => checks.push(check(format!("programs at cgroup {place}"), State::Warning, format!("not known: {e}"))),
+            Err(e) => {
+                checks.push(check(format!("programs at cgroup {place}"), State::Warning, format!("not known: {e}")))
+            }
         }
     }
     if !found {

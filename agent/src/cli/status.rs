@@ -136,7 +136,10 @@ mod tests {
             faults: vec!["the link of `egress` at /s is gone; put right".to_owned()],
             workloads: vec![WorkloadStatus {
                 name: "payments-api".to_owned(),
-                identity: PeerName { id: "spiffe://example.org/payments/api".to_owned(), namespace: "payments".to_owned() },
+                identity: PeerName {
+                    id: "spiffe://example.org/payments/api".to_owned(),
+                    namespace: "payments".to_owned(),
+                },
                 posture: Posture::Audit,
                 cgroups: vec!["/system.slice/payments-api.service".to_owned()],
             }],

@@ -58,7 +58,10 @@ pub(super) fn checks() -> Vec<Check> {
         Ok(h) if h.hybrid => check(
             "cgroup2",
             State::Warning,
-            format!("at {}, with cgroup v1 beside it: name cgroups by their path in cgroup2 (`0::`)", h.mount.display()),
+            format!(
+                "at {}, with cgroup v1 beside it: name cgroups by their path in cgroup2 (`0::`)",
+                h.mount.display()
+            ),
         ),
         Ok(h) => check("cgroup2", State::Ok, format!("at {}", h.mount.display())),
         Err(e) => check("cgroup2", State::Error, format!("{e:#}")),
@@ -88,7 +91,8 @@ fn bpffs() -> Check {
     match mounted {
         Some(at) => check("BPF filesystem", State::Ok, format!("at {}", at.display())),
         None => {
-            let known = std::fs::read_to_string("/proc/filesystems").is_ok_and(|t| t.lines().any(|l| l.ends_with("\tbpf")));
+            let known =
+                std::fs::read_to_string("/proc/filesystems").is_ok_and(|t| t.lines().any(|l| l.ends_with("\tbpf")));
             let (state, note) = if known {
                 (State::Warning, "not mounted; the agent mounts it (a container can't: mount it on the host)")
             } else {
@@ -109,7 +113,8 @@ fn nat() -> Check {
         .filter(|(file, _)| std::fs::read_to_string(file).is_ok_and(|t| t.lines().any(|l| l == "nat")))
         .map(|(_, family)| *family)
         .collect();
-    let tables = if legacy.is_empty() { String::new() } else { format!("; iptables nat tables: {}", legacy.join(", ")) };
+    let tables =
+        if legacy.is_empty() { String::new() } else { format!("; iptables nat tables: {}", legacy.join(", ")) };
     check(
         "NAT",
         State::Warning,
@@ -134,7 +139,8 @@ pub(super) fn never_contained() -> Vec<Check> {
             "sockets that systemd makes for a unit aren't the unit's: `status` lists them once the unit has them",
         ),
     ];
-    let vsock = std::fs::read_to_string("/proc/net/protocols").is_ok_and(|t| t.lines().any(|l| l.starts_with("AF_VSOCK")));
+    let vsock =
+        std::fs::read_to_string("/proc/net/protocols").is_ok_and(|t| t.lines().any(|l| l.starts_with("AF_VSOCK")));
     if vsock {
         all.push(check(
             "AF_VSOCK sockets",

@@ -1,0 +1,151 @@
+//! The real kernel side.
+
+use super::{Events, Kernel};
+use crate::app::Failure;
+use crate::config::{Capacities, Config};
+use crate::datapath::{self, AttachError, Datapath, Limits, OpenError, Options, Origin};
+use crate::image::Image;
+use crate::serve::api::{Commit, Feature, MapFill, Program};
+use crate::sources::hierarchy::Hierarchy;
+use anyhow::Context;
+use bulkhead_common::event::Event;
+use bulkhead_common::maps::{self, EdgeKey};
+use bulkhead_common::{Direction, Outcome, Reason};
+
+/// Loads the programs, or adopts what is pinned.
+///
+/// # Errors
+/// As the kernel says.
+pub fn open(config: &Config, hierarchy: &Hierarchy, verbose_kernel_log: bool) -> Result<Datapath, Failure> {
+    let Capacities { rules, edges, flows } = config.limits;
+    let usual = Limits::default();
+    let limits = Limits {
+        rules: rules.unwrap_or(usual.rules),
+        edges: edges.unwrap_or(usual.edges),
+        flows: flows.unwrap_or(usual.flows),
+        ..usual
+    };
+    let opened = Datapath::open(Options {
+        instance: config.instance.clone(),
+        bpffs: config.bpffs.clone(),
+        attach: config.attach.iter().map(|p| hierarchy.directory(p)).collect(),
+        limits,
+        verbose_kernel_log,
+    });
+    let datapath = opened.map_err(|e| match e {
+        OpenError::NoObject | OpenError::BadObject(_) => Failure::NoObject,
+        OpenError::NotPermitted => Failure::Capability("CAP_BPF".to_owned()),
+        OpenError::NoBpffs { .. } => Failure::Bpffs(e.into()),
+        OpenError::AnotherAgent { instance, .. } => Failure::AlreadyRunning(instance),
+        OpenError::BadInstance(_) | OpenError::Maps(_) | OpenError::Refused { .. } | OpenError::Io { .. } => {
+            Failure::Load(e.into())
+        }
+    })?;
+    match datapath.origin() {
+        Origin::New => tracing::info!("new tables"),
+        Origin::Adopted => {
+            tracing::info!("the tables of a former agent are adopted; its ruleset is in force until the next")
+        }
+        Origin::Replacing(why) => {
+            tracing::warn!("the tables of a former agent are replaced once ours are attached: {why}")
+        }
+    }
+    Ok(datapath)
+}
+
+impl Kernel for Datapath {
+    type Fault = String;
+    type Events = datapath::Events;
+
+    fn generation(&self) -> u64 {
+        Self::generation(self)
+    }
+
+    fn commit(&mut self, image: &Image) -> anyhow::Result<Commit> {
+        let done = Self::commit(self, image)?;
+        let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+        Ok(Commit {
+            epoch: done.epoch,
+            inserts: count(done.inserts),
+            writes: count(done.writes),
+            removals: count(done.removals),
+            in_force_after_us: u64::try_from(done.in_force_after.as_micros()).unwrap_or(u64::MAX),
+        })
+    }
+
+    fn settle(&mut self) -> anyhow::Result<()> {
+        Ok(Self::settle(self)?)
+    }
+
+    fn attach(&mut self) -> anyhow::Result<()> {
+        Self::attach(self).map_err(AttachError::into)
+    }
+
+    fn set_emit_allowed(&mut self, on: bool) -> anyhow::Result<()> {
+        Self::set_emit_allowed(self, on);
+        Ok(())
+    }
+
+    fn edges(&self) -> anyhow::Result<Vec<(EdgeKey, u64)>> {
+        Ok(Self::edges(self)?)
+    }
+
+    fn totals(&self) -> anyhow::Result<Vec<u64>> {
+        let totals = Self::totals(self)?;
+        let mut all = vec![0; usize::try_from(maps::totals::LEN)?];
+        let mut set = |index: u32, n: u64| -> anyhow::Result<()> {
+            *all.get_mut(usize::try_from(index)?).context("an index of the totals")? = n;
+            Ok(())
+        };
+        set(maps::totals::LOST_EVENTS, totals.lost_events())?;
+        for d in Direction::ALL {
+            for o in Outcome::ALL {
+                for r in Reason::ALL {
+                    set(maps::totals::overflow(*d, *o, *r), totals.overflow(*d, *o, *r))?;
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    fn fill(&self) -> anyhow::Result<Vec<MapFill>> {
+        let fill = Self::fill(self)?.into_iter();
+        Ok(fill.map(|m| MapFill { name: m.name.to_owned(), used: m.used, capacity: m.capacity }).collect())
+    }
+
+    fn take_events(&mut self) -> Option<datapath::Events> {
+        Self::take_events(self)
+    }
+
+    fn inspect(&self) -> anyhow::Result<Vec<String>> {
+        let lost = Kernel::programs(self).into_iter().filter(|p| !p.attached);
+        Ok(lost.map(|p| format!("the program {} isn't attached to {}", p.name, p.attach_point)).collect())
+    }
+
+    fn repair(&mut self, _: &String) -> anyhow::Result<()> {
+        Kernel::attach(self)
+    }
+
+    fn programs(&self) -> Vec<Program> {
+        let all = Self::programs(self).into_iter();
+        all.map(|p| Program {
+            name: p.name.to_owned(),
+            hook: p.hook.as_str().to_owned(),
+            attach_point: p.attach_point.display().to_string(),
+            id: p.id,
+            verified_instructions: p.verified_insns,
+            attached: p.attached,
+        })
+        .collect()
+    }
+
+    fn features(&self) -> Vec<Feature> {
+        Vec::new()
+    }
+}
+
+impl Events for datapath::Events {
+    async fn next(&mut self) -> anyhow::Result<Vec<Event>> {
+        Ok(Self::next(self).await?)
+    }
+}
