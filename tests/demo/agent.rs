@@ -1,0 +1,263 @@
+//! The real agent: `bulkhead agent` with the shipped configuration, and the real commands to ask it.
+//!
+//! It has a folder of its own for everything that it needs, also its own BPF file system, so that all of it can be
+//! taken away again. That happens on drop.
+
+use crate::interrupt;
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+/// How long it may take until the programs are attached.
+const READY_WITHIN: Duration = Duration::from_secs(30);
+/// How long a change of its files may take to be in force.
+const APPLIED_WITHIN: Duration = Duration::from_secs(15);
+/// How long it may take to end when it is asked to.
+const ENDS_WITHIN: Duration = Duration::from_secs(8);
+
+/// The names in the shipped files that the demo puts others in place of.
+const SHIPPED_FOLDER: &str = "/run/bulkhead-demo/";
+const SHIPPED_CGROUP: &str = "/bulkhead-demo";
+const SHIPPED_INSTANCE: &str = "instance: bulkhead-demo";
+
+/// The agent's files and, once it is started, its process.
+pub struct Agent {
+    program: PathBuf,
+    folder: PathBuf,
+    instance: String,
+    config: String,
+    policies: PathBuf,
+    process: Option<Child>,
+}
+
+/// What a command said.
+pub struct Said {
+    /// Its exit code.
+    pub code: i32,
+    /// Its standard output.
+    pub text: String,
+}
+
+impl Agent {
+    /// Puts the shipped configuration into a new folder. `cgroup` is the one above the workloads.
+    pub fn prepare(program: &Path, shipped: &Path, cgroup: &str) -> Result<Self> {
+        let instance = format!("demo-{}", std::process::id());
+        let folder = PathBuf::from(format!("/run/bulkhead-{instance}"));
+        fs::create_dir(&folder).with_context(|| format!("can't make {}", folder.display()))?;
+        let mut agent = Self {
+            program: program.to_owned(),
+            folder,
+            instance,
+            config: String::new(),
+            policies: shipped.join("policies"),
+            process: None,
+        };
+        fs::create_dir(agent.folder.join("policies")).context("can't make the folder of policies")?;
+        let file = shipped.join("bulkhead.yaml");
+        let text = fs::read_to_string(&file).with_context(|| format!("can't read {}", file.display()))?;
+        agent.config = text
+            .replace(SHIPPED_FOLDER, &format!("{}/", agent.folder.display()))
+            .replace(SHIPPED_INSTANCE, &format!("instance: {}", agent.instance))
+            .replace(&format!("{SHIPPED_CGROUP}/"), &format!("{cgroup}/"))
+            .replace(&format!("[{SHIPPED_CGROUP}]"), &format!("[{cgroup}]"));
+        agent.write_config()?;
+        Ok(agent)
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> PathBuf {
+        self.folder.join("bulkhead.yaml")
+    }
+
+    /// Its control socket.
+    pub fn socket(&self) -> PathBuf {
+        self.folder.join("bulkhead.sock")
+    }
+
+    /// Starts it, and waits until its programs are attached. Says how long that took.
+    pub fn start(&mut self) -> Result<Duration> {
+        let started = Instant::now();
+        let log = File::create(self.folder.join("agent.log")).context("can't make the agent's log")?;
+        let mut command = Command::new(&self.program);
+        command.arg("agent").arg("--config").arg(self.config());
+        // Its own process group: Ctrl-C is for the demo, which then ends the agent in its turn.
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
+        self.process = Some(command.spawn().context("can't start the agent")?);
+        interrupt::wait("the agent isn't ready", READY_WITHIN, || {
+            self.alive()?;
+            Ok(self.status()?.filter(|s| s["ready"] == true))
+        })
+        .with_context(|| self.last_words())?;
+        Ok(started.elapsed())
+    }
+
+    /// Puts the shipped policies where the agent looks for them.
+    pub fn add_policies(&self) -> Result<()> {
+        for entry in fs::read_dir(&self.policies).context("can't read the shipped policies")? {
+            let from = entry?.path();
+            let to = self.folder.join("policies").join(from.file_name().context("a file has a name")?);
+            fs::copy(&from, &to).with_context(|| format!("can't copy {}", from.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Changes the one line `posture:` of its configuration, and waits until that and the policies are in force.
+    pub fn set_posture(&mut self, posture: &str) -> Result<()> {
+        let lines = self.config.lines().map(|line| match line.starts_with("posture:") {
+            true => format!("posture: {posture}\n"),
+            false => format!("{line}\n"),
+        });
+        self.config = lines.collect();
+        let policies = fs::read_dir(self.folder.join("policies")).context("can't read the policies")?.count();
+        self.write_config()?;
+        interrupt::wait(&format!("{posture} isn't in force"), APPLIED_WITHIN, || {
+            self.alive()?;
+            let Some(status) = self.status()? else { return Ok(None) };
+            let postures = status["workloads"].as_array().context("status lists workloads")?;
+            let there = postures.iter().all(|w| w["posture"] == posture);
+            let files = status["policies"].as_array().context("status lists policies")?.len();
+            Ok((there && files >= policies && faultless(&status)).then_some(()))
+        })
+        .with_context(|| self.last_words())
+    }
+
+    /// A command line that asks it, as one would type it.
+    pub fn line(&self, words: &[&str]) -> String {
+        format!("bulkhead {}", words.join(" "))
+    }
+
+    /// Asks it by the real command.
+    pub fn ask(&self, words: &[&str]) -> Result<Said> {
+        let output = self.command(words).output().with_context(|| format!("can't run {}", self.line(words)))?;
+        let code = output.status.code().unwrap_or(-1);
+        if code == 2 || code == -1 {
+            bail!("{}: {}", self.line(words), String::from_utf8_lossy(&output.stderr).trim_end());
+        }
+        Ok(Said { code, text: String::from_utf8_lossy(&output.stdout).into_owned() })
+    }
+
+    /// Asks it for JSON lines.
+    pub fn lines(&self, words: &[&str]) -> Result<Vec<Value>> {
+        let said = self.ask(words)?;
+        let parse = |line: &str| serde_json::from_str(line).with_context(|| format!("not JSON: {line}"));
+        said.text.lines().map(parse).collect()
+    }
+
+    /// Lets a command run that follows, its output going to a file. It ends with the agent.
+    pub fn follow(&self, words: &[&str], file: &str) -> Result<Following> {
+        let path = self.folder.join(file);
+        let output = File::create(&path).context("can't make a file for what is followed")?;
+        let mut command = self.command(words);
+        let child = command.stdout(output).process_group(0).spawn().context("can't follow")?;
+        Ok(Following { child, path })
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let (name, rest) = words.split_first().unwrap_or((&"status", &[]));
+        let mut command = Command::new(&self.program);
+        command.arg(name).arg("--socket").arg(self.socket()).args(rest).stdin(Stdio::null());
+        command
+    }
+
+    /// The status, once the socket answers.
+    fn status(&self) -> Result<Option<Value>> {
+        let output = self.command(&["status", "--json"]).output().context("can't run bulkhead status")?;
+        Ok(serde_json::from_slice(&output.stdout).ok())
+    }
+
+    fn alive(&mut self) -> Result<()> {
+        if let Some(process) = &mut self.process
+            && let Some(status) = process.try_wait()?
+        {
+            self.process = None;
+            bail!("the agent ended by itself: {status}");
+        }
+        Ok(())
+    }
+
+    fn last_words(&self) -> String {
+        let log = fs::read_to_string(self.folder.join("agent.log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        format!("the agent's last words:\n{}", lines[lines.len().saturating_sub(12)..].join("\n"))
+    }
+
+    fn write_config(&self) -> Result<()> {
+        fs::write(self.config(), &self.config).with_context(|| format!("can't write {}", self.config().display()))
+    }
+
+    /// Ends it and takes everything off.
+    fn remove(&mut self) -> Result<()> {
+        if let Some(mut process) = self.process.take() {
+            end(&mut process)?;
+        }
+        let bpffs = self.folder.join("bpf");
+        bulkhead::datapath::uninstall(&self.instance, &bpffs).context("can't take the programs off")?;
+        if bpffs.exists() {
+            // It isn't mounted if the agent never came that far.
+            rustix::mount::unmount(&bpffs, rustix::mount::UnmountFlags::DETACH).ok();
+        }
+        fs::remove_dir_all(&self.folder).with_context(|| format!("can't remove {}", self.folder.display()))
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if let Err(e) = self.remove() {
+            eprintln!("demo: something stays behind in {}: {e:#}", self.folder.display());
+        }
+    }
+}
+
+/// Whether nothing in a status says that something is wrong.
+fn faultless(status: &Value) -> bool {
+    let errors = status["findings"].as_array().is_some_and(|all| all.iter().any(|f| f["error"] == true));
+    status["faults"].as_array().is_some_and(Vec::is_empty) && !errors
+}
+
+/// A command that runs beside the story. Dropping it ends it.
+pub struct Following {
+    child: Child,
+    path: PathBuf,
+}
+
+impl Following {
+    /// What it printed until now.
+    pub fn lines(&self) -> Result<Vec<Value>> {
+        let text = fs::read_to_string(&self.path).context("can't read what was followed")?;
+        // The last line may be half written.
+        Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        if let Err(e) = end(&mut self.child) {
+            eprintln!("demo: {e:#}");
+        }
+    }
+}
+
+/// Ends a child politely, and otherwise if it doesn't.
+fn end(child: &mut Child) -> Result<()> {
+    let Some(pid) = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw) else {
+        bail!("a process has a number");
+    };
+    if child.try_wait()?.is_none() {
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+    }
+    let deadline = Instant::now() + ENDS_WITHIN;
+    while child.try_wait()?.is_none() {
+        if Instant::now() > deadline {
+            child.kill()?;
+            child.wait()?;
+            break;
+        }
+        sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
