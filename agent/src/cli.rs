@@ -12,6 +12,7 @@ mod policy;
 mod preflight;
 mod status;
 mod table;
+mod uninstall;
 
 use clap::{Args, Parser, Subcommand};
 use exit::Answer;
@@ -58,6 +59,11 @@ enum Command {
     #[command(after_help = "Examples:\n  bulkhead preflight\n  bulkhead preflight --config bulkhead.yaml\n\n\
         Exit codes: 0 everything is there, 1 something is missing or won't be contained, 2 couldn't look.")]
     Preflight(preflight::Args),
+    /// Take everything off: programs, links and maps; nothing is contained afterwards
+    #[command(after_help = "Examples:\n  systemctl disable --now bulkhead && bulkhead uninstall\n  \
+        bulkhead uninstall --config /etc/bulkhead/bulkhead.yaml\n\n\
+        Exit codes: 0 it is off, or wasn't there, 2 it couldn't be taken off (stop the agent first).")]
+    Uninstall(uninstall::Args),
 }
 
 /// How to reach the agent.
@@ -77,6 +83,7 @@ pub fn main() -> ExitCode {
         Command::Explain(args) => explain::run(&args),
         Command::Policy(command) => policy::run(&command),
         Command::Preflight(args) => preflight::run(&args),
+        Command::Uninstall(args) => uninstall::run(&args),
     };
     exit::code(answer)
 }

@@ -10,7 +10,7 @@ mod check;
 mod globs;
 mod low;
 
-pub use check::{BPFFS, SOCKET, STATE, parse};
+pub use check::{BPFFS, INSTANCE, SOCKET, STATE, parse};
 pub use globs::CgroupGlob;
 
 use crate::identity::Identity;

@@ -14,13 +14,17 @@ mod events;
 mod links;
 mod memory;
 mod object;
+mod old_sockets;
 mod pins;
+pub mod sock_diag;
 mod sys;
 mod tables;
+mod watch;
 
 pub use counters::{MapFill, Totals};
 pub use error::{AttachError, CommitError, OpenError, UninstallError};
 pub use events::Events;
+pub use watch::Fault;
 
 use crate::image::Image;
 use crate::plan::protocol::{self, Kernel, Pending};
@@ -275,6 +279,8 @@ impl Datapath {
         ),
         started: Instant,
     ) -> Result<Self, OpenError> {
+        let host = sock_diag::host_netns_cookie().opening(|| "finding the host's network namespace".into())?;
+        tables.control.host_netns().store(host, Ordering::Release);
         let timings = Timings { load: started.elapsed(), attach: Duration::ZERO };
         let (links, disabled, pending) = (Vec::new(), BTreeSet::new(), None);
         Ok(Self {
@@ -376,11 +382,23 @@ impl Datapath {
         let started = Instant::now();
         let points: Vec<AttachPoint> =
             self.options.attach.iter().map(|path| AttachPoint::open(path)).collect::<Result<_, _>>()?;
+        let mounts: Vec<Mount> = MOUNTS.into_iter().filter(|m| !self.disabled.contains(&m.hook)).collect();
         let mut links = Vec::new();
-        for mount in MOUNTS.into_iter().filter(|m| !self.disabled.contains(&m.hook)) {
+        let mut first_time = false;
+        for mount in mounts {
             for point in &points {
-                links.push(self.link(mount, point)?);
+                let (link, is_new) = self.link(mount, point)?;
+                links.push(link);
+                first_time |= is_new;
             }
+            if first_time && mount.hook == Hook::SockCreate {
+                // From here on new sockets are stamped; the older ones must be known before anything judges them.
+                self.note_old_sockets()?;
+            }
+        }
+        if first_time {
+            // Connections that were made while the hooks came one by one.
+            self.note_old_sockets()?;
         }
         self.links = links;
         self.pin_programs().attaching(|| format!("pinning the programs under {}", self.set.programs().display()))?;
@@ -392,16 +410,32 @@ impl Datapath {
         Ok(())
     }
 
+    fn note_old_sockets(&self) -> Result<(), AttachError> {
+        let what = || "listing the sockets that exist already".to_owned();
+        let noted = old_sockets::note(&self.options.attach, self.map(maps::OLD_SOCKETS).attaching(what)?);
+        let noted = noted.attaching(what)?;
+        if noted.without_room > 0 {
+            tracing::warn!(
+                "{} of {} sockets that are older than the programs have no room in {}: where the posture enforces, \
+                 their connections are cut off",
+                noted.without_room,
+                noted.sockets,
+                maps::OLD_SOCKETS
+            );
+        }
+        Ok(())
+    }
+
     /// Makes sure that our program is at this attach point: swapped into the link that is there, or by a new one.
-    fn link(&self, mount: Mount, point: &AttachPoint) -> Result<Link, AttachError> {
+    fn link(&self, mount: Mount, point: &AttachPoint) -> Result<(Link, bool), AttachError> {
         let failed = |error| AttachError::Link { program: mount.program, path: point.path.clone(), error };
         let program = program_fd(&self.ebpf, mount.program).map_err(failed)?;
         match links::find(&self.set, mount, point).map_err(failed)? {
             Some(link) => {
                 sys::link_update(link.fd.as_fd(), program).map_err(failed)?;
-                Ok(link)
+                Ok((link, false))
             }
-            None => links::create(&self.set, mount, point, program).map_err(failed),
+            None => Ok((links::create(&self.set, mount, point, program).map_err(failed)?, true)),
         }
     }
 

@@ -361,22 +361,24 @@ impl<K: Kernel> Engine<K> {
         match self.kernel.inspect() {
             Ok(found) => {
                 for f in found {
-                    match self.kernel.repair(&f) {
-                        Ok(()) => {
-                            tracing::warn!("{f}; put right");
-                            faults.push(format!("{f}; put right"));
-                        }
-                        Err(e) => {
-                            tracing::error!("{f}; it couldn't be put right: {e:#}");
-                            faults.push(format!("{f}; it couldn't be put right: {e:#}"));
-                        }
+                    if !K::is_repairable(&f) {
+                        faults.push(f.to_string());
+                        continue;
                     }
+                    faults.push(match self.kernel.repair(&f) {
+                        Ok(()) => format!("{f}; put right"),
+                        Err(e) => format!("{f}; it couldn't be put right: {e:#}"),
+                    });
                 }
             }
             Err(e) => faults.push(format!("the kernel side can't be looked at: {e:#}")),
         }
         if let Err(e) = self.read_counters() {
             faults.push(format!("the counters can't be read: {e:#}"));
+        }
+        // What lasts is logged once; status and metrics have it for as long as it lasts.
+        for new in faults.iter().filter(|f| !self.kernel_faults.contains(f)) {
+            tracing::error!("{new}");
         }
         self.kernel_faults = faults;
         self.not_contained = strays::not_contained(&self.hierarchy, &self.config, &self.scan);

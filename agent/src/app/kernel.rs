@@ -61,6 +61,8 @@ pub trait Kernel: Send + 'static {
     /// # Errors
     /// When it can't be looked at.
     fn inspect(&self) -> anyhow::Result<Vec<Self::Fault>>;
+    /// Whether that can be put right from here.
+    fn is_repairable(fault: &Self::Fault) -> bool;
     /// Puts it right.
     ///
     /// # Errors

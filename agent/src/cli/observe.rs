@@ -95,6 +95,9 @@ async fn stream(socket: &std::path::Path, query: &[(&str, String)], json: bool) 
         rest.extend_from_slice(&data);
         while let Some(end) = rest.iter().position(|b| *b == b'\n') {
             let line: Vec<u8> = rest.drain(..=end).collect();
+            if line == b"\n" {
+                continue;
+            }
             let shown = if json {
                 out.write_all(&line)
             } else {

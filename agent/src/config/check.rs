@@ -13,7 +13,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 /// The name of an agent that was given none.
-const INSTANCE: &str = "default";
+pub const INSTANCE: &str = "default";
 /// Where the control socket is unless the file says otherwise.
 pub const SOCKET: &str = "/run/bulkhead/bulkhead.sock";
 /// Where state is kept unless the file says otherwise.

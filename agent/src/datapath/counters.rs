@@ -23,6 +23,11 @@ pub struct MapFill {
 pub struct Totals(Vec<u64>);
 
 impl Totals {
+    /// All of them, at the indexes of [`totals`].
+    pub fn by_index(&self) -> &[u64] {
+        &self.0
+    }
+
     /// Events that found no room in the ring.
     pub fn lost_events(&self) -> u64 {
         self.at(totals::LOST_EVENTS)

@@ -25,6 +25,25 @@ impl Datapath {
         let ring = RingBuf::try_from(self.ebpf.take_map(maps::EVENTS)?).ok()?;
         Some(Events { ring: Source::Idle(Some(ring)), malformed: 0 })
     }
+
+    /// What passes the programs' own log on to ours, the first time that it is called; `None` when they are silent
+    /// ([`super::Options::verbose_kernel_log`]). To be run within a tokio runtime; it ends only with an error.
+    pub fn take_kernel_log(&mut self) -> Option<impl Future<Output = io::Error> + Send + use<>> {
+        if !self.options.verbose_kernel_log {
+            return None;
+        }
+        let logger = aya_log::EbpfLogger::init(&mut self.ebpf).ok()?;
+        let forward = async move || -> io::Result<()> {
+            // SAFETY: the logger owns its descriptor and gives the same one as long as it lives.
+            let mut logger = unsafe { AsyncFd::register(logger)? };
+            loop {
+                let mut guard = logger.readable_mut().await?;
+                guard.get_inner_mut().flush();
+                guard.clear_ready();
+            }
+        };
+        Some(async move { forward().await.err().unwrap_or_else(|| io::Error::other("the kernel's log has ended")) })
+    }
 }
 
 impl Events {

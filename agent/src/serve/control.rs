@@ -19,8 +19,12 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream, unix::SocketAddr};
 use tokio::sync::{broadcast, watch};
+
+/// How often a follower without decisions is looked after.
+const ALIVE: Duration = Duration::from_secs(1);
 
 /// Binds the socket. The caller holds the instance's lock, so whatever lies there is a dead agent's.
 ///
@@ -101,16 +105,18 @@ impl Shared {
 }
 
 /// Decisions as they are made, one JSON object a line, until the client goes or the agent ends. A client that is too
-/// slow misses some: then a line `{"missed": N}` says so.
+/// slow misses some: then a line `{"missed": N}` says so. An empty line now and then finds out whether it is still there.
 async fn observe(State(shared): State<Shared>, Query(filter): Query<Filter>) -> Response {
     let mut decisions = shared.decisions.subscribe();
     let mut stopped = shared.stopped.clone();
     let (mut sender, body) = Channel::<Bytes>::new(64);
     // Ends with its client or with the agent, and nothing depends on it.
     tokio::spawn(async move {
+        let mut alive = tokio::time::interval(ALIVE);
         loop {
             let line = tokio::select! {
                 _ = stopped.changed() => return,
+                _ = alive.tick() => Ok(Vec::new()),
                 d = decisions.recv() => match d {
                     Ok(d) if filter.fits(&d.edge) => serde_json::to_vec(&*d),
                     Ok(_) => continue,

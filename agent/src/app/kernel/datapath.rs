@@ -3,7 +3,7 @@
 use super::{Events, Kernel};
 use crate::app::Failure;
 use crate::config::{Capacities, Config};
-use crate::datapath::{self, AttachError, Datapath, Limits, OpenError, Options, Origin};
+use crate::datapath::{self, AttachError, Datapath, Fault, Limits, OpenError, Options, Origin};
 use crate::image::Image;
 use crate::serve::api::{Commit, Feature, MapFill, Program};
 use crate::sources::hierarchy::Hierarchy;
@@ -54,7 +54,7 @@ pub fn open(config: &Config, hierarchy: &Hierarchy, verbose_kernel_log: bool) ->
 }
 
 impl Kernel for Datapath {
-    type Fault = String;
+    type Fault = Fault;
     type Events = datapath::Events;
 
     fn generation(&self) -> u64 {
@@ -117,13 +117,16 @@ impl Kernel for Datapath {
         Self::take_events(self)
     }
 
-    fn inspect(&self) -> anyhow::Result<Vec<String>> {
-        let lost = Kernel::programs(self).into_iter().filter(|p| !p.attached);
-        Ok(lost.map(|p| format!("the program {} isn't attached to {}", p.name, p.attach_point)).collect())
+    fn inspect(&self) -> anyhow::Result<Vec<Fault>> {
+        Ok(Self::inspect(self)?)
     }
 
-    fn repair(&mut self, _: &String) -> anyhow::Result<()> {
-        Kernel::attach(self)
+    fn is_repairable(fault: &Fault) -> bool {
+        fault.is_repairable()
+    }
+
+    fn repair(&mut self, fault: &Fault) -> anyhow::Result<()> {
+        Ok(Self::repair(self, fault)?)
     }
 
     fn programs(&self) -> Vec<Program> {

@@ -1,0 +1,271 @@
+//! The sockets of a network namespace, as the kernel lists them (sock_diag(7)): who owns them, where they lead.
+//!
+//! A network namespace belongs to a thread, so everything here that enters one does it on a thread of its own, which
+//! ends with the call; a tokio worker must never change its namespace.
+
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload, Nla as _};
+use netlink_packet_sock_diag::inet::nlas::Nla;
+use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags};
+use netlink_packet_sock_diag::{SockDiagDestroy, SockDiagMessage};
+use netlink_sys::protocols::NETLINK_SOCK_DIAG;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// Linux: `INET_DIAG_CGROUP_ID` in include/uapi/linux/inet_diag.h.
+const INET_DIAG_CGROUP_ID: u16 = 21;
+
+/// States of a socket that matter here. Linux: include/net/tcp_states.h.
+pub mod state {
+    /// TCP: open in both directions. UDP: connected.
+    pub const ESTABLISHED: u8 = 1;
+    /// A SYN is out.
+    pub const SYN_SENT: u8 = 2;
+    /// TCP: nobody's any more.
+    pub const TIME_WAIT: u8 = 6;
+    /// TCP: not connected. UDP: not connected.
+    pub const CLOSE: u8 = 7;
+    /// TCP: accepts connections.
+    pub const LISTEN: u8 = 10;
+}
+
+/// The protocol number under which raw sockets are listed.
+pub const RAW: u8 = 255;
+
+/// The protocols that are listed.
+pub const PROTOCOLS: [u8; 4] =
+    [bulkhead_common::proto::TCP, bulkhead_common::proto::UDP, bulkhead_common::proto::UDPLITE, RAW];
+
+/// One socket.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Socket {
+    /// The IP protocol, or [`RAW`].
+    pub protocol: u8,
+    /// One of [`state`], or another of the kernel's.
+    pub state: u8,
+    /// Its own address and port. Of a raw socket the port is its protocol.
+    pub local: SocketAddr,
+    /// The peer's address and port; unspecified when it has none.
+    pub remote: SocketAddr,
+    /// What bpf_get_socket_cookie gives for it.
+    pub cookie: u64,
+    /// The inode that /proc/PID/fd names; 0: no process has it open.
+    pub inode: u32,
+    /// The cgroup that it was made in; `None` where the kernel doesn't tell.
+    pub cgroup: Option<u64>,
+}
+
+/// Runs something in a network namespace, on a thread of its own.
+pub fn in_netns<T: Send>(netns: impl AsFd + Sync, body: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    let enter = |netns: BorrowedFd<'_>| {
+        rustix::thread::move_into_link_name_space(netns, Some(rustix::thread::LinkNameSpaceType::Network))
+    };
+    std::thread::scope(|scope| {
+        let worker = std::thread::Builder::new().name("netns".into()).spawn_scoped(scope, || {
+            enter(netns.as_fd())?;
+            body()
+        })?;
+        worker.join().unwrap_or_else(|_| Err(io::Error::other("the thread in the network namespace panicked")))
+    })
+}
+
+/// The network namespaces of all processes in these cgroups and below, and this thread's own, by their inode numbers.
+pub fn namespaces_below(cgroups: &[PathBuf]) -> io::Result<BTreeMap<u64, File>> {
+    let mut namespaces = BTreeMap::new();
+    let mut add = |path: &str| -> io::Result<()> {
+        let file = File::open(path)?;
+        namespaces.entry(file.metadata()?.ino()).or_insert(file);
+        Ok(())
+    };
+    add("/proc/thread-self/ns/net")?;
+    for folder in cgroups.iter().map(|c| folders_below(c)).collect::<io::Result<Vec<_>>>()?.into_iter().flatten() {
+        let processes = match fs::read_to_string(folder.join("cgroup.procs")) {
+            Ok(processes) => processes,
+            // Removed meanwhile, or a threaded cgroup, whose processes stand further up.
+            Err(_) => continue,
+        };
+        for pid in processes.lines() {
+            match add(&format!("/proc/{pid}/ns/net")) {
+                // It has ended meanwhile.
+                Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {}
+                Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+                    tracing::warn!("the network namespace of process {pid} can't be looked at: {e}");
+                }
+                other => other?,
+            }
+        }
+    }
+    Ok(namespaces)
+}
+
+/// A cgroup's folder and all below it.
+pub fn folders_below(cgroup: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = vec![cgroup.to_owned()];
+    let mut next = 0;
+    while let Some(folder) = found.get(next).cloned() {
+        next += 1;
+        let entries = match fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound && next > 1 => continue,
+            Err(e) => return Err(e),
+        };
+        for entry in entries {
+            let entry = entry?;
+            if entry.file_type().is_ok_and(|t| t.is_dir()) {
+                found.push(entry.path());
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Every socket of this thread's network namespace, of [`PROTOCOLS`] and both families.
+pub fn sockets() -> io::Result<Vec<Socket>> {
+    let mut all = Vec::new();
+    for protocol in PROTOCOLS {
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            all.extend(dump(family, protocol)?);
+        }
+    }
+    Ok(all)
+}
+
+fn family_number(family: libc::c_int) -> u8 {
+    u8::try_from(family).unwrap_or_default()
+}
+
+fn dump(family: libc::c_int, protocol: u8) -> io::Result<Vec<Socket>> {
+    let id = if family == libc::AF_INET { SocketId::new_v4() } else { SocketId::new_v6() };
+    let request = SockDiagMessage::InetRequest(InetRequest {
+        family: family_number(family),
+        protocol,
+        extensions: ExtensionFlags::empty(),
+        // Every state, also those that the flags have no name for.
+        states: StateFlags::from_bits_retain(u32::MAX),
+        socket_id: id,
+    });
+    let socket = send(NetlinkMessage::from(request), NLM_F_REQUEST | NLM_F_DUMP)?;
+    let mut found = Vec::new();
+    let mut buffer = vec![0u8; 1 << 16];
+    loop {
+        let size = socket.recv(&mut &mut buffer[..], 0)?;
+        let mut rest = buffer.get(..size).unwrap_or_default();
+        while !rest.is_empty() {
+            let message = NetlinkMessage::<SockDiagMessage>::deserialize(rest).map_err(io::Error::other)?;
+            match message.payload {
+                NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
+                    found.push(understand(protocol, &response));
+                }
+                NetlinkPayload::Done(_) => return Ok(found),
+                // The kernel has no lister for this protocol, hence no such socket that we could see.
+                NetlinkPayload::Error(e) if e.raw_code() == -libc::ENOENT => return Ok(found),
+                NetlinkPayload::Error(e) => return Err(io::Error::from_raw_os_error(-e.raw_code())),
+                _ => {}
+            }
+            let length = (message.header.length as usize).next_multiple_of(4);
+            rest = rest.get(length.max(4)..).unwrap_or_default();
+        }
+    }
+}
+
+fn send<M: netlink_packet_core::NetlinkSerializable>(
+    mut message: NetlinkMessage<M>,
+    flags: u16,
+) -> io::Result<netlink_sys::Socket> {
+    let socket = netlink_sys::Socket::new(NETLINK_SOCK_DIAG)?;
+    socket.connect(&netlink_sys::SocketAddr::new(0, 0))?;
+    message.header.flags = flags;
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    socket.send(&bytes, 0)?;
+    Ok(socket)
+}
+
+fn understand(protocol: u8, response: &InetResponse) -> Socket {
+    let header = &response.header;
+    let id = &header.socket_id;
+    // Two u32, the low one first (Linux: sock_diag_save_cookie).
+    let half = |at: usize| {
+        let mut bytes = [0; 4];
+        bytes.copy_from_slice(&id.cookie[at..at + 4]);
+        u64::from(u32::from_ne_bytes(bytes))
+    };
+    let cgroup = response.nlas.iter().find_map(|nla| match nla {
+        Nla::Other(other) if other.kind() == INET_DIAG_CGROUP_ID && other.value_len() == 8 => {
+            let mut bytes = [0; 8];
+            other.emit_value(&mut bytes);
+            Some(u64::from_ne_bytes(bytes))
+        }
+        _ => None,
+    });
+    Socket {
+        protocol,
+        state: header.state,
+        local: SocketAddr::new(id.source_address, id.source_port),
+        remote: SocketAddr::new(id.destination_address, id.destination_port),
+        cookie: half(0) | half(4) << 32,
+        inode: header.inode,
+        cgroup,
+    }
+}
+
+/// Ends a TCP or UDP socket of this thread's network namespace; a connected peer is told by a reset.
+pub fn destroy(socket: &Socket) -> io::Result<()> {
+    let v4 = socket.local.is_ipv4();
+    let mut id = if v4 { SocketId::new_v4() } else { SocketId::new_v6() };
+    (id.source_address, id.source_port) = (socket.local.ip(), socket.local.port());
+    (id.destination_address, id.destination_port) = (socket.remote.ip(), socket.remote.port());
+    let (low, high) = ((socket.cookie & 0xffff_ffff) as u32, (socket.cookie >> 32) as u32);
+    id.cookie[..4].copy_from_slice(&low.to_ne_bytes());
+    id.cookie[4..].copy_from_slice(&high.to_ne_bytes());
+    let request = SockDiagDestroy::new(SockDiagMessage::InetRequest(InetRequest {
+        family: family_number(if v4 { libc::AF_INET } else { libc::AF_INET6 }),
+        protocol: socket.protocol,
+        extensions: ExtensionFlags::empty(),
+        states: StateFlags::from_bits_retain(u32::MAX),
+        socket_id: id,
+    }));
+    let netlink = send(NetlinkMessage::from(request), NLM_F_REQUEST | netlink_packet_core::NLM_F_ACK)?;
+    let mut buffer = vec![0u8; 4096];
+    let size = netlink.recv(&mut &mut buffer[..], 0)?;
+    let answer = NetlinkMessage::<SockDiagMessage>::deserialize(buffer.get(..size).unwrap_or_default())
+        .map_err(io::Error::other)?;
+    match answer.payload {
+        NetlinkPayload::Error(e) if e.raw_code() != 0 => Err(io::Error::from_raw_os_error(-e.raw_code())),
+        _ => Ok(()),
+    }
+}
+
+/// The cookie of this thread's network namespace, as programs see it (SO_NETNS_COOKIE).
+pub fn netns_cookie() -> io::Result<u64> {
+    use std::os::fd::AsRawFd;
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
+    let mut cookie = 0u64;
+    let mut length = libc::socklen_t::try_from(size_of::<u64>()).map_err(io::Error::other)?;
+    // SAFETY: `cookie` has room for `length` bytes.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            std::ptr::from_mut(&mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The cookie of the network namespace of process 1: the host's. Where process 1 can't be looked at, as in some virtual
+/// machines, this thread's own is taken for it: an agent runs in the host's network namespace.
+pub fn host_netns_cookie() -> io::Result<u64> {
+    match File::open("/proc/1/ns/net") {
+        Ok(netns) => in_netns(netns, netns_cookie),
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => netns_cookie(),
+        Err(e) => Err(e),
+    }
+}
