@@ -20,44 +20,48 @@ const APPLIED_WITHIN: Duration = Duration::from_secs(15);
 /// How long it may take to end when it is asked to.
 const ENDS_WITHIN: Duration = Duration::from_secs(8);
 
+/// Where the folders are, and how each is called before the name of its instance.
+const RUN: &str = "/run";
+const PREFIX: &str = "bulkhead-";
+
 /// The names in the shipped files that the demo puts others in place of.
 const SHIPPED_FOLDER: &str = "/run/bulkhead-demo/";
 const SHIPPED_CGROUP: &str = "/bulkhead-demo";
 const SHIPPED_INSTANCE: &str = "instance: bulkhead-demo";
 
 /// The agent's files and, once it is started, its process.
-pub struct Agent {
+pub(crate) struct Agent {
     program: PathBuf,
     folder: PathBuf,
     instance: String,
     config: String,
-    policies: PathBuf,
+    shipped: PathBuf,
     process: Option<Child>,
 }
 
 /// What a command said.
-pub struct Said {
+pub(crate) struct Said {
     /// Its exit code.
-    pub code: i32,
+    pub(crate) code: i32,
     /// Its standard output.
-    pub text: String,
+    pub(crate) text: String,
 }
 
 impl Agent {
     /// Puts the shipped configuration into a new folder. `cgroup` is the one above the workloads.
-    pub fn prepare(program: &Path, shipped: &Path, cgroup: &str) -> Result<Self> {
+    pub(crate) fn prepare(program: &Path, shipped: &Path, cgroup: &str) -> Result<Self> {
         let instance = format!("demo-{}", std::process::id());
-        let folder = PathBuf::from(format!("/run/bulkhead-{instance}"));
+        let folder = Path::new(RUN).join(format!("{PREFIX}{instance}"));
         fs::create_dir(&folder).with_context(|| format!("can't make {}", folder.display()))?;
         let mut agent = Self {
             program: program.to_owned(),
             folder,
             instance,
             config: String::new(),
-            policies: shipped.join("policies"),
+            shipped: shipped.join("policies"),
             process: None,
         };
-        fs::create_dir(agent.folder.join("policies")).context("can't make the folder of policies")?;
+        fs::create_dir(agent.policies()).context("can't make the folder of policies")?;
         let file = shipped.join("bulkhead.yaml");
         let text = fs::read_to_string(&file).with_context(|| format!("can't read {}", file.display()))?;
         agent.config = text
@@ -69,18 +73,28 @@ impl Agent {
         Ok(agent)
     }
 
+    /// The binary.
+    pub(crate) fn program(&self) -> &Path {
+        &self.program
+    }
+
+    /// The folder of policies that it reads.
+    pub(crate) fn policies(&self) -> PathBuf {
+        self.folder.join("policies")
+    }
+
     /// Its configuration.
-    pub fn config(&self) -> PathBuf {
+    pub(crate) fn config(&self) -> PathBuf {
         self.folder.join("bulkhead.yaml")
     }
 
     /// Its control socket.
-    pub fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.folder.join("bulkhead.sock")
     }
 
     /// Starts it, and waits until its programs are attached. Says how long that took.
-    pub fn start(&mut self) -> Result<Duration> {
+    pub(crate) fn start(&mut self) -> Result<Duration> {
         let started = Instant::now();
         let log = File::create(self.folder.join("agent.log")).context("can't make the agent's log")?;
         let mut command = Command::new(&self.program);
@@ -97,23 +111,23 @@ impl Agent {
     }
 
     /// Puts the shipped policies where the agent looks for them.
-    pub fn add_policies(&self) -> Result<()> {
-        for entry in fs::read_dir(&self.policies).context("can't read the shipped policies")? {
+    pub(crate) fn add_policies(&self) -> Result<()> {
+        for entry in fs::read_dir(&self.shipped).context("can't read the shipped policies")? {
             let from = entry?.path();
-            let to = self.folder.join("policies").join(from.file_name().context("a file has a name")?);
+            let to = self.policies().join(from.file_name().context("a file has a name")?);
             fs::copy(&from, &to).with_context(|| format!("can't copy {}", from.display()))?;
         }
         Ok(())
     }
 
     /// Changes the one line `posture:` of its configuration, and waits until that and the policies are in force.
-    pub fn set_posture(&mut self, posture: &str) -> Result<()> {
+    pub(crate) fn set_posture(&mut self, posture: &str) -> Result<()> {
         let lines = self.config.lines().map(|line| match line.starts_with("posture:") {
             true => format!("posture: {posture}\n"),
             false => format!("{line}\n"),
         });
         self.config = lines.collect();
-        let policies = fs::read_dir(self.folder.join("policies")).context("can't read the policies")?.count();
+        let policies = fs::read_dir(self.policies()).context("can't read the policies")?.count();
         self.write_config()?;
         interrupt::wait(&format!("{posture} isn't in force"), APPLIED_WITHIN, || {
             self.alive()?;
@@ -126,30 +140,31 @@ impl Agent {
         .with_context(|| self.last_words())
     }
 
+    /// What the real command says of the policies.
+    pub(crate) fn check_policies(&self) -> Result<Said> {
+        let mut command = Command::new(&self.program);
+        said(command.args(["policy", "check"]).arg(self.policies()))
+    }
+
     /// A command line that asks it, as one would type it.
-    pub fn line(&self, words: &[&str]) -> String {
+    pub(crate) fn line(&self, words: &[&str]) -> String {
         format!("bulkhead {}", words.join(" "))
     }
 
     /// Asks it by the real command.
-    pub fn ask(&self, words: &[&str]) -> Result<Said> {
-        let output = self.command(words).output().with_context(|| format!("can't run {}", self.line(words)))?;
-        let code = output.status.code().unwrap_or(-1);
-        if code == 2 || code == -1 {
-            bail!("{}: {}", self.line(words), String::from_utf8_lossy(&output.stderr).trim_end());
-        }
-        Ok(Said { code, text: String::from_utf8_lossy(&output.stdout).into_owned() })
+    pub(crate) fn ask(&self, words: &[&str]) -> Result<Said> {
+        said(&mut self.command(words)).with_context(|| self.line(words))
     }
 
     /// Asks it for JSON lines.
-    pub fn lines(&self, words: &[&str]) -> Result<Vec<Value>> {
+    pub(crate) fn lines(&self, words: &[&str]) -> Result<Vec<Value>> {
         let said = self.ask(words)?;
         let parse = |line: &str| serde_json::from_str(line).with_context(|| format!("not JSON: {line}"));
         said.text.lines().map(parse).collect()
     }
 
     /// Lets a command run that follows, its output going to a file. It ends with the agent.
-    pub fn follow(&self, words: &[&str], file: &str) -> Result<Following> {
+    pub(crate) fn follow(&self, words: &[&str], file: &str) -> Result<Following> {
         let path = self.folder.join(file);
         let output = File::create(&path).context("can't make a file for what is followed")?;
         let mut command = self.command(words);
@@ -195,13 +210,7 @@ impl Agent {
         if let Some(mut process) = self.process.take() {
             end(&mut process)?;
         }
-        let bpffs = self.folder.join("bpf");
-        bulkhead::datapath::uninstall(&self.instance, &bpffs).context("can't take the programs off")?;
-        if bpffs.exists() {
-            // It isn't mounted if the agent never came that far.
-            rustix::mount::unmount(&bpffs, rustix::mount::UnmountFlags::DETACH).ok();
-        }
-        fs::remove_dir_all(&self.folder).with_context(|| format!("can't remove {}", self.folder.display()))
+        clear(&self.program, &self.instance, &self.folder)
     }
 }
 
@@ -213,6 +222,45 @@ impl Drop for Agent {
     }
 }
 
+/// Runs a command that answers by 0 or 1.
+fn said(command: &mut Command) -> Result<Said> {
+    let output = command.stdin(Stdio::null()).output().context("can't run it")?;
+    match output.status.code() {
+        Some(code @ (0 | 1)) => Ok(Said { code, text: String::from_utf8_lossy(&output.stdout).into_owned() }),
+        _ => bail!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim_end()),
+    }
+}
+
+/// Takes off the programs of an agent that has ended, with the real command, and removes its folder.
+fn clear(program: &Path, instance: &str, folder: &Path) -> Result<()> {
+    let bpffs = folder.join("bpf");
+    if bpffs.exists() {
+        let mut uninstall = Command::new(program);
+        uninstall.args(["uninstall", "--instance", instance, "--bpffs"]).arg(&bpffs);
+        let output = uninstall.stdin(Stdio::null()).output().context("can't run bulkhead uninstall")?;
+        if !output.status.success() {
+            bail!("bulkhead uninstall: {}", String::from_utf8_lossy(&output.stderr).trim_end());
+        }
+        // It isn't mounted if the agent never came that far.
+        rustix::mount::unmount(&bpffs, rustix::mount::UnmountFlags::DETACH).ok();
+    }
+    fs::remove_dir_all(folder).with_context(|| format!("can't remove {}", folder.display()))
+}
+
+/// Clears away what a demo left that was killed and couldn't: each names its folder by its process.
+pub(crate) fn clear_leftovers(program: &Path) -> Result<()> {
+    for entry in fs::read_dir(RUN).context("can't read /run")? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let Some(instance) = name.to_str().and_then(|n| n.strip_prefix(PREFIX)) else { continue };
+        let Some(pid) = instance.strip_prefix("demo-").and_then(|p| p.parse::<u32>().ok()) else { continue };
+        if !Path::new(&format!("/proc/{pid}")).exists() {
+            clear(program, instance, &entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// Whether nothing in a status says that something is wrong.
 fn faultless(status: &Value) -> bool {
     let errors = status["findings"].as_array().is_some_and(|all| all.iter().any(|f| f["error"] == true));
@@ -220,14 +268,14 @@ fn faultless(status: &Value) -> bool {
 }
 
 /// A command that runs beside the story. Dropping it ends it.
-pub struct Following {
+pub(crate) struct Following {
     child: Child,
     path: PathBuf,
 }
 
 impl Following {
     /// What it printed until now.
-    pub fn lines(&self) -> Result<Vec<Value>> {
+    pub(crate) fn lines(&self) -> Result<Vec<Value>> {
         let text = fs::read_to_string(&self.path).context("can't read what was followed")?;
         // The last line may be half written.
         Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())

@@ -6,7 +6,7 @@ use std::fmt;
 
 /// Where a party lives.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Home {
+pub(crate) enum Home {
     /// A cgroup and a network namespace of its own.
     Own,
     /// A cgroup of its own in the host's network namespace, over loopback.
@@ -17,43 +17,45 @@ pub enum Home {
 
 /// Somebody who sends and receives.
 #[derive(Debug)]
-pub struct Party {
+pub(crate) struct Party {
     /// What people call it.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
+    /// What Bulkhead knows it as: a SPIFFE ID, or a class.
+    pub(crate) id: &'static str,
     /// The port of its service, for TCP and for UDP.
-    pub port: u16,
+    pub(crate) port: u16,
     /// Where it lives.
-    pub home: Home,
+    pub(crate) home: Home,
 }
 
-const fn party(name: &'static str, port: u16, home: Home) -> Party {
-    Party { name, port, home }
+const fn party(name: &'static str, id: &'static str, port: u16, home: Home) -> Party {
+    Party { name, id, port, home }
 }
 
 /// Everybody. Those with a namespace of their own get the addresses `10.77.0.N` and `fd00:77::N` in this order.
-pub const PARTIES: [Party; 13] = [
-    party("web", 8443, Home::Own),
-    party("payments", 8080, Home::Own),
-    party("ledger", 9000, Home::Own),
-    party("billing", 8081, Home::Own),
-    party("fraud", 7000, Home::Own),
-    party("notify", 5140, Home::Own),
-    party("reports", 8082, Home::Own),
-    party("database", 5432, Home::Own),
-    party("dns", 53, Home::Own),
-    party("legacy", 2121, Home::Own),
-    party("collector", 19125, Home::Host),
-    party("shipper", 19126, Home::Host),
-    party("card-network", 443, Home::Outside),
+pub(crate) const PARTIES: [Party; 13] = [
+    party("web", "spiffe://bank.example/app/web", 8443, Home::Own),
+    party("payments", "spiffe://bank.example/app/payments", 8080, Home::Own),
+    party("ledger", "spiffe://bank.example/app/ledger", 9000, Home::Own),
+    party("billing", "spiffe://bank.example/app/billing", 8081, Home::Own),
+    party("fraud", "spiffe://bank.example/app/fraud", 7000, Home::Own),
+    party("notify", "spiffe://bank.example/app/notify", 5140, Home::Own),
+    party("reports", "spiffe://bank.example/app/reports", 8082, Home::Own),
+    party("database", "spiffe://bank.example/data/database", 5432, Home::Own),
+    party("dns", "spiffe://bank.example/infra/dns", 53, Home::Own),
+    party("legacy", "spiffe://bank.example/old/legacy", 2121, Home::Own),
+    party("collector", "spiffe://bank.example/host/collector", 19125, Home::Host),
+    party("shipper", "spiffe://bank.example/host/shipper", 19126, Home::Host),
+    party("card-network", "world", 443, Home::Outside),
 ];
 
 /// The workload that is broken into.
-pub const BROKEN_INTO: &str = "billing";
+pub(crate) const BROKEN_INTO: &str = "billing";
 
 /// A transport protocol.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 #[expect(missing_docs, reason = "the protocol of that name")]
-pub enum Proto {
+pub(crate) enum Proto {
     Tcp,
     Udp,
 }
@@ -91,20 +93,20 @@ const INTENDED: [(&str, &str, &[Proto]); 18] = [
 
 /// One way from one party to another: the port is always that of the other's service.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Way {
+pub(crate) struct Way {
     /// The sender, as an index of [`PARTIES`].
-    pub from: usize,
+    pub(crate) from: usize,
     /// The receiver, the same.
-    pub to: usize,
+    pub(crate) to: usize,
     /// By what.
-    pub proto: Proto,
+    pub(crate) proto: Proto,
     /// Over IPv6, else IPv4.
     pub v6: bool,
 }
 
 impl Way {
     /// Whether it is one that the bank needs.
-    pub fn intended(self) -> bool {
+    pub(crate) fn intended(self) -> bool {
         let (from, to) = (PARTIES[self.from].name, PARTIES[self.to].name);
         INTENDED.iter().any(|(f, t, by)| (*f, *t) == (from, to) && by.contains(&self.proto))
     }
@@ -119,7 +121,7 @@ impl fmt::Display for Way {
 }
 
 /// Every way between two parties that a network connects: the host's two have only each other, over loopback.
-pub fn ways() -> Vec<Way> {
+pub(crate) fn ways() -> Vec<Way> {
     let mut all = Vec::new();
     for (from, sender) in PARTIES.iter().enumerate() {
         for (to, receiver) in PARTIES.iter().enumerate() {
@@ -135,12 +137,12 @@ pub fn ways() -> Vec<Way> {
 }
 
 /// How many workloads there are; whoever is outside isn't one.
-pub fn workloads() -> usize {
+pub(crate) fn workloads() -> usize {
     PARTIES.iter().filter(|p| p.home != Home::Outside).count()
 }
 
 /// The ordered pairs among these ways.
-pub fn pairs<'a>(ways: impl IntoIterator<Item = &'a Way>) -> usize {
+pub(crate) fn pairs<'a>(ways: impl IntoIterator<Item = &'a Way>) -> usize {
     let pairs: std::collections::BTreeSet<_> = ways.into_iter().map(|w| (w.from, w.to)).collect();
     pairs.len()
 }

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result};
 use bulkhead::probe::sandbox::{Cgroup, Plug, Process, Sandbox, Turn, Workload};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
 use std::time::Duration;
 
 /// The card network's addresses, in the prefixes that are set aside for documentation.
@@ -19,7 +20,7 @@ const OUTSIDE: (Ipv4Addr, Ipv6Addr) =
 const LISTENS_WITHIN: Duration = Duration::from_secs(10);
 
 /// All parties, listening.
-pub struct Estate {
+pub(crate) struct Estate {
     // Dropped in this order: processes, then their cgroups, then the one above them.
     servers: Vec<Process>,
     places: Vec<Place>,
@@ -35,7 +36,7 @@ enum Place {
 
 impl Estate {
     /// Makes everything and starts the servers.
-    pub fn build() -> Result<Self> {
+    pub(crate) fn build() -> Result<Self> {
         let sandbox = Sandbox::new("demo")?;
         let mut estate = Self { servers: Vec::new(), places: Vec::new(), sandbox };
         for party in &PARTIES {
@@ -58,7 +59,7 @@ impl Estate {
     }
 
     /// Runs `body` as that party, in a process that is called `name`.
-    pub fn spawn<F>(&self, party: usize, name: &'static str, body: F) -> io::Result<Process>
+    pub(crate) fn spawn<F>(&self, party: usize, name: &'static str, body: F) -> io::Result<Process>
     where
         F: FnOnce(&mut Turn) -> io::Result<()> + Copy,
     {
@@ -75,7 +76,7 @@ impl Estate {
     }
 
     /// Where that party's service is reached.
-    pub fn address(&self, party: usize, v6: bool) -> SocketAddr {
+    pub(crate) fn address(&self, party: usize, v6: bool) -> SocketAddr {
         let (four, six) = match &self.places[party] {
             Place::Own(workload) => (workload.v4(), workload.v6()),
             Place::Host(_) => (Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST),
@@ -86,12 +87,26 @@ impl Estate {
     }
 
     /// What that party's server has received, besides what it answered.
-    pub fn received(&mut self, party: usize) -> &[Vec<u8>] {
+    pub(crate) fn received(&mut self, party: usize) -> &[Vec<u8>] {
         self.servers[party].received()
     }
 
+    /// The directory of that party's cgroup, if it has one.
+    pub(crate) fn directory(&self, party: usize) -> Option<&Path> {
+        match &self.places[party] {
+            Place::Own(workload) => Some(workload.cgroup().path()),
+            Place::Host(cgroup) => Some(cgroup.path()),
+            Place::Outside(_) => None,
+        }
+    }
+
+    /// That party's server.
+    pub(crate) fn process(&self, party: usize) -> u32 {
+        self.servers[party].pid()
+    }
+
     /// The path of the cgroup above all workloads, from the root of the hierarchy.
-    pub fn cgroup(&self) -> Result<String> {
+    pub(crate) fn cgroup(&self) -> Result<String> {
         let path = self.sandbox.cgroup().path();
         let name = path.file_name().context("a cgroup has a name")?;
         Ok(format!("/{}", name.to_string_lossy()))

@@ -14,10 +14,10 @@ static ASKED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 /// Somebody wants the demo to end.
 #[derive(Debug, thiserror::Error)]
 #[error("interrupted")]
-pub struct Interrupted;
+pub(crate) struct Interrupted;
 
 /// From now on signals only leave a mark.
-pub fn watch() -> Result<()> {
+pub(crate) fn watch() -> Result<()> {
     let asked = ASKED.get_or_init(Arc::default);
     for signal in [SIGINT, SIGTERM, SIGHUP] {
         signal_hook::flag::register(signal, Arc::clone(asked)).context("can't handle signals")?;
@@ -26,7 +26,7 @@ pub fn watch() -> Result<()> {
 }
 
 /// An error if somebody wants the demo to end.
-pub fn check() -> Result<()> {
+pub(crate) fn check() -> Result<()> {
     match ASKED.get() {
         Some(asked) if asked.load(Ordering::Relaxed) => Err(Interrupted.into()),
         _ => Ok(()),
@@ -34,7 +34,7 @@ pub fn check() -> Result<()> {
 }
 
 /// Asks again and again until there is an answer.
-pub fn wait<T>(what: &str, within: Duration, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+pub(crate) fn wait<T>(what: &str, within: Duration, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let deadline = Instant::now() + within;
     loop {
         check()?;

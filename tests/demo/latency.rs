@@ -15,7 +15,7 @@ const COUNT: usize = 2000;
 const LIMIT: Duration = Duration::from_millis(1500);
 
 /// The median, in nanoseconds.
-pub fn median_connect(estate: &Estate) -> Result<u64> {
+pub(crate) fn median_connect(estate: &Estate) -> Result<u64> {
     let party = |name| PARTIES.iter().position(|p| p.name == name).context("a party of that name");
     let to = estate.address(party("payments")?, false);
     let mut process = estate.spawn(party("web")?, "web", |turn| measure(turn, to))?;

@@ -6,50 +6,50 @@ use comfy_table::{ContentArrangement, Table, presets};
 use std::io::{IsTerminal as _, Write as _};
 
 /// The greatest width.
-pub const WIDTH: usize = 100;
+pub(crate) const WIDTH: usize = 100;
 /// What belongs to a step stands so far in.
 const INDENT: &str = "  ";
 
 /// What a text means, as a style.
-pub const TITLE: Style = AnsiColor::Cyan.on_default().bold();
+pub(crate) const TITLE: Style = AnsiColor::Cyan.on_default().bold();
 #[expect(missing_docs, reason = "as the name says")]
-pub const GOOD: Style = AnsiColor::Green.on_default();
+pub(crate) const GOOD: Style = AnsiColor::Green.on_default();
 #[expect(missing_docs, reason = "as the name says")]
-pub const BAD: Style = AnsiColor::Red.on_default();
+pub(crate) const BAD: Style = AnsiColor::Red.on_default();
 #[expect(missing_docs, reason = "as the name says")]
-pub const WARNING: Style = AnsiColor::Yellow.on_default();
+pub(crate) const WARNING: Style = AnsiColor::Yellow.on_default();
 /// A command line.
-pub const COMMAND: Style = Style::new().bold();
+pub(crate) const COMMAND: Style = Style::new().bold();
 /// Beside the point.
-pub const FAINT: Style = AnsiColor::BrightBlack.on_default();
+pub(crate) const FAINT: Style = AnsiColor::BrightBlack.on_default();
 
 /// The terminal, or whatever stands for it.
 #[derive(Default)]
-pub struct Screen {
+pub(crate) struct Screen {
     transcript: String,
 }
 
 impl Screen {
     /// Opens a step.
-    pub fn step(&mut self, title: &str, what: &str) {
+    pub(crate) fn step(&mut self, title: &str, what: &str) {
         self.print("");
         self.print(&format!("{TITLE}{title}{TITLE:#}  {FAINT}{what}{FAINT:#}"));
     }
 
     /// Says something that belongs to the step.
-    pub fn say(&mut self, text: &str) {
+    pub(crate) fn say(&mut self, text: &str) {
         for line in text.lines() {
             self.print(format!("{INDENT}{line}").trim_end());
         }
     }
 
     /// Shows a command line.
-    pub fn command(&mut self, line: &str) {
+    pub(crate) fn command(&mut self, line: &str) {
         self.say(&format!("{FAINT}${FAINT:#} {COMMAND}{line}{COMMAND:#}"));
     }
 
     /// Shows a table, further in.
-    pub fn table(&mut self, table: &Table) {
+    pub(crate) fn table(&mut self, table: &Table) {
         let text = table.to_string();
         for line in text.lines() {
             self.say(&format!("{INDENT}{}", line.trim_end()));
@@ -57,15 +57,23 @@ impl Screen {
     }
 
     /// Says what is going on, until something else is said. On a terminal only.
-    pub fn doing(&self, what: &str) {
+    pub(crate) fn doing(&self, what: &str) {
         if std::io::stdout().is_terminal() {
             let mut out = anstream::stdout().lock();
             write!(out, "\r\x1b[2K{INDENT}{FAINT}{what} …{FAINT:#}").and_then(|()| out.flush()).ok();
         }
     }
 
+    /// Wipes what [`Screen::doing`] said.
+    pub(crate) fn done(&self) {
+        if std::io::stdout().is_terminal() {
+            let mut out = anstream::stdout().lock();
+            write!(out, "\r\x1b[2K").and_then(|()| out.flush()).ok();
+        }
+    }
+
     /// One line. Whoever reads may have had enough; that is no reason to stop in the middle.
-    pub fn print(&mut self, line: &str) {
+    pub(crate) fn print(&mut self, line: &str) {
         let mut out = anstream::stdout().lock();
         let wipe = if std::io::stdout().is_terminal() { "\r\x1b[2K" } else { "" };
         writeln!(out, "{wipe}{line}").ok();
@@ -74,19 +82,19 @@ impl Screen {
     }
 
     /// A picture of everything printed until now, under the command that began it.
-    pub fn picture(&self, command: &str) -> String {
+    pub(crate) fn picture(&self, command: &str) -> String {
         let text = format!("{FAINT}${FAINT:#} {COMMAND}{command}{COMMAND:#}\n{}", self.transcript);
         anstyle_svg::Term::new().min_width_px(900).render_svg(&text)
     }
 }
 
 /// Text in a style.
-pub fn in_style(style: Style, text: impl std::fmt::Display) -> String {
+pub(crate) fn in_style(style: Style, text: impl std::fmt::Display) -> String {
     format!("{style}{text}{style:#}")
 }
 
 /// An empty table with these headings.
-pub fn table(headings: &[&str]) -> Table {
+pub(crate) fn table(headings: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_content_arrangement(ContentArrangement::Dynamic).set_width(96).force_no_tty().enforce_styling();

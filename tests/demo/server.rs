@@ -10,17 +10,17 @@ use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
 
 /// The length of every message.
-pub const MESSAGE: usize = 32;
+pub(crate) const MESSAGE: usize = 32;
 /// The first byte of a request, which is sent back as it is.
-pub const REQUEST: u8 = b'?';
+pub(crate) const REQUEST: u8 = b'?';
 /// The first byte of a nonce, which is only taken note of.
-pub const NONCE: u8 = b'!';
+pub(crate) const NONCE: u8 = b'!';
 
 /// More connections than any step of the demo opens at once.
 const BACKLOG: i32 = 1024;
 
 /// Listens on TCP and UDP until it is ended.
-pub fn run(turn: &mut Turn, at: &[SocketAddr]) -> io::Result<()> {
+pub(crate) fn run(turn: &mut Turn, at: &[SocketAddr]) -> io::Result<()> {
     turn.doing("listening");
     let mut listeners = Vec::new();
     let mut datagrams = Vec::new();

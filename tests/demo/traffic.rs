@@ -25,17 +25,17 @@ const OPEN_WITHIN: Duration = Duration::from_secs(20);
 
 /// What became of the requests until now.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
-pub struct Business {
+pub(crate) struct Business {
     /// Answered.
-    pub answered: u64,
+    pub(crate) answered: u64,
     /// Never answered.
-    pub lost: u64,
+    pub(crate) lost: u64,
     /// Refused by the kernel.
-    pub refused: u64,
+    pub(crate) refused: u64,
 }
 
 /// The processes that send it.
-pub struct Traffic {
+pub(crate) struct Traffic {
     processes: Vec<Process>,
     counters: Counters,
 }
@@ -66,7 +66,7 @@ enum By {
 
 impl Traffic {
     /// Starts it; from here on it goes on until [`Traffic::stop`].
-    pub fn start(estate: &Estate) -> Result<Self> {
+    pub(crate) fn start(estate: &Estate) -> Result<Self> {
         let counters = shared(COUNTERS)?;
         let mut processes = Vec::new();
         for (party, who) in PARTIES.iter().enumerate() {
@@ -94,13 +94,13 @@ impl Traffic {
     }
 
     /// What became of it until now.
-    pub fn so_far(&self) -> Business {
+    pub(crate) fn so_far(&self) -> Business {
         let at = |n: usize| self.counters[n].load(Ordering::Relaxed);
         Business { answered: at(ANSWERED), lost: at(LOST), refused: at(REFUSED) }
     }
 
     /// Lets every request that is under way come to its end, and gives the final count.
-    pub fn stop(mut self) -> Result<Business> {
+    pub(crate) fn stop(mut self) -> Result<Business> {
         self.counters[ENOUGH].store(1, Ordering::Relaxed);
         for process in &mut self.processes {
             match process.finish(2 * PATIENCE) {

@@ -23,13 +23,13 @@ const GRACE: Duration = Duration::from_millis(1500);
 
 /// How one way went.
 #[derive(Clone, Copy, Debug)]
-pub struct Tried {
+pub(crate) struct Tried {
     /// The way.
-    pub way: Way,
+    pub(crate) way: Way,
     /// Whether the receiver has the nonce.
-    pub received: bool,
+    pub(crate) received: bool,
     /// What the sender was told: 0 if nothing went wrong for it.
-    pub errno: i32,
+    pub(crate) errno: i32,
 }
 
 /// What one sender sends; it lives in the parent and is read by the forked child.
@@ -42,7 +42,7 @@ struct Try {
 
 /// Tries all these ways. `expected` says of which it is known that they should get through; a process that sends is
 /// called `name`, or like its party.
-pub fn all(
+pub(crate) fn all(
     estate: &mut Estate,
     ways: &[Way],
     expected: impl Fn(Way) -> bool,
