@@ -173,7 +173,9 @@ fn no_reader_ever_sees_a_mixture_of_two_rulesets() {
     }
     let [tries, first, second] = numbers(&mut checker)[..] else { panic!("three numbers") };
     let (sent, got) = (numbers(&mut sender)[0], numbers(&mut receiver)[0]);
-    eprintln!("{commits} commits, {tries} rounds of connects ({first} and {second} let through), {got} of {sent} datagrams");
+    eprintln!(
+        "{commits} commits, {tries} rounds of connects ({first} and {second} let through), {got} of {sent} datagrams"
+    );
     assert!(commits >= 20, "only {commits} commits");
     // Both rulesets were really in force in turn.
     assert!(first > 0 && first < tries && second > 0 && second < tries, "{first} and {second} of {tries}");

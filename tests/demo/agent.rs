@@ -5,6 +5,7 @@
 
 use crate::interrupt;
 use anyhow::{Context as _, Result, bail};
+use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
 use serde_json::Value;
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt as _;
@@ -37,14 +38,6 @@ pub(crate) struct Agent {
     config: String,
     shipped: PathBuf,
     process: Option<Child>,
-}
-
-/// What a command said.
-pub(crate) struct Said {
-    /// Its exit code.
-    pub(crate) code: i32,
-    /// Its standard output.
-    pub(crate) text: String,
 }
 
 impl Agent {
@@ -101,6 +94,8 @@ impl Agent {
         command.arg("agent").arg("--config").arg(self.config());
         // Its own process group: Ctrl-C is for the demo, which then ends the agent in its turn.
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
+        // SAFETY: the closure makes one system call and allocates nothing.
+        unsafe { command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::TERM))?)) };
         self.process = Some(command.spawn().context("can't start the agent")?);
         interrupt::wait("the agent isn't ready", READY_WITHIN, || {
             self.alive()?;
@@ -141,26 +136,21 @@ impl Agent {
     }
 
     /// What the real command says of the policies.
-    pub(crate) fn check_policies(&self) -> Result<Said> {
+    pub(crate) fn check_policies(&self) -> Result<String> {
         let mut command = Command::new(&self.program);
         said(command.args(["policy", "check"]).arg(self.policies()))
     }
 
-    /// A command line that asks it, as one would type it.
-    pub(crate) fn line(&self, words: &[&str]) -> String {
-        format!("bulkhead {}", words.join(" "))
-    }
-
     /// Asks it by the real command.
-    pub(crate) fn ask(&self, words: &[&str]) -> Result<Said> {
-        said(&mut self.command(words)).with_context(|| self.line(words))
+    pub(crate) fn ask(&self, words: &[&str]) -> Result<String> {
+        said(&mut self.command(words)).with_context(|| format!("bulkhead {}", words.join(" ")))
     }
 
     /// Asks it for JSON lines.
     pub(crate) fn lines(&self, words: &[&str]) -> Result<Vec<Value>> {
         let said = self.ask(words)?;
         let parse = |line: &str| serde_json::from_str(line).with_context(|| format!("not JSON: {line}"));
-        said.text.lines().map(parse).collect()
+        said.lines().map(parse).collect()
     }
 
     /// Lets a command run that follows, its output going to a file. It ends with the agent.
@@ -222,11 +212,11 @@ impl Drop for Agent {
     }
 }
 
-/// Runs a command that answers by 0 or 1.
-fn said(command: &mut Command) -> Result<Said> {
+/// What a command prints that answers by 0 or 1.
+fn said(command: &mut Command) -> Result<String> {
     let output = command.stdin(Stdio::null()).output().context("can't run it")?;
     match output.status.code() {
-        Some(code @ (0 | 1)) => Ok(Said { code, text: String::from_utf8_lossy(&output.stdout).into_owned() }),
+        Some(0 | 1) => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
         _ => bail!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim_end()),
     }
 }
@@ -292,11 +282,11 @@ impl Drop for Following {
 
 /// Ends a child politely, and otherwise if it doesn't.
 fn end(child: &mut Child) -> Result<()> {
-    let Some(pid) = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw) else {
+    let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) else {
         bail!("a process has a number");
     };
     if child.try_wait()?.is_none() {
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+        kill_process(pid, Signal::TERM)?;
     }
     let deadline = Instant::now() + ENDS_WITHIN;
     while child.try_wait()?.is_none() {

@@ -1,10 +1,11 @@
 //! What the story measured, whether it held, and the table at its end.
 
 use crate::bank::{self, PARTIES, Way};
-use crate::screen::{BAD, FAINT, GOOD, Screen, in_style, table};
+use crate::screen::{BAD, FAINT, GOOD, Screen, cell, in_style, table};
 use crate::story::others;
 use crate::traffic::Business;
 use crate::tries::Tried;
+use comfy_table::Cell;
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -100,22 +101,27 @@ impl Evidence {
     pub(crate) fn show(&self, screen: &mut Screen) {
         screen.step("Before and after", "as the receivers' logs have it");
         let (before, after) = (through(&self.before), through(&self.after));
-        let mut reach = table(&["party", "reached before", "reaches now"]);
+        let mut reach = table(&["party", "reached, flat", "reaches, enforced"]);
         for (n, party) in PARTIES.iter().enumerate() {
             let from = |ways: &[Way]| others(ways.iter().filter(|w| w.from == n));
             let now = from(&after);
-            let now = if now.is_empty() { in_style(FAINT, "nobody") } else { now.join(", ") };
-            reach.add_row([party.name.to_owned(), from(&before).len().to_string(), now]);
+            let now = if now.is_empty() { cell(FAINT, "nobody") } else { cell(GOOD, now.join(", ")) };
+            reach.add_row([Cell::new(party.name), cell(BAD, from(&before).len()), now]);
         }
         screen.table(&reach);
         screen.print("");
         let mut sums = table(&["", "flat", "enforced", "meant"]);
         let row = |what: &str, a: usize, b: usize, c: usize| {
             let style = if b == c { GOOD } else { BAD };
-            [what.to_owned(), in_style(BAD, a), in_style(style, b), c.to_string()]
+            [Cell::new(what), cell(BAD, a), cell(style, b), Cell::new(c)]
         };
         let meant = intended();
-        sums.add_row(row("pairs that reach each other", bank::pairs(&before), bank::pairs(&after), bank::pairs(&meant)));
+        sums.add_row(row(
+            "pairs that reach each other",
+            bank::pairs(&before),
+            bank::pairs(&after),
+            bank::pairs(&meant),
+        ));
         sums.add_row(row("ways between them", before.len(), after.len(), meant.len()));
         let micros = |ns: u64| format!("{}.{} µs", ns / 1000, ns % 1000 / 100);
         sums.add_row([
@@ -144,7 +150,8 @@ impl Evidence {
         if self.complaints.len() > 20 {
             screen.say(&in_style(BAD, format!("And {} more like these.", self.complaints.len() - 20)));
         }
-        let verdict = if self.held() { in_style(GOOD, "The story held") } else { in_style(BAD, "The story did not hold") };
+        let verdict =
+            if self.held() { in_style(GOOD, "The story held") } else { in_style(BAD, "The story did not hold") };
         screen.say(&format!("{verdict}, in {} s.", self.took.as_secs()));
     }
 }

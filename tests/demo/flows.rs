@@ -1,7 +1,7 @@
 //! What `bulkhead observe --json` says, and tables of it.
 
-use crate::bank::{PARTIES, Proto, Way};
-use crate::screen::{in_style, table, FAINT};
+use crate::bank::{Home, PARTIES, Proto, Way};
+use crate::screen::table;
 use anyhow::{Context as _, Result, bail};
 use comfy_table::Table;
 use serde_json::Value;
@@ -44,19 +44,18 @@ pub(crate) fn id(name: &str) -> String {
     PARTIES.iter().find(|p| p.name == name).map_or_else(|| name.to_owned(), |p| p.id.to_owned())
 }
 
-/// A party's name, of its SPIFFE ID. Whoever is outside is the card network: nobody else is.
+/// A party's name, of what Bulkhead knows it as.
 pub(crate) fn name(id: &Value) -> String {
     let id = id.as_str().unwrap_or("?");
-    let known = PARTIES.iter().find(|p| p.id == id);
-    match known {
-        Some(party) => party.name.to_owned(),
-        None => id.to_owned(),
-    }
+    // The world, or a prefix of it that a policy names: nobody but the card network is out there.
+    let outside = id == "world" || !id.starts_with("spiffe://") && id.contains('/');
+    let party = PARTIES.iter().find(|p| if outside { p.home == Home::Outside } else { p.id == id });
+    party.map_or(id, |p| p.name).to_owned()
 }
 
 /// The flows among these lines. Each is counted at both ends; the opener's count is taken where it has one.
 pub(crate) fn read(lines: &[Value]) -> Result<Vec<Flow>> {
-    let mut all = Vec::new();
+    let mut all: Vec<Flow> = Vec::new();
     for line in lines {
         let text = |key: &str| line[key].as_str().with_context(|| format!("no `{key}`"));
         let number = |key: &str| line[key].as_u64().with_context(|| format!("no `{key}`"));
@@ -74,14 +73,18 @@ pub(crate) fn read(lines: &[Value]) -> Result<Vec<Flow>> {
             "egress" | "ingress" => continue,
             other => bail!("a direction called {other}"),
         }
-        all.push(Flow {
+        let flow = Flow {
             source: name(source),
             destination: name(&line["destination"]["id"]),
             port: u16::try_from(number("port")?)?,
             proto,
             reason: text("reason")?.to_owned(),
             count: number("total")?,
-        });
+        };
+        match all.iter_mut().find(|f| Flow { count: flow.count, ..(*f).clone() } == flow) {
+            Some(same) => same.count += flow.count,
+            None => all.push(flow),
+        }
     }
     Ok(all)
 }
@@ -92,10 +95,10 @@ pub(crate) fn by_source(flows: &[Flow]) -> Table {
     for flow in flows {
         rows.entry(&flow.source).or_default().entry(&flow.destination).or_default().push(flow);
     }
-    let mut table = table(&["from", "to (port, how often)"]);
+    let mut table = table(&["from", "to, on which port, how often"]);
     for (source, destinations) in rows {
-        let told = destinations.into_iter().map(|(to, flows)| format!("{to} {}", in_style(FAINT, ports(&flows))));
-        table.add_row([source.to_owned(), told.collect::<Vec<_>>().join("  ")]);
+        let told = destinations.into_iter().map(|(to, flows)| format!("{to} {}", ports(&flows)));
+        table.add_row([source.to_owned(), told.collect::<Vec<_>>().join("; ")]);
     }
     table
 }
@@ -106,7 +109,7 @@ pub(crate) fn by_destination(flows: &[Flow]) -> Table {
     for flow in flows {
         rows.entry((&flow.source, &flow.destination, &flow.reason)).or_default().push(flow);
     }
-    let mut table = table(&["from", "to", "port, how often", "reason"]);
+    let mut table = table(&["from", "to", "on which port, how often", "why"]);
     for ((from, to, reason), flows) in rows {
         table.add_row([from.to_owned(), to.to_owned(), ports(&flows), reason.to_owned()]);
     }
@@ -116,4 +119,31 @@ pub(crate) fn by_destination(flows: &[Flow]) -> Table {
 fn ports(flows: &[&Flow]) -> String {
     let each = flows.iter().map(|f| format!("{}/{} ×{}", f.proto, f.port, f.count));
     each.collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn line(source: &str, destination: &str, direction: &str, total: u64) -> Value {
+        json!({
+            "source": {"id": source}, "destination": {"id": destination}, "port": 443, "protocol": 6,
+            "direction": direction, "outcome": "allowed", "reason": "rule", "total": total, "first": 1, "last": 2,
+        })
+    }
+
+    #[test]
+    fn a_flow_is_counted_once_although_both_ends_count_it() {
+        let payments = id("payments");
+        let lines = [
+            line(&payments, "198.51.100.0/24", "egress", 3),
+            line(&payments, "2001:db8:ca4d::/48", "egress", 4),
+            line("world", &payments, "ingress", 5),
+            line(&payments, &id("web"), "ingress", 6),
+        ];
+        let flows = read(&lines).expect("well-formed lines");
+        let told: Vec<String> = flows.iter().map(|f| format!("{f} {}", f.count)).collect();
+        assert_eq!(told, ["payments to card-network tcp/443 7", "card-network to payments tcp/443 5"]);
+    }
 }

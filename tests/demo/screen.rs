@@ -2,21 +2,19 @@
 //! so that a picture can be made of it.
 
 use anstyle::{AnsiColor, Style};
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::{Cell, Color, ContentArrangement, Table, presets};
 use std::io::{IsTerminal as _, Write as _};
 
-/// The greatest width.
-pub(crate) const WIDTH: usize = 100;
 /// What belongs to a step stands so far in.
 const INDENT: &str = "  ";
 
-/// What a text means, as a style.
+/// A step's title.
 pub(crate) const TITLE: Style = AnsiColor::Cyan.on_default().bold();
-#[expect(missing_docs, reason = "as the name says")]
+/// As it should be.
 pub(crate) const GOOD: Style = AnsiColor::Green.on_default();
-#[expect(missing_docs, reason = "as the name says")]
+/// As it shouldn't be.
 pub(crate) const BAD: Style = AnsiColor::Red.on_default();
-#[expect(missing_docs, reason = "as the name says")]
+/// Worth a look.
 pub(crate) const WARNING: Style = AnsiColor::Yellow.on_default();
 /// A command line.
 pub(crate) const COMMAND: Style = Style::new().bold();
@@ -91,6 +89,17 @@ impl Screen {
 /// Text in a style.
 pub(crate) fn in_style(style: Style, text: impl std::fmt::Display) -> String {
     format!("{style}{text}{style:#}")
+}
+
+/// A table's cell in a style: the table counts columns, so it has to know what is text.
+pub(crate) fn cell(style: Style, text: impl std::fmt::Display) -> Cell {
+    let colour = match style {
+        GOOD => Color::DarkGreen,
+        BAD => Color::DarkRed,
+        FAINT => Color::DarkGrey,
+        _ => return Cell::new(text.to_string()),
+    };
+    Cell::new(text.to_string()).fg(colour)
 }
 
 /// An empty table with these headings.
