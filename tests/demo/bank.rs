@@ -54,7 +54,6 @@ pub(crate) const BROKEN_INTO: &str = "billing";
 
 /// A transport protocol.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-#[expect(missing_docs, reason = "the protocol of that name")]
 pub(crate) enum Proto {
     Tcp,
     Udp,

@@ -12,7 +12,7 @@ use std::io::IsTerminal as _;
 
 /// Says how to look and how to end, and waits for that.
 pub(crate) fn around(screen: &mut Screen, estate: &Estate, agent: &Agent) -> Result<()> {
-    let traffic = Traffic::start(estate)?;
+    let mut traffic = Traffic::start(estate)?;
     let ends = if std::io::stdin().is_terminal() { "Enter or Ctrl-C" } else { "Ctrl-C" };
     let party = PARTIES.iter().position(|p| p.name == BROKEN_INTO).context("a party of that name")?;
     let billing = estate.directory(party).context("it has a cgroup")?;

@@ -48,9 +48,8 @@ impl Screen {
 
     /// Shows a table, further in.
     pub(crate) fn table(&mut self, table: &Table) {
-        let text = table.to_string();
-        for line in text.lines() {
-            self.say(&format!("{INDENT}{}", line.trim_end()));
+        for line in table.to_string().lines() {
+            self.say(&format!("{INDENT}{}", without_blanks_at_the_end(line)));
         }
     }
 
@@ -83,6 +82,17 @@ impl Screen {
     pub(crate) fn picture(&self, command: &str) -> String {
         let text = format!("{FAINT}${FAINT:#} {COMMAND}{command}{COMMAND:#}\n{}", self.transcript);
         anstyle_svg::Term::new().min_width_px(900).render_svg(&text)
+    }
+}
+
+/// Also those before the code that ends a colour.
+fn without_blanks_at_the_end(line: &str) -> String {
+    let line = line.trim_end();
+    match line.rfind('\u{1b}').map(|at| line.split_at(at)) {
+        Some((text, code)) if code.ends_with('m') && code.find('m') == Some(code.len() - 1) => {
+            format!("{}{code}", text.trim_end())
+        }
+        _ => line.to_owned(),
     }
 }
 

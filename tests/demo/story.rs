@@ -45,8 +45,11 @@ pub(crate) fn tell(screen: &mut Screen, program: &Path, shipped: &Path, keep: bo
     story.observe()?;
     story.audit()?;
     story.enforce()?;
-    let Story { screen, agent, traffic, estate, mut evidence } = story;
+    let Story { screen, agent, mut traffic, estate, mut evidence } = story;
     let business = traffic.stop()?;
+    for trouble in traffic.troubles() {
+        evidence.complain(&format!("the bank's business was disturbed: {trouble}"));
+    }
     evidence.close(business, began.elapsed());
     evidence.show(screen);
     if keep {
@@ -95,7 +98,7 @@ impl Story<'_> {
         self.screen.doing("timing connects");
         self.evidence.connect.none = latency::median_connect(&self.estate)?;
         self.evidence.before = before;
-        self.meanwhile();
+        self.meanwhile("flat");
         Ok(())
     }
 
@@ -115,7 +118,7 @@ impl Story<'_> {
             self.evidence.complain(&format!("observe doesn't show {way}"));
         }
         self.screen.table(&flows::by_source(&flows));
-        self.meanwhile();
+        self.meanwhile("observe");
         Ok(())
     }
 
@@ -150,7 +153,7 @@ impl Story<'_> {
             self.evidence.complain(&format!("the policy forgets {flow}"));
         }
         self.screen.table(&flows::by_destination(&flows));
-        self.meanwhile();
+        self.meanwhile("audit");
         Ok(())
     }
 
@@ -200,7 +203,7 @@ impl Story<'_> {
         self.evidence.after = after;
         self.screen.doing("timing connects");
         self.evidence.connect.bulkhead = latency::median_connect(&self.estate)?;
-        self.meanwhile();
+        self.meanwhile("enforce");
         Ok(())
     }
 
@@ -224,7 +227,10 @@ impl Story<'_> {
     }
 
     /// How the bank's business goes.
-    fn meanwhile(&mut self) {
+    fn meanwhile(&mut self, step: &str) {
+        for trouble in self.traffic.troubles() {
+            self.evidence.complain(&format!("the bank's business was disturbed ({step}): {trouble}"));
+        }
         let Business { answered, lost, refused } = self.traffic.so_far();
         let style = if lost + refused == 0 { GOOD } else { BAD };
         let bad = in_style(style, format!("{lost} lost, {refused} refused"));

@@ -1,7 +1,7 @@
 //! The bank's daily business: requests that go on through every step, each of which must be answered.
 //!
-//! What the table of intentions says is sent: over a new TCP connection each time, over a TCP connection that is held
-//! from before Bulkhead came, and by datagrams. A request is lost if no answer comes within [`PATIENCE`], and falsely
+//! What the table of intentions says is sent, each time over a new connection or socket, and over one that is held from
+//! before Bulkhead came. A request is lost if no answer comes within [`PATIENCE`], and falsely
 //! denied if the kernel refuses it. The children count in memory that they share with the parent.
 
 use crate::bank::{self, PARTIES, Proto};
@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use bulkhead::probe::sandbox::{Process, Turn};
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
 use std::io::{self, ErrorKind, Read as _, Write as _};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -37,6 +37,9 @@ pub(crate) struct Business {
 /// The processes that send it.
 pub(crate) struct Traffic {
     processes: Vec<Process>,
+    names: Vec<&'static str>,
+    /// How many words of each process's log were passed on already.
+    told: Vec<usize>,
     counters: Counters,
 }
 
@@ -57,30 +60,32 @@ struct Errand {
     by: By,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 enum By {
     NewConnection,
     HeldConnection,
-    Datagram,
+    NewSocket,
+    HeldSocket,
 }
 
 impl Traffic {
     /// Starts it; from here on it goes on until [`Traffic::stop`].
     pub(crate) fn start(estate: &Estate) -> Result<Self> {
         let counters = shared(COUNTERS)?;
-        let mut processes = Vec::new();
+        let (mut processes, mut names) = (Vec::new(), Vec::new());
         for (party, who) in PARTIES.iter().enumerate() {
             let mut errands = Vec::new();
             for way in bank::ways().into_iter().filter(|w| w.from == party && w.intended()) {
                 let to = estate.address(way.to, way.v6);
                 let by: &[By] = match way.proto {
                     Proto::Tcp => &[By::NewConnection, By::HeldConnection],
-                    Proto::Udp => &[By::Datagram],
+                    Proto::Udp => &[By::NewSocket, By::HeldSocket],
                 };
                 errands.extend(by.iter().map(|&by| Errand { to, by }));
             }
             let errands = errands.as_slice();
             if !errands.is_empty() {
+                names.push(who.name);
                 processes.push(estate.spawn(party, who.name, |turn| run(turn, errands, counters))?);
             }
         }
@@ -90,7 +95,8 @@ impl Traffic {
         for process in &mut processes {
             process.go(&[])?;
         }
-        Ok(Self { processes, counters })
+        let told = vec![0; processes.len()];
+        Ok(Self { processes, names, told, counters })
     }
 
     /// What became of it until now.
@@ -99,8 +105,19 @@ impl Traffic {
         Business { answered: at(ANSWERED), lost: at(LOST), refused: at(REFUSED) }
     }
 
+    /// What went wrong since this was last asked, in words.
+    pub(crate) fn troubles(&mut self) -> Vec<String> {
+        let mut troubles = Vec::new();
+        for ((name, told), process) in self.names.iter().zip(&mut self.told).zip(&mut self.processes) {
+            let log = process.received();
+            troubles.extend(log[*told..].iter().map(|text| format!("{name}, {}", String::from_utf8_lossy(text))));
+            *told = log.len();
+        }
+        troubles
+    }
+
     /// Lets every request that is under way come to its end, and gives the final count.
-    pub(crate) fn stop(mut self) -> Result<Business> {
+    pub(crate) fn stop(&mut self) -> Result<Business> {
         self.counters[ENOUGH].store(1, Ordering::Relaxed);
         for process in &mut self.processes {
             match process.finish(2 * PATIENCE) {
@@ -141,6 +158,8 @@ fn run(turn: &mut Turn, errands: &[Errand], counters: Counters) -> io::Result<()
                     if let Ok(fresh) = Channel::open(errand) {
                         *channel = fresh;
                     }
+                    let errand = format!("{:?} to {}: {e}", errand.by, errand.to);
+                    turn.received(errand.as_bytes())?;
                     if e.kind() == ErrorKind::PermissionDenied { REFUSED } else { LOST }
                 }
             };
@@ -161,17 +180,9 @@ enum Channel {
 impl Channel {
     fn open(errand: &Errand) -> io::Result<Self> {
         Ok(match errand.by {
-            By::NewConnection => Self::None,
+            By::NewConnection | By::NewSocket => Self::None,
             By::HeldConnection => Self::Stream(connect(errand.to)?),
-            By::Datagram => {
-                let socket = if errand.to.is_ipv6() {
-                    UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))?
-                } else {
-                    UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?
-                };
-                socket.set_read_timeout(Some(PATIENCE))?;
-                Self::Socket(socket)
-            }
+            By::HeldSocket => Self::Socket(bind(errand.to)?),
         })
     }
 
@@ -180,12 +191,21 @@ impl Channel {
         let mut request = [0; MESSAGE];
         request[0] = REQUEST;
         request[1..9].copy_from_slice(&number.to_be_bytes());
-        match self {
-            Self::None => ask_stream(&mut connect(errand.to)?, &request),
-            Self::Stream(stream) => ask_stream(stream, &request),
-            Self::Socket(socket) => ask_datagram(socket, errand.to, &request),
+        match (self, errand.by) {
+            (Self::Stream(stream), _) => ask_stream(stream, &request),
+            (Self::Socket(socket), _) => ask_datagram(socket, errand.to, &request),
+            (Self::None, By::NewConnection | By::HeldConnection) => ask_stream(&mut connect(errand.to)?, &request),
+            (Self::None, By::NewSocket | By::HeldSocket) => ask_datagram(&bind(errand.to)?, errand.to, &request),
         }
     }
+}
+
+/// A socket for datagrams to there, on a port of its own.
+fn bind(to: SocketAddr) -> io::Result<UdpSocket> {
+    let any: IpAddr = if to.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0))?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    Ok(socket)
 }
 
 fn connect(to: SocketAddr) -> io::Result<TcpStream> {
