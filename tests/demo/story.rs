@@ -12,6 +12,7 @@ use crate::traffic::{Business, Traffic};
 use crate::tries::{self, Tried};
 use crate::{interrupt, latency, look};
 use anyhow::{Context as _, Result};
+use serde_json::Value;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -180,15 +181,10 @@ impl Story<'_> {
         let seen = interrupt::wait("no denial was shown", SHOWN_WITHIN, || {
             Ok(denials.lines()?.into_iter().find(|d| d["comm"] == "intruder"))
         })?;
-        self.screen.say(&format!(
-            "{FAINT}seen: {} -> {}, {} at its {}, by process {} ({}){FAINT:#}",
-            flows::name(&seen["source"]["id"]),
-            flows::name(&seen["destination"]["id"]),
-            seen["outcome"].as_str().unwrap_or("?"),
-            seen["hook"].as_str().unwrap_or("?"),
-            seen["pid"],
-            seen["comm"].as_str().unwrap_or("?"),
-        ));
+        self.screen.say(&in_style(FAINT, format!("seen: {}", decision(&seen))));
+        for other in denials.lines()?.iter().filter(|d| d["comm"] != "intruder") {
+            self.evidence.complain(&format!("somebody else is refused: {}", decision(other)));
+        }
         drop(denials);
         self.explain("ledger", "9000")?;
         self.screen.doing("sending along every way again");
@@ -236,6 +232,22 @@ impl Story<'_> {
         let bad = in_style(style, format!("{lost} lost, {refused} refused"));
         self.screen.say(&format!("Business: {answered} requests answered, {bad}."));
     }
+}
+
+/// One line of `bulkhead observe --follow --json`, in words.
+fn decision(line: &Value) -> String {
+    let text = |key: &str| line[key].as_str().unwrap_or("?").to_owned();
+    format!(
+        "{} -> {} {} {} at its {} ({}), process {} ({})",
+        flows::name(&line["source"]["id"]),
+        flows::name(&line["destination"]["id"]),
+        text("destination_address"),
+        text("outcome"),
+        text("hook"),
+        text("reason"),
+        line["pid"],
+        text("comm"),
+    )
 }
 
 /// What an intruder tries: everything that the workload isn't there for.
