@@ -5,6 +5,7 @@
 
 mod bench;
 mod build;
+mod demo;
 mod guest;
 mod lint;
 mod matrix;
@@ -27,6 +28,8 @@ enum Task {
     Setup(setup::Args),
     /// Build the kernel programs and the agent
     Build(build::Args),
+    /// Tell the story on this kernel: a small bank, before and after (needs root)
+    Demo(demo::Args),
     /// Run all tests on this kernel (needs root)
     Test(test::Args),
     /// Check format, clippy, purity, file lengths, licences
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
     let done = match Task::parse() {
         Task::Setup(args) => args.run(),
         Task::Build(args) => args.run(),
+        Task::Demo(args) => args.run(),
         Task::Test(args) => args.run(),
         Task::Lint(args) => args.run(),
         Task::Bench(args) => args.run(),
