@@ -293,7 +293,7 @@ fn an_image_that_does_not_fit_changes_nothing() {
 }
 
 #[test]
-fn commits_are_as_fast_as_promised() {
+fn a_commit_is_in_force_within_loose_limits() {
     let bench = Bench::new();
     let estate = Estate::new(&["client", "server"]);
     let mut datapath = Datapath::open(bench.options(estate.sandbox().cgroup().path())).expect("open");
@@ -310,7 +310,7 @@ fn commits_are_as_fast_as_promised() {
     );
     let one = datapath.commit(&many).expect("commit");
     println!("10,000 rules in force after {:?}, one more after {:?}", all.in_force_after, one.in_force_after);
-    // The bars are 250 ms and 5 ms; a debug build on a busy machine gets some grace.
+    // The bars are 250 ms and 5 ms, and are `cargo xtask bench`'s to hold: this is a debug build on a busy machine.
     assert!(all.in_force_after < Duration::from_secs(2), "{all:?}");
     assert!(one.in_force_after < Duration::from_millis(500), "{one:?}");
 }
