@@ -13,6 +13,7 @@ use bulkhead_common::{Addr, Class, Direction, Flow, Hook, Judgement, PeerId, Rea
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
 use crate::flow;
+use crate::log::{self, Note};
 use crate::maps::{STAMPS, VERDICTS};
 use crate::record::{Decision, record};
 use crate::tables::{Snapshot, judge};
@@ -57,6 +58,9 @@ pub fn create(sk: *mut bpf_sock) -> bool {
         pad: 0,
     };
     comm(&mut stamp.comm);
+    if own.peer.0 == PeerId::UNKNOWN_WORKLOAD.0 {
+        log::note(Note::UnknownMaker, stamp.pid);
+    }
     let stamped = !STAMPS.get_or_create(sk, &mut stamp).is_null();
 
     // Which leave this kind of socket needs, if any.
@@ -178,7 +182,18 @@ fn meet(s: Snapshot, ctx: *mut bpf_sock_addr, own: &Binding, stamp: *const Stamp
 /// dropped there is sent again. An error here would be final.
 #[inline(always)]
 fn held_back(peer: &Binding, d: &Decision) -> bool {
-    peer.peer.0 == Class::Unknown as u32 && !d.judgement.outcome().passes()
+    let held = peer.peer.0 == Class::Unknown as u32 && !d.judgement.outcome().passes();
+    if held {
+        log::note(Note::HeldBack, u32::from(d.ends.peer_port));
+    }
+    held
+}
+
+/// The call goes on, and the packet hooks judge.
+#[inline(always)]
+fn later(d: &Decision) -> bool {
+    log::note(Note::Later, u32::from(d.ends.peer_port));
+    true
 }
 
 /// Turns the decision round: the flow is one that the peer opened.
@@ -208,7 +223,8 @@ pub fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
     } else {
         match meet(s, ctx, own, stamp, &d.ends) {
             // Nothing is kept for oneself either: NAT may yet send it elsewhere, and the packet hooks see where it goes.
-            Met::Later | Met::Oneself => return true,
+            Met::Oneself => return true,
+            Met::Later => return later(&d),
             Met::Peer(peer) => {
                 d.flow.dst = peer.peer;
                 // A server that connects its socket back to a client goes on with the client's flow.
@@ -279,7 +295,8 @@ pub fn sendmsg<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
     }
     let as_role = if recorded.epoch() == 0 { role::CLIENT } else { recorded.role() };
     let peer = match meet(s, ctx, own, stamp, &d.ends) {
-        Met::Later | Met::Oneself => return true,
+        Met::Oneself => return true,
+        Met::Later => return later(&d),
         Met::Peer(peer) => peer,
     };
     d.flow.dst = peer.peer;
