@@ -14,6 +14,7 @@ use core::mem::MaybeUninit;
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
 use crate::flow;
+use crate::log::{self, Note};
 use crate::maps::{STAMPS, VERDICTS};
 use crate::record::{Decision, record, tells};
 use crate::tables::{Snapshot, judge};
@@ -56,6 +57,9 @@ pub fn create(sk: *mut bpf_sock) -> bool {
     stamp.pid = pid();
     stamp.flags = if cookie == s.host_netns() { Stamp::HOST_NETNS } else { 0 };
     comm(stamp.comm.as_mut_ptr().cast());
+    if own.peer.0 == PeerId::UNKNOWN_WORKLOAD.0 {
+        log::note(Note::UnknownMaker, stamp.pid);
+    }
     let stamped = !STAMPS.get_or_create(sk, stamp).is_null();
 
     // Which leave this kind of socket needs, if any.
@@ -177,7 +181,18 @@ fn meet(s: Snapshot, ctx: *mut bpf_sock_addr, own: &Binding, stamp: *const Stamp
 /// dropped there is sent again. An error here would be final.
 #[inline(always)]
 fn held_back(peer: &Binding, d: &Decision) -> bool {
-    peer.peer.0 == Class::Unknown as u32 && !d.judgement.outcome().passes()
+    let held = peer.peer.0 == Class::Unknown as u32 && !d.judgement.outcome().passes();
+    if held {
+        log::note(Note::HeldBack, u32::from(d.ends.peer_port));
+    }
+    held
+}
+
+/// The call goes on, and the packet hooks judge.
+#[inline(always)]
+fn later(d: &Decision) -> bool {
+    log::note(Note::Later, u32::from(d.ends.peer_port));
+    true
 }
 
 /// Turns the decision round: the flow is one that the peer opened.
@@ -209,7 +224,8 @@ pub fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
     } else {
         match meet(s, ctx, own, stamp, &d.ends) {
             // Nothing is kept for oneself either: NAT may yet send it elsewhere, and the packet hooks see where it goes.
-            Met::Later | Met::Oneself => return true,
+            Met::Oneself => return true,
+            Met::Later => return later(&d),
             Met::Peer(peer) => {
                 d.flow.dst = peer.peer;
                 // A server that connects its socket back to a client goes on with the client's flow.
@@ -284,7 +300,8 @@ pub fn sendmsg<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
     }
     let as_role = if recorded.epoch() == 0 { role::CLIENT } else { recorded.role() };
     let peer = match meet(s, ctx, own, stamp, &d.ends) {
-        Met::Later | Met::Oneself => return true,
+        Met::Oneself => return true,
+        Met::Later => return later(&d),
         Met::Peer(peer) => peer,
     };
     d.flow.dst = peer.peer;

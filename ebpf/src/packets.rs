@@ -14,6 +14,7 @@ use core::mem::MaybeUninit;
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
 use crate::flow;
+use crate::log::{self, Note};
 use crate::maps::{OLD_SOCKETS, STAMPS, VERDICTS};
 use crate::packet::{Packet, parse};
 use crate::record::{Decision, record};
@@ -72,6 +73,7 @@ pub fn packet<const OUT: bool>(skb: *mut __sk_buff) -> bool {
     let s = Snapshot::take();
     let sk = socket(skb);
     if sk.is_null() {
+        log::note(Note::NoSocket, 0);
         return false;
     }
     // SAFETY: a full socket; the verifier checks each field.
