@@ -5,17 +5,19 @@
 
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
 use aya_ebpf::helpers::generated::{
-    bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_set_retval,
+    bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_netns_cookie,
+    bpf_get_socket_cookie, bpf_set_retval,
 };
-use bulkhead_common::maps::{CachedVerdict, Stamp, role};
+use bulkhead_common::maps::{CachedVerdict, SocketState, Stamp, role};
 use bulkhead_common::slots::{Baseline, Binding, Sides};
 use bulkhead_common::{Class, Direction, Flow, Hook, Judgement, PeerId, Reason, Tables, proto};
 use core::mem::MaybeUninit;
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
 use crate::flow;
-use crate::maps::{STAMPS, VERDICTS};
+use crate::maps::SOCKETS;
 use crate::record::{Decision, record, tells};
+use crate::storage;
 use crate::tables::{Snapshot, judge};
 use crate::who::{Ends, Met, Situation, caller, meet_call};
 use crate::words::{Words, fill, settle, widen};
@@ -48,7 +50,8 @@ pub fn create(sk: *mut bpf_sock) -> bool {
         (read_volatile(addr_of!((*sk).type_)), read_volatile(addr_of!((*sk).protocol)), bpf_get_netns_cookie(sk.cast()))
     };
     let mut space = MaybeUninit::uninit();
-    let stamp = Stamp::zeroed(&mut space);
+    let state = SocketState::zeroed(&mut space);
+    let stamp = &mut state.stamp;
     // SAFETY: the helper has no precondition.
     stamp.cgroup = unsafe { bpf_get_current_cgroup_id() };
     stamp.instance = own.instance;
@@ -56,7 +59,7 @@ pub fn create(sk: *mut bpf_sock) -> bool {
     stamp.pid = pid();
     stamp.flags = if cookie == s.host_netns() { Stamp::HOST_NETNS } else { 0 };
     comm(stamp.comm.as_mut_ptr().cast());
-    let stamped = !STAMPS.get_or_create(sk, stamp).is_null();
+    let stamped = !SOCKETS.get_or_create(sk, state).is_null();
 
     // Which leave this kind of socket needs, if any.
     let (reason, leave) = if kind == SOCK_RAW {
@@ -150,7 +153,10 @@ fn foreign(own: &Binding, stamp: *const Stamp) -> bool {
     }
     // SAFETY: a non-null stamp points to the socket's storage; the helper has no precondition.
     unsafe {
-        (*stamp).cgroup != bpf_get_current_cgroup_id() && (own.instance == 0 || (*stamp).instance != own.instance)
+        // Without a cgroup it was made from what the packets told, and nobody knows the maker.
+        (*stamp).cgroup != 0
+            && (*stamp).cgroup != bpf_get_current_cgroup_id()
+            && (own.instance == 0 || (*stamp).instance != own.instance)
     }
 }
 
@@ -196,7 +202,8 @@ pub fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
         return false;
     }
     let own = &caller(s);
-    let stamp = STAMPS.get(sk);
+    let mut kept = SOCKETS.get(sk);
+    let stamp = storage::stamp(kept);
     let mut space = MaybeUninit::uninit();
     let d = undecided(&mut space, own, Hook::Connect);
     look::<V6>(ctx, sk, d);
@@ -237,10 +244,14 @@ pub fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
         return false;
     }
     let state = CachedVerdict::new(s.epoch, outcome, as_role, true, true).0;
-    let kept = VERDICTS.get_or_create_zeroed(sk);
+    if kept.is_null() {
+        kept = storage::unstamped(sk, own, role::NONE);
+    }
     if !kept.is_null() {
-        // SAFETY: the storage is there. The peer first: a reader that sees the new state sees the new peer.
+        // SAFETY: the storage is there, and the helper takes this context. The peer first: a reader that sees the new
+        // state sees the new peer.
         unsafe {
+            let kept = storage::claim(kept, bpf_get_socket_cookie(ctx.cast()));
             fill(&mut (*kept).peer, d.ends.peer_addr.words());
             write_volatile(addr_of_mut!((*kept).peer_port), d.ends.peer_port);
             write_volatile(addr_of_mut!((*kept).state), state);
@@ -269,7 +280,7 @@ pub fn sendmsg<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
         return false;
     }
     let own = &caller(s);
-    let stamp = STAMPS.get(sk);
+    let stamp = storage::stamp(SOCKETS.get(sk));
     let mut space = MaybeUninit::uninit();
     let d = undecided(&mut space, own, Hook::Sendmsg);
     look::<V6>(ctx, sk, d);
