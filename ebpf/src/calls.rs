@@ -5,18 +5,20 @@
 
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
 use aya_ebpf::helpers::generated::{
-    bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_set_retval,
+    bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_netns_cookie,
+    bpf_get_socket_cookie, bpf_set_retval,
 };
-use bulkhead_common::maps::{CachedVerdict, Stamp, role};
+use bulkhead_common::maps::{CachedVerdict, SocketState, Stamp, role};
 use bulkhead_common::slots::{Baseline, Binding, Sides};
-use bulkhead_common::{Class, Direction, Flow, Hook, Judgement, PeerId, Reason, Tables, proto};
+use bulkhead_common::{Class, Direction, Flow, Hook, Judgement, Outcome, PeerId, Reason, Tables, proto};
 use core::mem::MaybeUninit;
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
 use crate::flow;
 use crate::log::{self, Note};
-use crate::maps::{STAMPS, VERDICTS};
+use crate::maps::SOCKETS;
 use crate::record::{Decision, record, tells};
+use crate::storage;
 use crate::tables::{Snapshot, judge};
 use crate::who::{Ends, Met, Situation, caller, meet_call};
 use crate::words::{Words, fill, settle, widen};
@@ -49,7 +51,8 @@ pub fn create(sk: *mut bpf_sock) -> bool {
         (read_volatile(addr_of!((*sk).type_)), read_volatile(addr_of!((*sk).protocol)), bpf_get_netns_cookie(sk.cast()))
     };
     let mut space = MaybeUninit::uninit();
-    let stamp = Stamp::zeroed(&mut space);
+    let state = SocketState::zeroed(&mut space);
+    let stamp = &mut state.stamp;
     // SAFETY: the helper has no precondition.
     stamp.cgroup = unsafe { bpf_get_current_cgroup_id() };
     stamp.instance = own.instance;
@@ -60,7 +63,7 @@ pub fn create(sk: *mut bpf_sock) -> bool {
     if own.peer.0 == PeerId::UNKNOWN_WORKLOAD.0 {
         log::note(Note::UnknownMaker, stamp.pid);
     }
-    let stamped = !STAMPS.get_or_create(sk, stamp).is_null();
+    let stamped = !SOCKETS.get_or_create(sk, state).is_null();
 
     // Which leave this kind of socket needs, if any.
     let (reason, leave) = if kind == SOCK_RAW {
@@ -154,7 +157,10 @@ fn foreign(own: &Binding, stamp: *const Stamp) -> bool {
     }
     // SAFETY: a non-null stamp points to the socket's storage; the helper has no precondition.
     unsafe {
-        (*stamp).cgroup != bpf_get_current_cgroup_id() && (own.instance == 0 || (*stamp).instance != own.instance)
+        // Without a cgroup it was made from what the packets told, and nobody knows the maker.
+        (*stamp).cgroup != 0
+            && (*stamp).cgroup != bpf_get_current_cgroup_id()
+            && (own.instance == 0 || (*stamp).instance != own.instance)
     }
 }
 
@@ -202,6 +208,15 @@ fn reverse(d: &mut Decision, own: &Binding, peer: &Binding) {
     d.flow = Flow { src: peer.peer, dst: own.peer, proto: d.ends.proto(), port: d.ends.own_port };
 }
 
+/// Turns the decision back: the flow is one that the caller opens.
+#[inline(always)]
+fn open(d: &mut Decision, own: &Binding, peer: &Binding) {
+    d.direction = Direction::Egress;
+    d.flow.src = own.peer;
+    d.flow.dst = peer.peer;
+    d.flow.port = d.ends.peer_port;
+}
+
 /// cgroup/connect4 and connect6.
 #[inline(always)]
 pub fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
@@ -211,7 +226,8 @@ pub fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
         return false;
     }
     let own = &caller(s);
-    let stamp = STAMPS.get(sk);
+    let mut kept = SOCKETS.get(sk);
+    let stamp = storage::stamp(kept);
     let mut space = MaybeUninit::uninit();
     let d = undecided(&mut space, own, Hook::Connect);
     look::<V6>(ctx, sk, d);
@@ -253,10 +269,14 @@ pub fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
         return false;
     }
     let state = CachedVerdict::new(s.epoch, outcome, as_role, true, true).0;
-    let kept = VERDICTS.get_or_create_zeroed(sk);
+    if kept.is_null() {
+        kept = storage::unstamped(sk, own, role::NONE);
+    }
     if !kept.is_null() {
-        // SAFETY: the storage is there. The peer first: a reader that sees the new state sees the new peer.
+        // SAFETY: the storage is there, and the helper takes this context. The peer first: a reader that sees the new
+        // state sees the new peer.
         unsafe {
+            let kept = storage::claim(kept, bpf_get_socket_cookie(ctx.cast()));
             fill(&mut (*kept).peer, d.ends.peer_addr.words());
             write_volatile(addr_of_mut!((*kept).peer_port), d.ends.peer_port);
             write_volatile(addr_of_mut!((*kept).state), state);
@@ -285,7 +305,8 @@ pub fn sendmsg<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
         return false;
     }
     let own = &caller(s);
-    let stamp = STAMPS.get(sk);
+    let state = SOCKETS.get(sk);
+    let stamp = storage::stamp(state);
     let mut space = MaybeUninit::uninit();
     let d = undecided(&mut space, own, Hook::Sendmsg);
     look::<V6>(ctx, sk, d);
@@ -298,7 +319,12 @@ pub fn sendmsg<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
     if recorded.epoch() == s.epoch && recorded.passes() {
         return recorded.epoch() != 0;
     }
-    let as_role = if recorded.epoch() == 0 { role::CLIENT } else { recorded.role() };
+    let mut as_role = if recorded.epoch() != 0 {
+        recorded.role()
+    } else {
+        // SAFETY: the helper takes this context.
+        flow::role_unrecorded(state, unsafe { bpf_get_socket_cookie(ctx.cast()) }, role::CLIENT)
+    };
     let peer = match meet(s, ctx, own, stamp, &d.ends) {
         Met::Oneself => return true,
         Met::Later => return later(&d),
@@ -307,8 +333,22 @@ pub fn sendmsg<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
     d.flow.dst = peer.peer;
     if as_role == role::SERVER {
         reverse(d, own, &peer);
+        judge(s, &d.flow, &mut d.judgement);
+        let reply = d.judgement;
+        if reply.outcome() != Outcome::Allowed {
+            // It isn't a reply that the rules allow. Then it may still open a flow of its own.
+            open(d, own, &peer);
+            judge(s, &d.flow, &mut d.judgement);
+            if (d.judgement.outcome() as u8) < reply.outcome() as u8 {
+                as_role = role::CLIENT;
+            } else {
+                reverse(d, own, &peer);
+                settle(&mut d.judgement, reply);
+            }
+        }
+    } else {
+        judge(s, &d.flow, &mut d.judgement);
     }
-    judge(s, &d.flow, &mut d.judgement);
     if held_back(&peer, &d) {
         return true;
     }
