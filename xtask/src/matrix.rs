@@ -20,6 +20,9 @@ use crate::{build, test};
 /// Test executables that run on every kernel are called so.
 const TESTS: &str = "kernel_*";
 
+/// The agent's binary.
+const AGENT: &str = "bulkhead";
+
 /// Commands of the agent that run on every kernel. Each prints JSON.
 const COMMANDS: &[(&str, &[&str])] = &[("probe", &["probe", "--json"])];
 
@@ -146,7 +149,8 @@ impl Programs {
             let artifact: Artifact = serde_json::from_str(line).context("cargo printed JSON that isn't its own")?;
             let (Some(executable), Some(target)) = (artifact.executable, artifact.target) else { continue };
             match target.kind.first().map(String::as_str) {
-                Some("bin") => agent = Some(executable),
+                // The tests' package has programs of its own, which are built beside its tests.
+                Some("bin") if target.name == AGENT => agent = Some(executable),
                 Some("test") => tests.push((target.name, executable)),
                 _ => {}
             }
