@@ -10,6 +10,7 @@ mod explain;
 mod observe;
 mod policy;
 mod preflight;
+mod probe;
 mod status;
 mod table;
 mod uninstall;
@@ -59,6 +60,12 @@ enum Command {
     #[command(after_help = "Examples:\n  bulkhead preflight\n  bulkhead preflight --config bulkhead.yaml\n\n\
         Exit codes: 0 everything is there, 1 something is missing or won't be contained, 2 couldn't look.")]
     Preflight(preflight::Args),
+    /// Try every known trick to get data through, from throw-away workloads, on this kernel
+    #[command(after_help = "Examples:\n  bulkhead probe\n  bulkhead probe --each-hook\n  \
+        bulkhead probe --json --expect expectations.json\n\n\
+        It makes cgroups and network namespaces of its own, and touches no other agent.\n\n\
+        Exit codes: 0 what should be contained is, 1 something isn't, 2 it couldn't be tried; 10 to 13 as for agent.")]
+    Probe(probe::Args),
     /// Take everything off: programs, links and maps; nothing is contained afterwards
     #[command(after_help = "Examples:\n  systemctl disable --now bulkhead && bulkhead uninstall\n  \
         bulkhead uninstall --config /etc/bulkhead/bulkhead.yaml\n\n\
@@ -83,6 +90,7 @@ pub fn main() -> ExitCode {
         Command::Explain(args) => explain::run(&args),
         Command::Policy(command) => policy::run(&command),
         Command::Preflight(args) => preflight::run(&args),
+        Command::Probe(args) => probe::run(&args),
         Command::Uninstall(args) => uninstall::run(&args),
     };
     exit::code(answer)

@@ -11,24 +11,30 @@
 mod counters;
 mod error;
 mod events;
+mod features;
 mod links;
 mod memory;
 mod object;
 mod old_sockets;
+mod options;
 mod pins;
 pub mod sock_diag;
 mod sys;
 mod tables;
+mod uninstall;
 mod watch;
 
 pub use counters::{MapFill, Totals};
 pub use error::{AttachError, CommitError, OpenError, UninstallError};
 pub use events::Events;
+pub use features::{Feature, features};
+pub use options::{Committed, Limits, Options, Origin, ProgramStatus, Timings};
+pub use uninstall::{Report, uninstall};
 pub use watch::Fault;
 
 use crate::image::Image;
+use crate::plan::State;
 use crate::plan::protocol::{self, Kernel, Pending};
-use crate::plan::{Capacities, State};
 use aya::Ebpf;
 use bulkhead_common::maps::{self, Control};
 use bulkhead_common::{ABI, Hook};
@@ -39,153 +45,10 @@ use pins::{Fit, Set};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tables::{RestoreError, Tables};
-
-/// How the datapath is opened.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// The name of this agent's pins: several agents of one kernel differ here. Letters, digits, '-' and '_'.
-    pub instance: String,
-    /// Where the BPF file system is mounted, or shall be.
-    pub bpffs: PathBuf,
-    /// The cgroups that carry the programs.
-    pub attach: Vec<PathBuf>,
-    /// How much fits into the maps.
-    pub limits: Limits,
-    /// Let the programs log what they do. It costs instructions: for debugging.
-    pub verbose_kernel_log: bool,
-}
-
-/// How many entries the maps hold.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Limits {
-    /// Cgroups of workloads.
-    pub cgroups: u32,
-    /// Single addresses.
-    pub addresses: u32,
-    /// Addresses with a port of their own.
-    pub address_ports: u32,
-    /// Prefixes.
-    pub prefixes: u32,
-    /// Blocks of ports of all pairs of peers.
-    pub rules: u32,
-    /// Counted edges.
-    pub edges: u32,
-    /// Remembered datagram flows, for peers inside and outside the cluster each.
-    pub flows: u32,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        use maps::capacity as c;
-        Self {
-            cgroups: c::CGROUPS,
-            addresses: c::ADDRESSES,
-            address_ports: c::ADDRESS_PORTS,
-            prefixes: c::PREFIXES,
-            rules: c::RULES,
-            edges: c::EDGES,
-            flows: c::FLOWS,
-        }
-    }
-}
-
-impl Limits {
-    /// Elements of the slot array: one for each entry that could be, and the one that is never used.
-    fn slots(&self) -> u32 {
-        let Self { cgroups, addresses, address_ports, prefixes, rules, edges: _, flows: _ } = *self;
-        let sum = [cgroups, addresses, address_ports, prefixes, rules].into_iter().fold(1, u32::saturating_add);
-        sum.max(maps::capacity::SLOTS)
-    }
-
-    fn by_map(&self) -> [(&'static str, u32); 9] {
-        [
-            (maps::CGROUPS, self.cgroups),
-            (maps::ADDRESSES, self.addresses),
-            (maps::ADDRESS_PORTS, self.address_ports),
-            (maps::PREFIXES, self.prefixes),
-            (maps::RULES, self.rules),
-            (maps::EDGES, self.edges),
-            (maps::FLOWS, self.flows),
-            (maps::WORLD_FLOWS, self.flows),
-            (maps::SLOTS, self.slots()),
-        ]
-    }
-
-    fn capacities(&self) -> Capacities {
-        Capacities {
-            cgroups: self.cgroups,
-            addresses: self.addresses,
-            address_ports: self.address_ports,
-            prefixes: self.prefixes,
-            rules: self.rules,
-            slots: self.slots(),
-            identities: maps::capacity::IDENTITIES,
-        }
-    }
-}
-
-/// What a commit did.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Committed {
-    /// The epoch that is in force now.
-    pub epoch: u32,
-    /// Entries added.
-    pub inserts: usize,
-    /// Entries and baselines changed.
-    pub writes: usize,
-    /// Entries taken away.
-    pub removals: usize,
-    /// From the call to the moment at which it was in force.
-    pub in_force_after: Duration,
-}
-
-/// How the maps came about.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Origin {
-    /// There were none.
-    New,
-    /// A former agent's, used as they are.
-    Adopted,
-    /// New, beside a former agent's that couldn't be used, for this reason. The former ones stay in force until
-    /// [`Datapath::attach`].
-    Replacing(String),
-}
-
-/// A program at an attach point.
-#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize)]
-pub struct ProgramStatus {
-    /// The program's name.
-    pub name: &'static str,
-    /// The hook that it is part of.
-    #[serde(serialize_with = "hook_name")]
-    pub hook: Hook,
-    /// The cgroup.
-    pub attach_point: PathBuf,
-    /// The program's id in the kernel.
-    pub id: u32,
-    /// How many instructions the verifier went through; `None` where the kernel doesn't tell.
-    pub verified_insns: Option<u32>,
-    /// Whether it is attached there.
-    pub attached: bool,
-}
-
-fn hook_name<S: serde::Serializer>(hook: &Hook, s: S) -> Result<S::Ok, S::Error> {
-    s.serialize_str(hook.as_str())
-}
-
-/// How long it took to get the programs into the kernel.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
-pub struct Timings {
-    /// Making or opening the maps, and loading and verifying all programs.
-    pub load: Duration,
-    /// Attaching them to all attach points, the last time that this was done.
-    pub attach: Duration,
-}
 
 /// The programs and maps of one agent.
 pub struct Datapath {
@@ -339,7 +202,7 @@ impl Datapath {
         let started = Instant::now();
         self.settle()?;
         let plan = self.state.plan(image, &self.options.limits.capacities())?;
-        let same_words = plan.levels & !self.state.levels() == 0 && plan.built_ins == self.state.built_ins();
+        let same_words = plan.levels == self.state.levels() && plan.built_ins == self.state.built_ins();
         if !(plan.is_empty() && same_words && self.epoch() != 0) {
             match protocol::commit(&mut self.tables, &mut self.state, &plan) {
                 Ok(pending) => self.pending = Some(pending),
@@ -514,35 +377,4 @@ fn random() -> io::Result<u64> {
     let mut bytes = [0u8; 8];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
     Ok(u64::from_ne_bytes(bytes))
-}
-
-/// What [`uninstall`] did.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Report {
-    /// Links, programs and maps whose pins were removed.
-    pub removed: Vec<PathBuf>,
-}
-
-/// Detaches all programs of an instance and removes its pins. Nothing is contained afterwards.
-pub fn uninstall(instance: &str, bpffs: &Path) -> Result<Report, UninstallError> {
-    let folder =
-        pins::instance_folder(bpffs, instance).map_err(io::Error::other).uninstalling(|| "finding the pins".into())?;
-    let mut report = Report::default();
-    if !folder.exists() {
-        return Ok(report);
-    }
-    let during = || format!("removing {}", folder.display());
-    let lock = pins::lock(&folder).uninstalling(during)?;
-    let Some(_lock) = lock else { return Err(UninstallError::AgentRunning(instance.to_owned())) };
-    for set in Set::all(&folder).uninstalling(during)? {
-        report.removed.extend(set.remove().uninstalling(during)?);
-    }
-    std::fs::remove_dir(&folder).uninstalling(during)?;
-    // The folder of all instances goes with the last of them.
-    if let Some(all) = folder.parent()
-        && pins::children(all).uninstalling(during)?.is_empty()
-    {
-        std::fs::remove_dir(all).uninstalling(during)?;
-    }
-    Ok(report)
 }

@@ -35,8 +35,11 @@ impl PeerName {
         if let Some(class) = peer.class() {
             return plain(class.as_str().to_owned());
         }
-        if peer == PeerId::UNKNOWN_WORKLOAD {
-            return plain("unknown-workload".to_owned());
+        match peer {
+            PeerId::UNKNOWN_WORKLOAD => return plain("unknown-workload".to_owned()),
+            // Of a raw socket, it isn't known to whom it will send.
+            PeerId::ANY_WORKLOAD => return plain("any".to_owned()),
+            _ => {}
         }
         if peer.is_cidr() {
             return plain(cidr(peer).unwrap_or_else(|| "world".to_owned()));

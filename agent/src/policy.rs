@@ -9,11 +9,13 @@
 //! | [`set`] | all of them together, and what becomes of those that weren't taken |
 //! | [`compile`](mod@compile) | policies and inventory to an [`Image`](crate::image::Image) |
 //! | [`reference`](mod@reference) | what policies mean, said as plainly as possible |
+//! | [`check`](mod@check) | what may not be meant |
 //! | [`explain`](mod@explain) | one flow judged, with the why |
 //! | [`rules`] | the numbers by which the kernel names rules |
 //!
 //! Nothing here does I/O or names the kernel, a cluster or a clock.
 
+pub mod check;
 pub mod compile;
 pub mod convert;
 pub mod diagnostic;
@@ -26,6 +28,7 @@ pub mod reference;
 pub mod rules;
 pub mod set;
 
+pub use check::check;
 pub use compile::{Compiled, Warning, compile};
 pub use diagnostic::{At, Diagnostic, Severity};
 pub use explain::{Explanation, Party, explain};

@@ -1,7 +1,3 @@
-#![no_std]
-#![no_main]
-#![feature(core_intrinsics)]
-#![expect(internal_features, reason = "an atomic add has no other spelling for this target")]
 //! Bulkhead's kernel programs: default deny between workload identities, at connect and socket level.
 //!
 //! | file | what it is |
@@ -14,10 +10,15 @@
 //! | `packets.rs` | egress, ingress |
 //! | `flow.rs` | datagram flows |
 //! | `record.rs` | counters and events |
+//! | `words.rs` | memory written word by word |
 //!
 //! What is decided is [`bulkhead_common::verdict`]'s business; the programs find out who is concerned, ask it, obey and
 //! record. Each program ends in deny: a value that can't be read is never a reason to let something pass.
 
+#![no_std]
+#![no_main]
+#![feature(core_intrinsics)]
+#![expect(internal_features, reason = "an atomic add has no other spelling for this target")]
 mod calls;
 mod flow;
 mod maps;
@@ -27,6 +28,7 @@ mod record;
 mod storage;
 mod tables;
 mod who;
+mod words;
 
 use aya_ebpf::macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr};
 use aya_ebpf::programs::{SkBuffContext, SockAddrContext, SockContext};

@@ -9,7 +9,8 @@ use aya_ebpf::bindings::{__sk_buff, bpf_sock};
 use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_sk_fullsock};
 use bulkhead_common::maps::{CachedVerdict, Control as Flags, SocketVerdict, Stamp, role};
 use bulkhead_common::slots::Binding;
-use bulkhead_common::{Direction, Flow, Hook, Judgement, PeerId, Reason, proto};
+use bulkhead_common::{Direction, Hook, Judgement, PeerId, Reason, proto};
+use core::mem::MaybeUninit;
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
 use crate::flow;
@@ -18,6 +19,7 @@ use crate::packet::{Packet, parse};
 use crate::record::{Decision, record};
 use crate::tables::{Snapshot, judge};
 use crate::who::{Ends, Met, Situation, holder, meet_packet};
+use crate::words::{Words, fill, same, settle};
 
 /// Linux: include/net/tcp_states.h, include/linux/net.h, include/uapi/linux/in.h.
 const TCP_LISTEN: u32 = 10;
@@ -146,16 +148,6 @@ fn view<const OUT: bool>(skb: *mut __sk_buff, sk: *mut bpf_sock, s: Snapshot) ->
     View { skb, sk, stamp: STAMPS.get(sk), own: holder(s, skb), via_loopback: device == LOOPBACK_IFINDEX }
 }
 
-#[inline(always)]
-fn ends<const OUT: bool>(p: &Packet) -> Ends {
-    let proto = proto::judged(p.proto);
-    if OUT {
-        Ends { own_addr: p.saddr, peer_addr: p.daddr, own_port: p.sport, peer_port: p.dport, proto, pad: [0; 3] }
-    } else {
-        Ends { own_addr: p.daddr, peer_addr: p.saddr, own_port: p.dport, peer_port: p.sport, proto, pad: [0; 3] }
-    }
-}
-
 const fn direction(out: bool) -> Direction {
     if out { Direction::Egress } else { Direction::Ingress }
 }
@@ -165,23 +157,25 @@ const fn direction(out: bool) -> Direction {
 fn refuse<const OUT: bool>(s: Snapshot, v: &View, d: &mut Decision, reason: Reason) -> bool {
     let as_role = if OUT { role::CLIENT } else { role::SERVER };
     aim(d, v, &Binding::of(PeerId::ANY_WORKLOAD), as_role);
-    d.judgement = Judgement::unruled(&s, v.own.peer, direction(OUT), reason);
+    settle(&mut d.judgement, Judgement::unruled(&s, v.own.peer, direction(OUT), reason));
     record(s, d);
     d.judgement.outcome().passes()
 }
 
 /// A decision that is yet to be taken, about nobody yet.
 #[inline(always)]
-fn undecided<const OUT: bool>(v: &View, ends: Ends) -> Decision {
-    let mut d = Decision {
-        flow: Flow { src: PeerId(0), dst: PeerId(0), proto: ends.proto, port: 0 },
-        ends,
-        judgement: Judgement::refuse(Reason::Incomplete),
-        direction: direction(OUT),
-        hook: if OUT { Hook::Egress } else { Hook::Ingress },
-        pid: 0,
-        comm: [0; 16],
-    };
+fn undecided<'s, const OUT: bool>(space: &'s mut MaybeUninit<Decision>, v: &View, p: &Packet) -> &'s mut Decision {
+    let d = Decision::zeroed(space);
+    let e = &mut d.ends;
+    let (own_addr, peer_addr) = if OUT { (&p.saddr, &p.daddr) } else { (&p.daddr, &p.saddr) };
+    fill(&mut e.own_addr, own_addr.words());
+    fill(&mut e.peer_addr, peer_addr.words());
+    (e.own_port, e.peer_port) = if OUT { (p.sport, p.dport) } else { (p.dport, p.sport) };
+    e.proto = u32::from(proto::judged(p.proto));
+    d.flow.proto = e.proto();
+    d.judgement.reason = Reason::Incomplete;
+    d.direction = direction(OUT);
+    d.hook = if OUT { Hook::Egress } else { Hook::Ingress };
     d.made_by(v.stamp);
     d
 }
@@ -191,7 +185,7 @@ fn undecided<const OUT: bool>(v: &View, ends: Ends) -> Decision {
 fn aim(d: &mut Decision, v: &View, peer: &Binding, as_role: u32) {
     let server = as_role == role::SERVER;
     let port = if server { d.ends.own_port } else { d.ends.peer_port };
-    d.flow.port = if d.ends.proto == proto::ICMP { 0 } else { port };
+    d.flow.port = if d.ends.proto() == proto::ICMP { 0 } else { port };
     (d.flow.src, d.flow.dst) = if server { (peer.peer, v.own.peer) } else { (v.own.peer, peer.peer) };
     d.direction = direction(!server);
 }
@@ -209,13 +203,15 @@ fn tcp_packet<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot) -> bool {
         return false;
     }
     let v = &view::<OUT>(skb, sk, s);
-    let (mut d, whole, segment) = {
-        let mut p = Packet::default();
-        let whole = parse(skb, &mut p);
-        (undecided::<OUT>(v, ends::<OUT>(&p)), whole, Segment { opens: p.opens(), resets: p.resets() })
+    let mut space = MaybeUninit::uninit();
+    let (d, whole, segment) = {
+        let mut headers = MaybeUninit::uninit();
+        let p = Packet::zeroed(&mut headers);
+        let whole = parse(skb, p);
+        (undecided::<OUT>(&mut space, v, p), whole, Segment { opens: p.opens(), resets: p.resets() })
     };
     if !whole {
-        return refuse::<OUT>(s, v, &mut d, Reason::Malformed);
+        return refuse::<OUT>(s, v, d, Reason::Malformed);
     }
     // SAFETY: a full socket; the verifier checks the field.
     let connected = unsafe { read_volatile(addr_of!((*sk).state)) } != TCP_LISTEN;
@@ -264,16 +260,16 @@ fn tcp_packet<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot) -> bool {
     let mut oneself = false;
     match v.meet(s, &d.ends, as_role) {
         Met::Peer(peer) => {
-            aim(&mut d, v, &peer, as_role);
+            aim(d, v, &peer, as_role);
             if as_role == role::NONE {
-                d.judgement = Judgement::unruled(&s, v.own.peer, direction(OUT), Reason::NoDirection);
+                settle(&mut d.judgement, Judgement::unruled(&s, v.own.peer, direction(OUT), Reason::NoDirection));
             } else {
                 judge(s, &d.flow, &mut d.judgement);
             }
         }
         Met::Oneself | Met::Later => {
             oneself = true;
-            d.judgement = Judgement::pass(Reason::SelfTraffic);
+            settle(&mut d.judgement, Judgement::pass(Reason::SelfTraffic));
         }
     }
     let outcome = d.judgement.outcome();
@@ -293,7 +289,7 @@ fn tcp_packet<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot) -> bool {
     let first = old.epoch() == 0 && (known_old || as_role != role::SERVER);
     let attempt = if connected { first } else { !OUT && segment.opens };
     if !oneself && (attempt || !outcome.passes()) {
-        record(s, &d);
+        record(s, d);
     }
     outcome.passes() || excused
 }
@@ -304,17 +300,12 @@ fn mark_server(v: &View) {
     let mut stamp = v.stamp;
     if stamp.is_null() {
         // Made by the kernel (MPTCP) or before the programs came.
-        let mut made = Stamp {
-            cgroup: 0,
-            instance: v.own.instance,
-            peer: v.own.peer.0,
-            pid: 0,
-            comm: [0; 16],
-            flags: 0,
-            role: role::SERVER,
-            pad: 0,
-        };
-        stamp = STAMPS.get_or_create(v.sk, &mut made);
+        let mut space = MaybeUninit::uninit();
+        let made = Stamp::zeroed(&mut space);
+        made.instance = v.own.instance;
+        made.peer = v.own.peer.0;
+        made.role = role::SERVER;
+        stamp = STAMPS.get_or_create(v.sk, made);
     }
     if !stamp.is_null() {
         // SAFETY: the storage is there; one aligned u32.
@@ -377,17 +368,19 @@ fn datagram<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot) -> bool {
         return false;
     }
     let v = &view::<OUT>(skb, sk, s);
-    let (mut d, whole, kind) = {
-        let mut p = Packet::default();
-        let whole = parse(skb, &mut p);
-        (undecided::<OUT>(v, ends::<OUT>(&p)), whole, control::<OUT>(s, v, &p))
+    let mut space = MaybeUninit::uninit();
+    let (d, whole, kind) = {
+        let mut headers = MaybeUninit::uninit();
+        let p = Packet::zeroed(&mut headers);
+        let whole = parse(skb, p);
+        (undecided::<OUT>(&mut space, v, p), whole, control::<OUT>(s, v, p))
     };
     if !whole {
-        return refuse::<OUT>(s, v, &mut d, Reason::Malformed);
+        return refuse::<OUT>(s, v, d, Reason::Malformed);
     }
     match kind {
         Control::Pass => return true,
-        Control::Forged => return refuse::<OUT>(s, v, &mut d, Reason::ForgedControl),
+        Control::Forged => return refuse::<OUT>(s, v, d, Reason::ForgedControl),
         Control::Judge => {}
     }
     // SAFETY: a full socket; the verifier checks the fields.
@@ -399,7 +392,7 @@ fn datagram<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot) -> bool {
     // SAFETY: a non-null pointer to the socket's storage.
     let bound = !kept.is_null()
         && old.role() != role::NONE
-        && (!OUT || unsafe { (*kept).peer_port == d.ends.peer_port && (*kept).peer == d.ends.peer_addr });
+        && (!OUT || unsafe { (*kept).peer_port == d.ends.peer_port && same(&(*kept).peer, &d.ends.peer_addr) });
     if bound && old.epoch() == s.epoch {
         return old.passes();
     }
@@ -432,12 +425,12 @@ fn datagram<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot) -> bool {
         Met::Oneself | Met::Later => return true,
         Met::Peer(b) => b,
     };
-    aim(&mut d, v, &peer, as_role);
+    aim(d, v, &peer, as_role);
     judge(s, &d.flow, &mut d.judgement);
     let outcome = d.judgement.outcome();
     let fresh = !bound && !translated && recorded.epoch() == 0;
     if fresh || !outcome.passes() {
-        record(s, &d);
+        record(s, d);
     }
     if (bound || translated) && !kept.is_null() {
         let state = CachedVerdict::new(s.epoch, outcome, as_role, true, old.connected()).0;

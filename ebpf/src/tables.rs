@@ -10,6 +10,7 @@ use bulkhead_common::{Addr, Class, Flow, Judgement, PeerId, Reason, Tables, verd
 use core::ptr::{addr_of, read_volatile};
 
 use crate::maps::{ADDRESS_PORTS, ADDRESSES, BASELINES, CGROUPS, CONTROL, PREFIXES, RULES, SLOTS};
+use crate::words::settle;
 
 /// The tables as of one epoch.
 #[derive(Clone, Copy)]
@@ -36,8 +37,8 @@ impl Snapshot {
     }
 
     #[inline(always)]
-    pub fn levels(self) -> u32 {
-        control!(levels)
+    pub fn levels(self) -> u64 {
+        control!(level_list)
     }
 
     #[inline(always)]
@@ -120,8 +121,10 @@ pub extern "C" fn bulkhead_resolve(epoch: u32, addr: *const Addr, proto: u32, po
     if addr.is_null() {
         return ABSENT;
     }
+    // A copy on the stack, which the compiler mustn't see through: 6.1 takes no map key out of an argument's memory.
     // SAFETY: the verifier has checked at each call that this points to an address.
-    verdict::resolve(&Snapshot { epoch }, unsafe { &*addr }, proto as u8, port as u16).encode()
+    let addr = unsafe { read_volatile(addr) };
+    verdict::resolve(&Snapshot { epoch }, &addr, proto as u8, port as u16).encode()
 }
 
 /// Who is at this address.
@@ -145,6 +148,6 @@ pub extern "C" fn bulkhead_judge(epoch: u32, flow: *const Flow, judgement: *mut 
 /// Judges a flow.
 #[inline(always)]
 pub fn judge(s: Snapshot, flow: &Flow, judgement: &mut Judgement) {
-    *judgement = Judgement::refuse(Reason::Incomplete);
+    settle(judgement, Judgement::refuse(Reason::Incomplete));
     bulkhead_judge(s.epoch, flow, judgement);
 }

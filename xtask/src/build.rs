@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
+use crate::object;
 use crate::run::{self, note, step};
 use crate::setup::{self, Purpose};
 use crate::toolchain::{TARGET, Toolchain};
@@ -49,6 +50,7 @@ pub(crate) fn kernel() -> Result<PathBuf> {
     run::run(toolchain.cargo("build", &[])?.arg("--quiet"))?;
     let built = run::target().join("ebpf").join(TARGET).join("release/bulkhead");
     let bytes = fs::read(&built).with_context(|| format!("cargo left no object at {}", built.display()))?;
+    let bytes = object::slim(&bytes)?;
     let object = run::target().join("bulkhead-ebpf.o");
     let changed = run::write_if_changed(&object, &bytes)?;
     let what = if changed { "new" } else { "unchanged" };
@@ -61,7 +63,8 @@ pub(crate) fn kernel() -> Result<PathBuf> {
 pub(crate) fn agent(release: bool) -> Result<PathBuf> {
     step("building the agent");
     let mut cargo = run::cargo();
-    cargo.args(["build", "--package", "bulkhead", "--bin", "bulkhead"]);
+    // The whole workspace's choice of features, as the tests have it: the dependencies aren't compiled a second time.
+    cargo.args(["build", "--workspace", "--bin", "bulkhead"]);
     if release {
         cargo.arg("--release");
     }

@@ -49,6 +49,9 @@ const MODULES: &[&str] = &[
 /// Begins each line that isn't a program's output.
 const MARK: &str = "@@guest ";
 
+/// Where a kernel says how it preempts: all modes that it knows, the one in force in parentheses.
+const PREEMPT: &str = "/sys/kernel/debug/sched/preempt";
+
 /// A program to run.
 pub(crate) struct Job {
     /// Unique among the jobs of a run, one word.
@@ -72,6 +75,8 @@ pub(crate) struct Done {
 pub(crate) struct Report {
     /// As in `uname -r`.
     pub(crate) release: String,
+    /// How it preempts, as far as it says so: `none`, `voluntary`, `full`, `lazy`, or nothing.
+    pub(crate) preempt: String,
     /// One for each job, in their order.
     pub(crate) done: Vec<Done>,
     /// From power-on to power-off.
@@ -117,7 +122,8 @@ pub(crate) fn boot(
     qemu.args(["-nodefaults", "-display", "none", "-no-reboot"]);
     qemu.arg("-serial").arg(format!("file:{}", console.display())).args(["-serial", "stdio"]);
     qemu.arg("-kernel").arg(kernel.image()).arg("-initrd").arg(&archive);
-    qemu.arg("-append").arg(format!("console=ttyS0 quiet panic=-1 {}", series.arguments).trim_end());
+    let preempt = series.preempt.map(|mode| format!(" preempt={mode}")).unwrap_or_default();
+    qemu.arg("-append").arg(format!("console=ttyS0 quiet panic=-1{preempt}"));
 
     let started = Instant::now();
     let conversation = Conversation::hold(&mut qemu, jobs, limit)?;
@@ -128,7 +134,12 @@ pub(crate) fn boot(
         let console = fs::read_to_string(&console).unwrap_or_default();
         format!("{trouble}; the kernel's last words:\n{}", last_lines(&console, 25))
     });
-    Ok(Report { release: kernel.release, done: conversation.done, took, absent, trouble })
+    let preempt = conversation.preempt;
+    let trouble = trouble.or_else(|| match series.preempt {
+        Some(asked) if preempt != asked => Some(format!("asked for preempt={asked}, and it runs with `{preempt}`")),
+        _ => None,
+    });
+    Ok(Report { release: kernel.release, preempt, done: conversation.done, took, absent, trouble })
 }
 
 /// Where `program` lies inside.
@@ -140,7 +151,7 @@ fn inside(program: &Path) -> String {
 fn init(jobs: &[Job], environment: &[(&str, &str)]) -> String {
     let mut script = format!(
         "#!/bin/sh\n\
-        export PATH=/bin HOME=/ RUST_BACKTRACE=1\n\
+        export PATH=/bin HOME=/\n\
         /bin/busybox --install -s /bin\n\
         mount -t devtmpfs none /dev\n\
         mount -t proc none /proc\n\
@@ -150,11 +161,13 @@ fn init(jobs: &[Job], environment: &[(&str, &str)]) -> String {
         mount -t cgroup2 none /sys/fs/cgroup\n\
         mount -t bpf none /sys/fs/bpf\n\
         mount -t tracefs none /sys/kernel/tracing\n\
+        mount -t debugfs none /sys/kernel/debug\n\
         mkdir /dev/pts /dev/shm\n\
         mount -t devpts none /dev/pts\n\
         mount -t tmpfs none /dev/shm\n\
         stty -F /dev/ttyS1 raw\n\
         exec </dev/null >/dev/ttyS1 2>&1\n\
+        echo \"{MARK}preempt $(cat {PREEMPT})\"\n\
         ulimit -n 65536\n\
         ip link set lo up\n\
         for module in /modules/*; do insmod $module || echo \"{MARK}trouble can't load $module\"; done\n\
@@ -175,6 +188,11 @@ fn init(jobs: &[Job], environment: &[(&str, &str)]) -> String {
     script
 }
 
+/// The mode in parentheses, or nothing.
+fn preempt_mode(text: &str) -> String {
+    text.split_once('(').and_then(|(_, rest)| rest.split_once(')')).map_or("", |(mode, _)| mode).to_owned()
+}
+
 /// A word that the shell takes as it is.
 fn quote(word: &str) -> String {
     format!("'{}'", word.replace('\'', "'\\''"))
@@ -189,6 +207,7 @@ pub(crate) fn last_lines(text: &str, count: usize) -> String {
 /// What came over the second serial port.
 struct Conversation {
     raw: String,
+    preempt: String,
     done: Vec<Done>,
     trouble: Option<String>,
 }
@@ -241,6 +260,7 @@ impl Drop for Power {
 /// The state of listening: which job speaks.
 struct Listening {
     raw: String,
+    preempt: String,
     /// The job that runs now, since when, and what it has said.
     current: Option<(String, Instant, String)>,
     done: Vec<Done>,
@@ -250,7 +270,7 @@ struct Listening {
 
 impl Listening {
     fn new() -> Self {
-        Self { raw: String::new(), current: None, done: Vec::new(), trouble: None, off: false }
+        Self { raw: String::new(), preempt: String::new(), current: None, done: Vec::new(), trouble: None, off: false }
     }
 
     fn hear(&mut self, line: &str, now: Instant) {
@@ -271,6 +291,7 @@ impl Listening {
                 }
             }
             ["off"] => self.off = true,
+            ["preempt", ..] => self.preempt = preempt_mode(mark),
             _ => note(mark),
         }
     }
@@ -289,7 +310,7 @@ impl Listening {
                 self.done.push(Done { name, code: None, output: "never started\n".to_owned(), took: Duration::ZERO });
             }
         }
-        Conversation { raw: self.raw, done: self.done, trouble: self.trouble }
+        Conversation { raw: self.raw, preempt: self.preempt, done: self.done, trouble: self.trouble }
     }
 }
 
@@ -315,7 +336,9 @@ pub(crate) fn run_here(jobs: &[Job], environment: &[(&str, &str)], limit: Durati
     if done.is_empty() {
         bail!("nothing to run");
     }
-    Ok(Report { release, done, took: started.elapsed(), absent: Vec::new(), trouble: None })
+    // Debugfs may not be mounted here.
+    let preempt = preempt_mode(&fs::read_to_string(PREEMPT).unwrap_or_default());
+    Ok(Report { release, preempt, done, took: started.elapsed(), absent: Vec::new(), trouble: None })
 }
 
 #[cfg(test)]
@@ -336,6 +359,7 @@ mod tests {
     fn collects_each_jobs_output_and_exit_code() {
         let heard = listen(&[
             "boot",
+            "@@guest preempt none voluntary (full)",
             "@@guest begin a",
             "one",
             "@@guest end a 0",
@@ -346,6 +370,7 @@ mod tests {
         let seen: Vec<_> = heard.done.iter().map(|done| (&*done.name, done.code, &*done.output)).collect();
         assert_eq!(seen, [("a", Some(0), "one\n"), ("b", Some(101), "")]);
         assert_eq!(heard.trouble, None);
+        assert_eq!(heard.preempt, "full");
     }
 
     #[test]

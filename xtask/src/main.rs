@@ -3,11 +3,13 @@
 //! One file per task, each with its `Args` and a `run`; a new task is a line in [`Task`] and a line in [`main`]. What a
 //! task needs is installed by [`setup`], so that a fresh machine needs nothing but Rust.
 
+mod bench;
 mod build;
 mod demo;
 mod guest;
 mod lint;
 mod matrix;
+mod object;
 mod run;
 mod setup;
 mod tally;
@@ -32,6 +34,8 @@ enum Task {
     Test(test::Args),
     /// Check format, clippy, purity, file lengths, licences
     Lint(lint::Args),
+    /// Measure what Bulkhead costs, and hold it against the bars
+    Bench(bench::Args),
     /// Run the kernel tests on other kernels, in QEMU
     Matrix(matrix::Args),
 }
@@ -43,6 +47,7 @@ fn main() -> ExitCode {
         Task::Demo(args) => args.run(),
         Task::Test(args) => args.run(),
         Task::Lint(args) => args.run(),
+        Task::Bench(args) => args.run(),
         Task::Matrix(args) => args.run(),
     };
     match done {

@@ -21,7 +21,8 @@ use crate::sources::state::State;
 use crate::sources::watch::{Dirty, Watcher};
 use crate::sources::{addresses, strays};
 use anyhow::Context;
-use bulkhead_common::{Addr, Outcome};
+use bulkhead_common::slots::{Baseline, Sides};
+use bulkhead_common::{Addr, Class, Outcome};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -41,6 +42,12 @@ const CHECK: Duration = Duration::from_secs(2);
 const FULL_LOOK: u32 = 5;
 /// How many combinations of labels get a series of refused connections of their own.
 const SERIES: usize = 2000;
+/// What the host's own processes below an attach point may do: no policy selects them, so everything.
+const HOST: Baseline = Baseline {
+    sides: Sides::ALL,
+    sockets_now: Baseline::RAW | Baseline::SCTP | Baseline::MPTCP,
+    sockets_audited: Baseline::RAW | Baseline::SCTP | Baseline::MPTCP,
+};
 /// The stored texts of good policies.
 const GOOD_POLICIES: &str = "policies.json";
 /// The stored numbers of rules.
@@ -329,7 +336,10 @@ impl<K: Kernel> Engine<K> {
     fn put_in_force(&mut self) -> anyhow::Result<()> {
         let name = self.file.display().to_string();
         self.assembled = assemble(&name, &self.config, &self.scan, &self.host, &mut self.roster)?;
-        let compiled = policy::compile(&self.policies.set, &self.assembled.inventory, &mut self.rules);
+        let mut compiled = policy::compile(&self.policies.set, &self.assembled.inventory, &mut self.rules);
+        if !self.scan.unlisted.is_empty() {
+            compiled.image.baselines.insert(Class::Host.id(), HOST);
+        }
         self.compile_warnings = compiled.warnings.iter().map(ToString::to_string).collect();
         if self.saved.as_ref() != Some(&self.roster) {
             self.state.save_roster(&self.roster)?;

@@ -7,7 +7,7 @@ use crate::serve::api::{Commit, Decision, EdgeLine, Explained, Feature, MapFill,
 use bulkhead_common::event::Event;
 use bulkhead_common::maps::{EdgeKey, totals};
 use bulkhead_common::slots::{Baseline, Sides};
-use bulkhead_common::{Outcome, PeerId, Reason};
+use bulkhead_common::{Class, Outcome, PeerId, Reason};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::{Bytes, Incoming};
 use serde::de::DeserializeOwned;
@@ -150,8 +150,8 @@ impl Rig {
         let (end, ended) = oneshot::channel();
         let start = Start { file, config, hierarchy };
         let agent = tokio::spawn(run(start, |_, _| Ok(kernel), async {
-            // Told, or the test is gone.
-            let _: Result<(), _> = ended.await;
+            // Told, or the test is gone: both end it.
+            ended.await.unwrap_or_default()
         }));
         let rig = Self { folder, memory, events, end: Some(end), agent };
         rig.until("it answers", || async { rig.ask("/status").await.is_ok() }).await;
@@ -206,6 +206,8 @@ async fn commits_before_it_attaches_and_follows_new_cgroups() {
     assert_eq!(status.workloads[0].cgroups, ["/s/web.service"]);
     assert_eq!(status.policies.len(), 1);
     assert_eq!(rig.memory().images.len(), 1);
+    // Nothing is unlisted yet; what is belongs to the host, which may do what it likes.
+    assert!(!rig.memory().images[0].baselines.contains_key(&Class::Host.id()));
 
     std::fs::create_dir(rig.path("cgroup/s/web-2.service")).expect("made");
     rig.until("the new instance is known", || async { rig.memory().images.len() == 2 }).await;
@@ -215,6 +217,14 @@ async fn commits_before_it_attaches_and_follows_new_cgroups() {
         let m = rig.memory();
         assert_eq!(m.images[0], m.images[2]);
         assert_eq!(m.images[1].cgroups.len(), m.images[0].cgroups.len() + 1);
+    }
+    std::fs::create_dir(rig.path("cgroup/s/sshd.service")).expect("made");
+    rig.until("the host's is known", || async { rig.memory().images.len() == 4 }).await;
+    {
+        let m = rig.memory();
+        let host = m.images[3].baselines[&Class::Host.id()];
+        assert!(host.sides == Sides::ALL && host.sockets_now & Baseline::RAW != 0);
+        assert!(m.images[3].cgroups.values().any(|b| b.peer == Class::Host.id()));
     }
     rig.stop().await;
 }

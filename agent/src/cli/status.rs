@@ -5,7 +5,6 @@ use super::table::{table, text, verdict};
 use super::{Socket, client};
 use crate::serve::api::Status;
 use anyhow::Context;
-use std::fmt::Write;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -116,8 +115,6 @@ fn render(s: &Status) -> String {
         t.add_rows(s.not_contained.iter().map(|n| [&n.what, &n.why]));
         line(text(&t));
     }
-    // Writing into a String can't fail.
-    let _: Result<(), _> = writeln!(out);
     out
 }
 

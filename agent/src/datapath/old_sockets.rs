@@ -105,6 +105,7 @@ pub(super) fn note(attach: &[PathBuf], map: BorrowedFd<'_>) -> io::Result<Noted>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read;
     use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
     use std::os::fd::AsRawFd;
 
@@ -157,7 +158,7 @@ mod tests {
         let sockets = sock_diag::sockets().expect("root may list sockets");
         let found = sockets.iter().find(|s| s.cookie == cookie(&client)).expect("the client is listed");
         sock_diag::destroy(found).expect("this kernel can");
-        let told = std::io::Read::read(&mut server, &mut [0]).expect_err("the connection is gone");
+        let told = server.read(&mut [0]).expect_err("the connection is gone");
         assert_eq!(told.raw_os_error(), Some(libc::ECONNRESET));
     }
 }

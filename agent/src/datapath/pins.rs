@@ -19,7 +19,7 @@ const BPF_FS: i64 = 0xcafe_4a11;
 
 /// Makes sure that a BPF file system is mounted there.
 pub(super) fn ensure_bpffs(path: &Path) -> Result<(), OpenError> {
-    let is_bpffs = || rustix::fs::statfs(path).is_ok_and(|s| i64::try_from(s.f_type).is_ok_and(|t| t == BPF_FS));
+    let is_bpffs = || rustix::fs::statfs(path).is_ok_and(|s| s.f_type == BPF_FS);
     // A folder inside of one will do as well.
     if is_bpffs() {
         return Ok(());

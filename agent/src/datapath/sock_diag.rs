@@ -220,9 +220,12 @@ pub fn destroy(socket: &Socket) -> io::Result<()> {
     let mut id = if v4 { SocketId::new_v4() } else { SocketId::new_v6() };
     (id.source_address, id.source_port) = (socket.local.ip(), socket.local.port());
     (id.destination_address, id.destination_port) = (socket.remote.ip(), socket.remote.port());
-    let (low, high) = ((socket.cookie & 0xffff_ffff) as u32, (socket.cookie >> 32) as u32);
-    id.cookie[..4].copy_from_slice(&low.to_ne_bytes());
-    id.cookie[4..].copy_from_slice(&high.to_ne_bytes());
+    let cookie = socket.cookie.to_le_bytes();
+    for half in [0, 4] {
+        let mut word = [0; 4];
+        word.copy_from_slice(&cookie[half..half + 4]);
+        id.cookie[half..half + 4].copy_from_slice(&u32::from_le_bytes(word).to_ne_bytes());
+    }
     let request = SockDiagDestroy::new(SockDiagMessage::InetRequest(InetRequest {
         family: family_number(if v4 { libc::AF_INET } else { libc::AF_INET6 }),
         protocol: socket.protocol,

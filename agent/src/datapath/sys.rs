@@ -17,7 +17,6 @@ mod command {
     pub(super) const PROG_LOAD: libc::c_long = 5;
     pub(super) const OBJ_PIN: libc::c_long = 6;
     pub(super) const OBJ_GET: libc::c_long = 7;
-    pub(super) const MAP_GET_FD_BY_ID: libc::c_long = 14;
     pub(super) const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
     pub(super) const PROG_QUERY: libc::c_long = 16;
     pub(super) const RAW_TRACEPOINT_OPEN: libc::c_long = 17;
@@ -29,6 +28,8 @@ mod command {
     pub(super) const LINK_DETACH: libc::c_long = 34;
 }
 
+/// `BPF_MAP_TYPE_HASH`
+pub(super) const MAP_TYPE_HASH: u32 = 1;
 /// `BPF_MAP_TYPE_ARRAY`
 pub(super) const MAP_TYPE_ARRAY: u32 = 2;
 /// `BPF_MAP_TYPE_ARRAY_OF_MAPS`
@@ -232,37 +233,6 @@ pub(super) fn program_info(fd: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
     // SAFETY: ProgramInfo is the head of struct bpf_prog_info.
     unsafe { describe(fd, &mut info)? };
     Ok(info)
-}
-
-/// The ids of the maps that a program uses.
-pub(super) fn maps_of_program(fd: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
-    /// `struct bpf_prog_info` up to `map_ids`.
-    #[derive(Default)]
-    #[repr(C)]
-    struct Info {
-        kind: u32,
-        id: u32,
-        tag: [u8; 8],
-        lengths: [u32; 2],
-        instructions: [u64; 2],
-        load_time: u64,
-        uid: u32,
-        map_count: u32,
-        map_ids: u64,
-    }
-    let mut ids = vec![0u32; 64];
-    let mut info = Info { map_count: 64, map_ids: address(ids.as_mut_ptr()), ..Info::default() };
-    // SAFETY: Info is the head of struct bpf_prog_info, and `ids` has room for `map_count` ids.
-    unsafe { describe(fd, &mut info)? };
-    ids.truncate(info.map_count as usize);
-    Ok(ids)
-}
-
-/// Opens a map by its id.
-pub(super) fn map_by_id(id: u32) -> io::Result<OwnedFd> {
-    let mut attr = [id, 0, 0];
-    // SAFETY: no addresses.
-    unsafe { bpf_fd(command::MAP_GET_FD_BY_ID, &mut attr) }
 }
 
 /// Makes a map without a name. `inner` is a pattern for the maps that a map of maps holds.

@@ -203,6 +203,7 @@ fn assert_settled(model: &Model, state: &State, image: &Image) {
         assert_eq!(model.half(Cell::Baseline(id), 0), model.half(Cell::Baseline(id), 1));
     }
     assert_eq!(model.built_ins, image.built_ins);
+    assert_eq!(model.levels, image.levels);
     let restored = State::restore(
         expected.iter().map(|(k, p)| (*k, Entry { index: model.maps[k], payload: *p })).collect(),
         image.baselines.iter().map(|(k, v)| (*k, v.encode())).collect(),
@@ -216,7 +217,7 @@ fn assert_settled(model: &Model, state: &State, image: &Image) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
 
     #[test]
     fn every_reader_sees_its_epoch_and_nothing_is_left_over(images in prop::collection::vec(image(), 1..5)) {

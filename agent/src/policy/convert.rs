@@ -2,7 +2,9 @@
 //! is taken and each fault is named. Each input struct is taken apart completely, so a new field can't be forgotten.
 
 use super::diagnostic::{At, Diagnostic, Severity};
-use super::document::{self as doc, ClusterSegmentationPolicySpec, Metadata, Object, SegmentationPolicySpec};
+use super::document::{
+    self as doc, API_VERSION, ClusterSegmentationPolicySpec, Metadata, Object, SegmentationPolicySpec,
+};
 use super::model::{
     Deny, Edge, Except, Kind, Mode, Peer, Policy, PolicyName, PortRange, PortSpec, Ports, Rule, listed, ports_listed,
 };
@@ -17,9 +19,10 @@ use std::sync::Arc;
 /// # Errors
 /// Everything that is wrong with it.
 pub fn namespaced(file: &Arc<str>, object: Object<SegmentationPolicySpec>) -> Result<Policy, Vec<Diagnostic>> {
-    let Object { api_version: _, kind: _, metadata, spec } = object;
+    let Object { api_version, kind, metadata, spec } = object;
     let SegmentationPolicySpec { mode, description, selector, ingress, egress, sockets } = spec;
     let mut c = Checker::new(file);
+    c.head(&api_version, &kind, Kind::SegmentationPolicy);
     let policy = Policy {
         name: c.name(Kind::SegmentationPolicy, metadata),
         file: Arc::clone(file),
@@ -40,9 +43,10 @@ pub fn namespaced(file: &Arc<str>, object: Object<SegmentationPolicySpec>) -> Re
 /// # Errors
 /// Everything that is wrong with it.
 pub fn cluster(file: &Arc<str>, object: Object<ClusterSegmentationPolicySpec>) -> Result<Policy, Vec<Diagnostic>> {
-    let Object { api_version: _, kind: _, metadata, spec } = object;
+    let Object { api_version, kind, metadata, spec } = object;
     let ClusterSegmentationPolicySpec { mode, description, selector, ingress, egress, edges, denies, sockets } = spec;
     let mut c = Checker::new(file);
+    c.head(&api_version, &kind, Kind::ClusterSegmentationPolicy);
     if selector.is_none() && (ingress.is_some() || egress.is_some() || sockets.is_some()) {
         c.error(&metadata.name, "`ingress`, `egress` and `sockets` need a `selector`", "add `selector: {ids: [...]}`");
     }
@@ -135,6 +139,20 @@ impl Checker {
 
     fn error<T>(&mut self, at: &At<T>, message: impl Into<String>, hint: impl Into<String>) {
         self.faults.push(at.diagnose(&self.file, Severity::Error, message, hint));
+    }
+
+    fn head(&mut self, api_version: &At<String>, kind: &At<String>, expected: Kind) {
+        if **api_version != API_VERSION {
+            self.error(
+                api_version,
+                format!("apiVersion `{}` isn't known", **api_version),
+                format!("write `apiVersion: {API_VERSION}`"),
+            );
+        }
+        if **kind != expected.as_str() {
+            let message = format!("`{}` was read as a {}", **kind, expected.as_str());
+            self.error(kind, message, format!("write `kind: {}`", expected.as_str()));
+        }
     }
 
     /// A list that must have something in it, each item converted.

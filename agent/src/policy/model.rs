@@ -30,6 +30,13 @@ impl Kind {
     }
 }
 
+impl Kind {
+    /// The kind of that name, if there is one.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::ClusterSegmentationPolicy, Self::SegmentationPolicy].into_iter().find(|k| k.as_str() == name)
+    }
+}
+
 /// What tells one policy from another. The order is the order in which policies are looked at.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, serde::Serialize, serde::Deserialize)]
 pub struct PolicyName {
@@ -90,6 +97,39 @@ impl Policy {
         match self.mode {
             Mode::Enforce => sides,
             Mode::Audit => sides & (Sides::EGRESS_AUDITED | Sides::INGRESS_AUDITED),
+        }
+    }
+}
+
+/// Adding to the lines of everything that was read from one document of several.
+impl Policy {
+    pub(super) fn move_down(&mut self, lines: u32) {
+        let Self { name, selector, ingress, egress, edges, denies, .. } = self;
+        name.line += lines;
+        selector.iter_mut().for_each(|p| p.line += lines);
+        let peers = |list: &mut Vec<At<Peer>>| list.iter_mut().for_each(|p| p.line += lines);
+        let ports = |list: &mut Ports| list.iter_mut().flatten().for_each(|p| p.line += lines);
+        for rule in ingress.iter_mut().chain(egress).flatten() {
+            rule.line += lines;
+            peers(&mut rule.value.peers);
+            ports(&mut rule.value.ports);
+        }
+        for edge in edges {
+            edge.line += lines;
+            peers(&mut edge.value.from);
+            peers(&mut edge.value.to);
+            ports(&mut edge.value.ports);
+        }
+        for deny in denies {
+            deny.line += lines;
+            peers(&mut deny.value.from);
+            peers(&mut deny.value.to);
+            ports(&mut deny.value.ports);
+            for except in &mut deny.value.except {
+                except.line += lines;
+                except.value.from.iter_mut().chain(&mut except.value.to).for_each(peers);
+                ports(&mut except.value.ports);
+            }
         }
     }
 }

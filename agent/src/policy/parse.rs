@@ -2,7 +2,7 @@
 
 use super::convert;
 use super::diagnostic::{At, Diagnostic, Severity};
-use super::document::{API_VERSION, ClusterSegmentationPolicySpec, Object, SegmentationPolicySpec};
+use super::document::{API_VERSION, Object};
 use super::model::{Kind, Policy, PolicyName};
 use serde::de::DeserializeOwned;
 use serde_saphyr::Error;
@@ -28,7 +28,18 @@ pub type Document = Result<Policy, Rejected>;
 /// Reads a file of policies: YAML, one document or several, in the order of the file.
 pub fn read(file: &str, text: &str) -> Vec<Document> {
     let file: Arc<str> = file.into();
-    split(text).iter().map(|part| document(&file, part)).collect()
+    let taken = |(lines_before, part): &(u32, String)| match document(&file, part) {
+        Ok(mut policy) => {
+            policy.move_down(*lines_before);
+            Ok(policy)
+        }
+        Err(mut rejected) => {
+            rejected.diagnostics.iter_mut().filter(|d| d.line > 0).for_each(|d| d.line += lines_before);
+            rejected.isolated.iter_mut().for_each(|policy| policy.move_down(*lines_before));
+            Err(rejected)
+        }
+    };
+    split(text).iter().map(taken).collect()
 }
 
 /// The same for those who want all documents or none.
@@ -46,29 +57,27 @@ pub fn parse(file: &str, text: &str) -> Result<Vec<Policy>, Vec<Diagnostic>> {
     if diagnostics.is_empty() { Ok(policies) } else { Err(diagnostics) }
 }
 
-/// The documents of a stream, each with as many empty lines before it as there are lines before it in the file, so
-/// that the parser's line numbers are the file's. YAML allows `---` at the start of a line nowhere else (1.2.2, 9.1.2).
-fn split(text: &str) -> Vec<String> {
+/// The documents of a stream, each with the number of lines before it. YAML allows `---` at the start of a line
+/// nowhere else (1.2.2, 9.1.2).
+fn split(text: &str) -> Vec<(u32, String)> {
     let mut parts = Vec::new();
-    let mut part = String::new();
+    let mut part = (0, String::new());
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    for (n, line) in text.lines().enumerate() {
+    for (n, line) in (0..).zip(text.lines()) {
         let marker = |m| line.strip_prefix(m).filter(|rest: &&str| rest.is_empty() || rest.starts_with([' ', '\t']));
         if let Some(rest) = marker("---") {
-            parts.push(std::mem::replace(&mut part, "\n".repeat(n)));
-            part.push_str("   ");
-            part.push_str(rest);
+            parts.push(std::mem::replace(&mut part, (n, format!("   {rest}"))));
         } else if marker("...").is_some() {
-            parts.push(std::mem::replace(&mut part, "\n".repeat(n)));
+            parts.push(std::mem::replace(&mut part, (n, String::new())));
         } else {
-            part.push_str(line);
+            part.1.push_str(line);
         }
-        part.push('\n');
+        part.1.push('\n');
     }
     parts.push(part);
     let says_something =
         |l: &str| !l.trim_start().is_empty() && !l.trim_start().starts_with('#') && !l.starts_with('%');
-    parts.retain(|p| p.lines().any(says_something));
+    parts.retain(|(_, p)| p.lines().any(says_something));
     parts
 }
 
@@ -80,47 +89,46 @@ struct Head {
     kind: At<String>,
 }
 
-fn document(file: &Arc<str>, text: &str) -> Document {
+/// The kind of a document, if its head is as it must be.
+fn head(file: &Arc<str>, text: &str) -> Result<Kind, Rejected> {
     let nameless = |d| Rejected { file: Arc::clone(file), name: None, isolated: None, diagnostics: vec![d] };
-    let head: Head = serde_saphyr::from_str(text).map_err(|e| nameless(yaml_fault(file, &e)))?;
-    if *head.api_version != API_VERSION {
-        let message = format!("apiVersion `{}` isn't known", *head.api_version);
+    let Head { api_version, kind } = serde_saphyr::from_str(text).map_err(|e| nameless(yaml_fault(file, &e)))?;
+    if *api_version != API_VERSION {
+        let message = format!("apiVersion `{}` isn't known", *api_version);
         let hint = format!("write `apiVersion: {API_VERSION}`");
-        return Err(nameless(head.api_version.diagnose(file, Severity::Error, message, hint)));
+        return Err(nameless(api_version.diagnose(file, Severity::Error, message, hint)));
     }
-    match head.kind.as_str() {
-        "SegmentationPolicy" => typed(file, text, Kind::SegmentationPolicy, |o: Object<SegmentationPolicySpec>| {
-            convert::namespaced(file, o)
-        }),
-        "ClusterSegmentationPolicy" => {
-            typed(file, text, Kind::ClusterSegmentationPolicy, |o: Object<ClusterSegmentationPolicySpec>| {
-                convert::cluster(file, o)
-            })
-        }
-        other => {
-            let message = format!("kind `{other}` isn't known");
-            let hint = "write SegmentationPolicy or ClusterSegmentationPolicy";
-            Err(nameless(head.kind.diagnose(file, Severity::Error, message, hint)))
-        }
+    Kind::from_name(&kind).ok_or_else(|| {
+        let message = format!("kind `{}` isn't known", *kind);
+        let hint = "write SegmentationPolicy or ClusterSegmentationPolicy";
+        nameless(kind.diagnose(file, Severity::Error, message, hint))
+    })
+}
+
+/// Reading takes its time, and mostly the first line that looks like the kind is the kind. So the head is only read by
+/// itself where that leads nowhere.
+fn document(file: &Arc<str>, text: &str) -> Document {
+    let guess = text.lines().find_map(|line| Kind::from_name(line.strip_prefix("kind:")?.trim()));
+    if let Some(policy) = guess.and_then(|kind| of_kind(file, text, kind).ok()) {
+        return Ok(policy);
+    }
+    let kind = head(file, text)?;
+    of_kind(file, text, kind).map_err(|diagnostics| {
+        let name = serde_saphyr::from_str(text).ok().and_then(|outline| convert::outlined_name(kind, outline));
+        let isolated = serde_saphyr::from_str(text).ok().and_then(|outline| convert::isolated(file, kind, outline));
+        Rejected { file: Arc::clone(file), name, isolated: isolated.map(Box::new), diagnostics }
+    })
+}
+
+fn of_kind(file: &Arc<str>, text: &str, kind: Kind) -> Result<Policy, Vec<Diagnostic>> {
+    match kind {
+        Kind::SegmentationPolicy => convert::namespaced(file, object(file, text)?),
+        Kind::ClusterSegmentationPolicy => convert::cluster(file, object(file, text)?),
     }
 }
 
-fn typed<S: DeserializeOwned>(
-    file: &Arc<str>,
-    text: &str,
-    kind: Kind,
-    convert: impl FnOnce(Object<S>) -> Result<Policy, Vec<Diagnostic>>,
-) -> Document {
-    let diagnostics = match serde_saphyr::from_str::<Object<S>>(text) {
-        Ok(object) => match convert(object) {
-            Ok(policy) => return Ok(policy),
-            Err(diagnostics) => diagnostics,
-        },
-        Err(e) => vec![yaml_fault(file, &e)],
-    };
-    let name = serde_saphyr::from_str(text).ok().and_then(|outline| convert::outlined_name(kind, outline));
-    let isolated = serde_saphyr::from_str(text).ok().and_then(|outline| convert::isolated(file, kind, outline));
-    Err(Rejected { file: Arc::clone(file), name, isolated: isolated.map(Box::new), diagnostics })
+fn object<S: DeserializeOwned>(file: &Arc<str>, text: &str) -> Result<Object<S>, Vec<Diagnostic>> {
+    serde_saphyr::from_str(text).map_err(|e| vec![yaml_fault(file, &e)])
 }
 
 /// What the YAML reader says, in our words where it is about our fields.

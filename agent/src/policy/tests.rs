@@ -1,5 +1,10 @@
 //! The compiler against the reference, over random policies, inventories and flows; and the table of cases.
 
+mod cases;
+mod checks;
+mod files;
+mod table;
+
 use super::model::*;
 use super::*;
 use crate::identity::Identity;

@@ -22,7 +22,8 @@ mod receiver;
 mod switch;
 
 pub use cgroup::{Cgroup, cgroup2_mount};
-pub use netns::{Netns, enter_new, up_loopback};
+pub use netlink::index as link_index;
+pub use netns::{Netns, enter_new, up_link, up_loopback};
 pub use process::{Failure, Process, Turn};
 pub use receiver::{Reply, bind_udp, collect, listen};
 pub use switch::{Plug, Switch};

@@ -15,14 +15,14 @@ pub(crate) struct Series {
     pub(crate) name: &'static str,
     /// The meta-package that depends on the newest kernel of the series.
     package: &'static str,
-    /// What its command line gets besides the usual.
-    pub(super) arguments: &'static str,
+    /// The preemption that it is booted with, where that isn't its own choice.
+    pub(super) preempt: Option<&'static str>,
 }
 
 /// The kernels of the matrix. One is booted fully preemptible: counters that aren't atomic lose there, and nowhere else.
 pub(crate) const SERIES: &[Series] = &[
-    Series { name: "6.1", package: "linux-image-cloud-amd64", arguments: "" },
-    Series { name: "6.12", package: "linux-image-6.12-cloud-amd64", arguments: "preempt=full" },
+    Series { name: "6.1", package: "linux-image-cloud-amd64", preempt: None },
+    Series { name: "6.12", package: "linux-image-6.12-cloud-amd64", preempt: Some("full") },
 ];
 
 /// An unpacked kernel.
@@ -55,8 +55,8 @@ impl Series {
         fs::create_dir_all(folder).with_context(|| format!("can't make {}", folder.display()))?;
         setup::update_lists()?;
         let depends = run::output_of(Command::new("apt-cache").args(["depends", self.package]))?;
-        let names = depends.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
-        let Some(name) = names.filter(|name| name.starts_with("linux-image-")).next_back() else {
+        let mut names = depends.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
+        let Some(name) = names.rfind(|name| name.starts_with("linux-image-")) else {
             bail!("apt knows no kernel behind {}: the guests take Debian bookworm's kernels", self.package);
         };
         note(name);

@@ -134,6 +134,11 @@ pub(super) fn never_contained() -> Vec<Check> {
             "pass no cgroup hook: take CAP_NET_RAW from workloads (CapabilityBoundingSet=~CAP_NET_RAW)",
         ),
         check(
+            "abstract unix sockets",
+            State::Warning,
+            "reach across workloads of one network namespace: give each its own (PrivateNetwork=yes) or none",
+        ),
+        check(
             "socket activation",
             State::Warning,
             "sockets that systemd makes for a unit aren't the unit's: `status` lists them once the unit has them",

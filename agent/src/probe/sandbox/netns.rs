@@ -65,7 +65,12 @@ pub fn enter_new() -> io::Result<()> {
 
 /// Sets `lo` up in the calling thread's namespace; its addresses come with it.
 pub fn up_loopback() -> io::Result<()> {
-    super::netlink::Route::open()?.up(super::netlink::index("lo")?)
+    up_link("lo")
+}
+
+/// Sets a link of the calling thread's namespace up.
+pub fn up_link(name: &str) -> io::Result<()> {
+    super::netlink::Route::open()?.up(super::netlink::index(name)?)
 }
 
 fn in_a_thread<T: Send>(body: impl FnOnce() -> T + Send) -> io::Result<T> {
