@@ -282,21 +282,34 @@ pub fn sendmsg<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
     if recorded.epoch() == s.epoch && recorded.passes() {
         return recorded.epoch() != 0;
     }
-    let as_role = if recorded.epoch() == 0 { role::CLIENT } else { recorded.role() };
+    let mut as_role = if recorded.epoch() == 0 { role::CLIENT } else { recorded.role() };
     let peer = match meet(s, ctx, own, stamp, &d.ends) {
         Met::Later | Met::Oneself => return true,
         Met::Peer(peer) => peer,
     };
     d.flow.dst = peer.peer;
+    let mut fresh = recorded.epoch() == 0;
     if as_role == role::SERVER {
+        // A record only ever lets more through: see `flow::turns`.
+        judge(s, &d.flow, &mut d.judgement);
+        let alone = d.judgement.outcome();
         reverse(d, own, &peer);
+        judge(s, &d.flow, &mut d.judgement);
+        if flow::turns(d.judgement.outcome(), alone) {
+            as_role = role::CLIENT;
+            fresh = true;
+            d.direction = Direction::Egress;
+            d.flow = Flow { src: own.peer, dst: peer.peer, proto: d.ends.proto(), port: d.ends.peer_port };
+            judge(s, &d.flow, &mut d.judgement);
+        }
+    } else {
+        judge(s, &d.flow, &mut d.judgement);
     }
-    judge(s, &d.flow, &mut d.judgement);
     if held_back(&peer, &d) {
         return true;
     }
     let outcome = d.judgement.outcome();
-    if recorded.epoch() == 0 || !outcome.passes() {
+    if fresh || !outcome.passes() {
         tell(s, d);
     }
     if outcome.passes() {

@@ -97,3 +97,13 @@ pub fn keep(own: &Binding, e: &Ends, peer: &Binding, epoch: u32, outcome: Outcom
 pub const fn role_of_first(outgoing: bool) -> u32 {
     if outgoing { role::CLIENT } else { role::SERVER }
 }
+
+/// Whether a datagram is rather one that opens a flow of its own, when the recorded direction gives the first outcome
+/// and its own direction the second.
+///
+/// A record only ever lets more through. Without this, a reply that was under way when the programs came would look
+/// like a flow from the server, and from the first ruleset that denies that, so would be every later request.
+#[inline(always)]
+pub fn turns(recorded: Outcome, alone: Outcome) -> bool {
+    recorded != Outcome::Allowed && (alone == Outcome::Allowed || alone.passes() && !recorded.passes())
+}

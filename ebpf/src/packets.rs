@@ -9,7 +9,7 @@ use aya_ebpf::bindings::{__sk_buff, bpf_sock};
 use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_sk_fullsock};
 use bulkhead_common::maps::{CachedVerdict, Control as Flags, SocketVerdict, Stamp, role};
 use bulkhead_common::slots::Binding;
-use bulkhead_common::{Direction, Hook, Judgement, PeerId, Reason, proto};
+use bulkhead_common::{Direction, Hook, Judgement, Outcome, PeerId, Reason, proto};
 use core::mem::MaybeUninit;
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
@@ -407,7 +407,7 @@ fn datagram<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot) -> bool {
         return old.passes();
     }
 
-    let as_role = if bound || translated {
+    let mut as_role = if bound || translated {
         old.role()
     } else if recorded.role() != role::NONE {
         recorded.role()
@@ -421,14 +421,31 @@ fn datagram<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot) -> bool {
             d.ends.peer_port = (*kept).peer_port;
         }
     }
-    let peer = match v.meet(s, &d.ends, as_role) {
+    let mut peer = match v.meet(s, &d.ends, as_role) {
         Met::Oneself | Met::Later => return true,
         Met::Peer(b) => b,
     };
     aim(d, v, &peer, as_role);
     judge(s, &d.flow, &mut d.judgement);
+    let mut fresh = !bound && !translated && recorded.epoch() == 0;
+    let by_itself = flow::role_of_first(OUT);
+    if !bound && !translated && as_role != by_itself && d.judgement.outcome() != Outcome::Allowed {
+        // A record only ever lets more through: see `flow::turns`.
+        let in_recorded = d.judgement.outcome();
+        let opener = match v.meet(s, &d.ends, by_itself) {
+            Met::Oneself | Met::Later => return true,
+            Met::Peer(b) => b,
+        };
+        aim(d, v, &opener, by_itself);
+        judge(s, &d.flow, &mut d.judgement);
+        if flow::turns(in_recorded, d.judgement.outcome()) {
+            (peer, as_role, fresh) = (opener, by_itself, true);
+        } else {
+            aim(d, v, &peer, as_role);
+            judge(s, &d.flow, &mut d.judgement);
+        }
+    }
     let outcome = d.judgement.outcome();
-    let fresh = !bound && !translated && recorded.epoch() == 0;
     if fresh || !outcome.passes() {
         record(s, d);
     }
