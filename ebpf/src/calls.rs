@@ -319,6 +319,7 @@ pub fn sendmsg<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
     if recorded.epoch() == s.epoch && recorded.passes() {
         return recorded.epoch() != 0;
     }
+    let mut fresh = recorded.epoch() == 0;
     let mut as_role = if recorded.epoch() != 0 {
         recorded.role()
     } else {
@@ -340,7 +341,7 @@ pub fn sendmsg<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
             open(d, own, &peer);
             judge(s, &d.flow, &mut d.judgement);
             if (d.judgement.outcome() as u8) < reply.outcome() as u8 {
-                as_role = role::CLIENT;
+                (as_role, fresh) = (role::CLIENT, true);
             } else {
                 reverse(d, own, &peer);
                 settle(&mut d.judgement, reply);
@@ -353,7 +354,7 @@ pub fn sendmsg<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
         return true;
     }
     let outcome = d.judgement.outcome();
-    if recorded.epoch() == 0 || !outcome.passes() {
+    if fresh || !outcome.passes() {
         tell(s, d);
     }
     if outcome.passes() {

@@ -26,7 +26,7 @@ use std::process::ExitCode;
 
 /// A small bank on this kernel, before Bulkhead and after
 #[derive(Parser)]
-#[command(name = "bulkhead-demo", max_term_width = 100)]
+#[command(name = "demo", max_term_width = 100)]
 struct Args {
     /// The agent's binary
     #[arg(long, value_name = "FILE")]

@@ -81,7 +81,7 @@ impl Screen {
     /// A picture of everything printed until now, under the command that began it.
     pub(crate) fn picture(&self, command: &str) -> String {
         let text = format!("{FAINT}${FAINT:#} {COMMAND}{command}{COMMAND:#}\n{}", self.transcript);
-        anstyle_svg::Term::new().min_width_px(900).render_svg(&text)
+        anstyle_svg::Term::new().palette(anstyle_svg::WIN10_CONSOLE).min_width_px(900).render_svg(&text)
     }
 }
 

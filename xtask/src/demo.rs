@@ -48,7 +48,7 @@ impl Args {
         run::run(&mut cargo)?;
 
         let folder = run::target().join("debug");
-        let mut demo = Command::new(folder.join("bulkhead-demo"));
+        let mut demo = Command::new(folder.join("demo"));
         demo.arg("--bulkhead").arg(folder.join("bulkhead"));
         demo.arg("--shipped").arg(run::root().join("deploy/demo"));
         for (option, file) in [("--json", self.json), ("--svg", self.svg)] {
