@@ -354,6 +354,7 @@ impl CachedVerdict {
     }
 
     /// The epoch that it holds for; 0: nothing has been decided.
+    #[expect(clippy::cast_possible_truncation, reason = "the epoch is the lower half of the word")]
     #[inline(always)]
     pub const fn epoch(self) -> u32 {
         self.0 as u32
