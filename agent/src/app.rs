@@ -74,7 +74,7 @@ pub async fn run<K: Kernel>(
         None => None,
     };
     let mut kernel = open(&config, &hierarchy)?;
-    let events = kernel.take_events();
+    let (events, log) = (kernel.take_events(), kernel.take_log());
     let (decisions, _) = broadcast::channel(FOLLOWER_BACKLOG);
     let mut engine = Engine::new(file, config, hierarchy, state, kernel).map_err(Failure::Other)?;
     engine.first().await?;
@@ -85,6 +85,16 @@ pub async fn run<K: Kernel>(
     if let Some(events) = events {
         let task = events::run(events, snapshots.clone(), decisions.clone(), stopped.clone());
         tasks.spawn(async move { ("events", task.await) });
+    }
+    if let Some(log) = log {
+        let mut stopped = stopped.clone();
+        tasks.spawn(async move {
+            let broken = tokio::select! {
+                _ = stopped.changed() => return ("the kernel's log", Ok(())),
+                e = log => e,
+            };
+            ("the kernel's log", Err(broken))
+        });
     }
     let task = control::serve(control, snapshots.clone(), decisions.clone(), stopped.clone());
     tasks.spawn(async move { ("the control socket", task.await) });

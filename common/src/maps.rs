@@ -39,10 +39,8 @@ pub const FLOWS: &str = "FLOWS";
 pub const WORLD_FLOWS: &str = "WORLD_FLOWS";
 /// `RINGBUF` of [`crate::event::Event`].
 pub const EVENTS: &str = "EVENTS";
-/// `SK_STORAGE`, cloned to accepted sockets: [`Stamp`].
-pub const STAMPS: &str = "STAMPS";
-/// `SK_STORAGE`, not cloned: [`SocketVerdict`].
-pub const VERDICTS: &str = "VERDICTS";
+/// `SK_STORAGE`, cloned to accepted sockets: [`SocketState`].
+pub const SOCKETS: &str = "SOCKETS";
 /// `HASH`: socket cookie (`u64`) to role (`u32`), for sockets that are older than the programs.
 pub const OLD_SOCKETS: &str = "OLD_SOCKETS";
 
@@ -316,6 +314,21 @@ pub struct SocketVerdict {
     pub pad: [u8; 6],
 }
 
+/// What is kept of a socket. One value and not two, since making and freeing one costs more than most verdicts.
+///
+/// An accepted socket gets a copy of its listener's, and a listener may once have been connected. So a verdict counts
+/// only for the socket that it names: a copy's cookie is never its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SocketState {
+    /// Who made it; inherited.
+    pub stamp: Stamp,
+    /// The cookie of the socket that the verdict is about; 0: there is none.
+    pub owner: u64,
+    /// The verdict.
+    pub verdict: SocketVerdict,
+}
+
 /// A verdict with the epoch that it holds for, in one `u64`.
 ///
 /// Bits: 0..32 epoch, 32..34 outcome, 40..42 role, 48 whether it was ever let through, 49 whether the peer is the
@@ -384,6 +397,7 @@ const _: () = {
     assert!(size_of::<FlowValue>() == 16);
     assert!(size_of::<Stamp>() == 48 && offset_of!(Stamp, flags) == 36);
     assert!(size_of::<SocketVerdict>() == 32 && offset_of!(SocketVerdict, peer) == 8);
+    assert!(size_of::<SocketState>() == 88 && offset_of!(SocketState, owner) == 48);
 };
 
 #[cfg(test)]

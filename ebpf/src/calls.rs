@@ -5,17 +5,20 @@
 
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
 use aya_ebpf::helpers::generated::{
-    bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_set_retval,
+    bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_netns_cookie,
+    bpf_get_socket_cookie, bpf_set_retval,
 };
-use bulkhead_common::maps::{CachedVerdict, Stamp, role};
+use bulkhead_common::maps::{CachedVerdict, SocketState, Stamp, role};
 use bulkhead_common::slots::{Baseline, Binding, Sides};
-use bulkhead_common::{Class, Direction, Flow, Hook, Judgement, PeerId, Reason, Tables, proto};
+use bulkhead_common::{Class, Direction, Flow, Hook, Judgement, Outcome, PeerId, Reason, Tables, proto};
 use core::mem::MaybeUninit;
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
 use crate::flow;
-use crate::maps::{STAMPS, VERDICTS};
+use crate::log::{self, Note};
+use crate::maps::SOCKETS;
 use crate::record::{Decision, record, tells};
+use crate::storage;
 use crate::tables::{Snapshot, judge};
 use crate::who::{Ends, Met, Situation, caller, meet_call};
 use crate::words::{Words, fill, settle, widen};
@@ -48,7 +51,8 @@ pub fn create(sk: *mut bpf_sock) -> bool {
         (read_volatile(addr_of!((*sk).type_)), read_volatile(addr_of!((*sk).protocol)), bpf_get_netns_cookie(sk.cast()))
     };
     let mut space = MaybeUninit::uninit();
-    let stamp = Stamp::zeroed(&mut space);
+    let state = SocketState::zeroed(&mut space);
+    let stamp = &mut state.stamp;
     // SAFETY: the helper has no precondition.
     stamp.cgroup = unsafe { bpf_get_current_cgroup_id() };
     stamp.instance = own.instance;
@@ -56,7 +60,10 @@ pub fn create(sk: *mut bpf_sock) -> bool {
     stamp.pid = pid();
     stamp.flags = if cookie == s.host_netns() { Stamp::HOST_NETNS } else { 0 };
     comm(stamp.comm.as_mut_ptr().cast());
-    let stamped = !STAMPS.get_or_create(sk, stamp).is_null();
+    if own.peer.0 == PeerId::UNKNOWN_WORKLOAD.0 {
+        log::note(Note::UnknownMaker, stamp.pid);
+    }
+    let stamped = !SOCKETS.get_or_create(sk, state).is_null();
 
     // Which leave this kind of socket needs, if any.
     let (reason, leave) = if kind == SOCK_RAW {
@@ -150,7 +157,10 @@ fn foreign(own: &Binding, stamp: *const Stamp) -> bool {
     }
     // SAFETY: a non-null stamp points to the socket's storage; the helper has no precondition.
     unsafe {
-        (*stamp).cgroup != bpf_get_current_cgroup_id() && (own.instance == 0 || (*stamp).instance != own.instance)
+        // Without a cgroup it was made from what the packets told, and nobody knows the maker.
+        (*stamp).cgroup != 0
+            && (*stamp).cgroup != bpf_get_current_cgroup_id()
+            && (own.instance == 0 || (*stamp).instance != own.instance)
     }
 }
 
@@ -177,7 +187,18 @@ fn meet(s: Snapshot, ctx: *mut bpf_sock_addr, own: &Binding, stamp: *const Stamp
 /// dropped there is sent again. An error here would be final.
 #[inline(always)]
 fn held_back(peer: &Binding, d: &Decision) -> bool {
-    peer.peer.0 == Class::Unknown as u32 && !d.judgement.outcome().passes()
+    let held = peer.peer.0 == Class::Unknown as u32 && !d.judgement.outcome().passes();
+    if held {
+        log::note(Note::HeldBack, u32::from(d.ends.peer_port));
+    }
+    held
+}
+
+/// The call goes on, and the packet hooks judge.
+#[inline(always)]
+fn later(d: &Decision) -> bool {
+    log::note(Note::Later, u32::from(d.ends.peer_port));
+    true
 }
 
 /// Turns the decision round: the flow is one that the peer opened.
@@ -185,6 +206,15 @@ fn held_back(peer: &Binding, d: &Decision) -> bool {
 fn reverse(d: &mut Decision, own: &Binding, peer: &Binding) {
     d.direction = Direction::Ingress;
     d.flow = Flow { src: peer.peer, dst: own.peer, proto: d.ends.proto(), port: d.ends.own_port };
+}
+
+/// Turns the decision back: the flow is one that the caller opens.
+#[inline(always)]
+fn open(d: &mut Decision, own: &Binding, peer: &Binding) {
+    d.direction = Direction::Egress;
+    d.flow.src = own.peer;
+    d.flow.dst = peer.peer;
+    d.flow.port = d.ends.peer_port;
 }
 
 /// cgroup/connect4 and connect6.
@@ -196,7 +226,8 @@ pub fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
         return false;
     }
     let own = &caller(s);
-    let stamp = STAMPS.get(sk);
+    let mut kept = SOCKETS.get(sk);
+    let stamp = storage::stamp(kept);
     let mut space = MaybeUninit::uninit();
     let d = undecided(&mut space, own, Hook::Connect);
     look::<V6>(ctx, sk, d);
@@ -209,7 +240,8 @@ pub fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
     } else {
         match meet(s, ctx, own, stamp, &d.ends) {
             // Nothing is kept for oneself either: NAT may yet send it elsewhere, and the packet hooks see where it goes.
-            Met::Later | Met::Oneself => return true,
+            Met::Oneself => return true,
+            Met::Later => return later(&d),
             Met::Peer(peer) => {
                 d.flow.dst = peer.peer;
                 // A server that connects its socket back to a client goes on with the client's flow.
@@ -237,10 +269,14 @@ pub fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
         return false;
     }
     let state = CachedVerdict::new(s.epoch, outcome, as_role, true, true).0;
-    let kept = VERDICTS.get_or_create_zeroed(sk);
+    if kept.is_null() {
+        kept = storage::unstamped(sk, own, role::NONE);
+    }
     if !kept.is_null() {
-        // SAFETY: the storage is there. The peer first: a reader that sees the new state sees the new peer.
+        // SAFETY: the storage is there, and the helper takes this context. The peer first: a reader that sees the new
+        // state sees the new peer.
         unsafe {
+            let kept = storage::claim(kept, bpf_get_socket_cookie(ctx.cast()));
             fill(&mut (*kept).peer, d.ends.peer_addr.words());
             write_volatile(addr_of_mut!((*kept).peer_port), d.ends.peer_port);
             write_volatile(addr_of_mut!((*kept).state), state);
@@ -269,7 +305,8 @@ pub fn sendmsg<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
         return false;
     }
     let own = &caller(s);
-    let stamp = STAMPS.get(sk);
+    let state = SOCKETS.get(sk);
+    let stamp = storage::stamp(state);
     let mut space = MaybeUninit::uninit();
     let d = undecided(&mut space, own, Hook::Sendmsg);
     look::<V6>(ctx, sk, d);
@@ -282,25 +319,33 @@ pub fn sendmsg<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
     if recorded.epoch() == s.epoch && recorded.passes() {
         return recorded.epoch() != 0;
     }
-    let mut as_role = if recorded.epoch() == 0 { role::CLIENT } else { recorded.role() };
+    let mut fresh = recorded.epoch() == 0;
+    let mut as_role = if recorded.epoch() != 0 {
+        recorded.role()
+    } else {
+        // SAFETY: the helper takes this context.
+        flow::role_unrecorded(state, unsafe { bpf_get_socket_cookie(ctx.cast()) }, role::CLIENT)
+    };
     let peer = match meet(s, ctx, own, stamp, &d.ends) {
-        Met::Later | Met::Oneself => return true,
+        Met::Oneself => return true,
+        Met::Later => return later(&d),
         Met::Peer(peer) => peer,
     };
     d.flow.dst = peer.peer;
-    let mut fresh = recorded.epoch() == 0;
     if as_role == role::SERVER {
-        // A record only ever lets more through: see `flow::turns`.
-        judge(s, &d.flow, &mut d.judgement);
-        let alone = d.judgement.outcome();
         reverse(d, own, &peer);
         judge(s, &d.flow, &mut d.judgement);
-        if flow::turns(d.judgement.outcome(), alone) {
-            as_role = role::CLIENT;
-            fresh = true;
-            d.direction = Direction::Egress;
-            d.flow = Flow { src: own.peer, dst: peer.peer, proto: d.ends.proto(), port: d.ends.peer_port };
+        let reply = d.judgement;
+        if reply.outcome() != Outcome::Allowed {
+            // It isn't a reply that the rules allow. Then it may still open a flow of its own.
+            open(d, own, &peer);
             judge(s, &d.flow, &mut d.judgement);
+            if (d.judgement.outcome() as u8) < reply.outcome() as u8 {
+                (as_role, fresh) = (role::CLIENT, true);
+            } else {
+                reverse(d, own, &peer);
+                settle(&mut d.judgement, reply);
+            }
         }
     } else {
         judge(s, &d.flow, &mut d.judgement);

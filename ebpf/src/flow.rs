@@ -6,13 +6,13 @@
 //! next request.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
-use bulkhead_common::maps::{CachedVerdict, FLOW_IDLE_NS, FlowKey, FlowValue, role};
+use bulkhead_common::maps::{CachedVerdict, FLOW_IDLE_NS, FlowKey, FlowValue, SocketState, role};
 use bulkhead_common::slots::Binding;
 use bulkhead_common::{Class, Outcome};
 use core::mem::MaybeUninit;
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
-use crate::maps::{FLOWS, WORLD_FLOWS};
+use crate::maps::{FLOWS, OLD_SOCKETS, WORLD_FLOWS};
 use crate::who::Ends;
 use crate::words::{Words, fill};
 
@@ -98,12 +98,17 @@ pub const fn role_of_first(outgoing: bool) -> u32 {
     if outgoing { role::CLIENT } else { role::SERVER }
 }
 
-/// Whether a datagram is rather one that opens a flow of its own, when the recorded direction gives the first outcome
-/// and its own direction the second.
-///
-/// A record only ever lets more through. Without this, a reply that was under way when the programs came would look
-/// like a flow from the server, and from the first ruleset that denies that, so would be every later request.
+/// The role of our end in a flow that isn't recorded: of a socket that is older than the programs, what the agent found
+/// out (its first packet that a program sees may well be a reply); else as `opening` says.
 #[inline(always)]
-pub fn turns(recorded: Outcome, alone: Outcome) -> bool {
-    recorded != Outcome::Allowed && (alone == Outcome::Allowed || alone.passes() && !recorded.passes())
+pub fn role_unrecorded(state: *const SocketState, cookie: u64, opening: u32) -> u32 {
+    // SAFETY: a non-null pointer to the socket's storage. A stamp without a cgroup was made from packets.
+    if !state.is_null() && unsafe { (*state).stamp.cgroup } != 0 {
+        return opening;
+    }
+    match OLD_SOCKETS.get_ptr(&cookie) {
+        // SAFETY: a map's value stays readable for this run.
+        Some(r) if unsafe { *r } != role::NONE => unsafe { *r },
+        _ => opening,
+    }
 }

@@ -11,6 +11,7 @@
 //! | `flow.rs` | datagram flows |
 //! | `record.rs` | counters and events |
 //! | `words.rs` | memory written word by word |
+//! | `log.rs` | lines for whoever looks for a fault in the programs; off by default |
 //!
 //! What is decided is [`bulkhead_common::verdict`]'s business; the programs find out who is concerned, ask it, obey and
 //! record. Each program ends in deny: a value that can't be read is never a reason to let something pass.
@@ -21,6 +22,7 @@
 #![expect(internal_features, reason = "an atomic add has no other spelling for this target")]
 mod calls;
 mod flow;
+mod log;
 mod maps;
 mod packet;
 mod packets;

@@ -10,6 +10,7 @@ use bulkhead_common::maps::{Control, EdgeKey, Stamp, totals};
 use bulkhead_common::{Addr, Direction, Flow, Hook, Judgement, Outcome, Reason};
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
+use crate::log;
 use crate::maps::{EDGES, EVENTS, TOTALS};
 use crate::tables::Snapshot;
 use crate::who::Ends;
@@ -144,5 +145,6 @@ pub extern "C" fn bulkhead_record(epoch: u32, d: *const Decision) -> u32 {
 /// Counts a decision and sends an event where one is due.
 #[inline(always)]
 pub fn record(s: Snapshot, d: &Decision) {
+    log::decision(d);
     bulkhead_record(s.epoch, d);
 }

@@ -15,7 +15,7 @@ use bulkhead_common::{Addr, Class, PeerId, proto};
 use core::ffi::c_void;
 use core::mem::MaybeUninit;
 
-use crate::maps::STAMPS;
+use crate::maps::SOCKETS;
 use crate::tables::{Snapshot, resolve};
 use crate::words::Words;
 
@@ -252,13 +252,13 @@ pub extern "C" fn bulkhead_meet_call(
     }
     // The cgroup of a socket can't be asked for in this hook, only its stamp. No stamp, or one made before the maker
     // was known: the packet hooks will tell.
-    let theirs = STAMPS.get(sk);
+    let theirs = SOCKETS.get(sk);
     let mut found = Binding { peer: PeerId(0), instance: 0, flags: 0 };
     if !theirs.is_null() {
         // SAFETY: the storage is there, and the socket is held.
         unsafe {
-            found.peer = PeerId((*theirs).peer);
-            found.instance = (*theirs).instance;
+            found.peer = PeerId((*theirs).stamp.peer);
+            found.instance = (*theirs).stamp.instance;
         }
     }
     // SAFETY: the reference that the lookup took.

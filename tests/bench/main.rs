@@ -103,7 +103,7 @@ fn effort(factor: f64, rounds: u32, operations: u32) -> Effort {
 
 fn udp_connect(factor: f64) -> Result<Vec<Figure>> {
     let keys = Keys::usual(Protocol::Udp);
-    let samples = rounds::run(&compared_kinds(Protocol::Udp), effort(factor, 120, 4096), true, |lane| {
+    let samples = rounds::run(&compared_kinds(Protocol::Udp), effort(factor, 80, 12_000), true, |lane| {
         Pair::alone(lane, |turn| work::connects_udp(turn, keys))
     })?;
     Ok(vec![Figure::compared("udp-connect", &samples)])
@@ -111,7 +111,7 @@ fn udp_connect(factor: f64) -> Result<Vec<Figure>> {
 
 fn tcp_connect(factor: f64) -> Result<Vec<Figure>> {
     let keys = Keys::usual(Protocol::Tcp);
-    let samples = rounds::run(&compared_kinds(Protocol::Tcp), effort(factor, 80, 400), false, |lane| {
+    let samples = rounds::run(&compared_kinds(Protocol::Tcp), effort(factor, 50, 1600), false, |lane| {
         Pair::with_listeners(lane, keys, |turn| work::listens(turn, keys), |turn| work::connects_tcp(turn, keys))
     })?;
     Ok(vec![Figure::compared("tcp-connect", &samples)])
@@ -119,7 +119,7 @@ fn tcp_connect(factor: f64) -> Result<Vec<Figure>> {
 
 fn talk(name: &'static str, protocol: Protocol, factor: f64) -> Result<Vec<Figure>> {
     let keys = Keys::usual(protocol);
-    let samples = rounds::run(&compared_kinds(protocol), effort(factor, 120, 2000), false, |lane| {
+    let samples = rounds::run(&compared_kinds(protocol), effort(factor, 80, 4000), false, |lane| {
         Pair::talking(lane, |turn| work::answers(turn, keys), |turn| work::asks(turn, keys))
     })?;
     Ok(vec![Figure::compared(name, &samples)])
@@ -136,7 +136,7 @@ fn udp_ping_pong(factor: f64) -> Result<Vec<Figure>> {
 /// What a verdict costs with many rules, as a multiple of what it costs with few.
 fn verdict(factor: f64) -> Result<Vec<Figure>> {
     let kinds = [Kind::None, Kind::Empty, Kind::Bulkhead(Keys::MANY), Kind::Bulkhead(Keys::FEW)];
-    let samples = rounds::run(&kinds, effort(factor, 120, 4096), true, |lane| {
+    let samples = rounds::run(&kinds, effort(factor, 80, 12_000), true, |lane| {
         let keys = if let Kind::Bulkhead(keys) = lane.kind { keys } else { Keys::MANY };
         Pair::alone(lane, |turn| work::connects_udp(turn, keys))
     })?;

@@ -2,7 +2,8 @@
 //! compared.
 //!
 //! The machine has other things to do. So the measured processes stay on one CPU, with a real-time priority where the
-//! kernel grants it, a lane's turn is some ten milliseconds long, and the median over many rounds is what counts.
+//! kernel grants it, and the median over many rounds is what counts. A turn takes some tens of milliseconds: the kernel
+//! frees a closed socket's memory a grace period later, which must fall into the turn of the lane that owes it.
 
 use crate::keys::Keys;
 use crate::lane::{Kind, Lane};

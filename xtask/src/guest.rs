@@ -42,6 +42,7 @@ const MODULES: &[&str] = &[
     "vsock_loopback",
     "nf_tables",
     "nft_chain_nat",
+    "nft_nat",
     "nft_redir",
     "nft_masq",
 ];

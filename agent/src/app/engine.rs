@@ -48,8 +48,6 @@ const HOST: Baseline = Baseline {
     sockets_now: Baseline::RAW | Baseline::SCTP | Baseline::MPTCP,
     sockets_audited: Baseline::RAW | Baseline::SCTP | Baseline::MPTCP,
 };
-/// The stored texts of good policies.
-const GOOD_POLICIES: &str = "policies.json";
 /// The stored numbers of rules.
 const RULES: &str = "rules.json";
 
@@ -101,10 +99,7 @@ impl<K: Kernel> Engine<K> {
             },
             None => RuleTable::default(),
         };
-        let good = match state.text(GOOD_POLICIES)? {
-            Some(text) => serde_json::from_str(&text).unwrap_or_default(),
-            None => Default::default(),
-        };
+        let policies = Policies::stored(&state)?;
         Ok(Self {
             kernel,
             text: std::fs::read_to_string(&file).ok(),
@@ -117,7 +112,7 @@ impl<K: Kernel> Engine<K> {
             saved: None,
             roster,
             rules,
-            policies: Policies::restore(good),
+            policies,
             reading: policies::Reading::default(),
             scan: Scan::default(),
             host: BTreeSet::new(),
@@ -300,7 +295,7 @@ impl<K: Kernel> Engine<K> {
                 tracing::error!("{f}");
             }
             if next.good != self.policies.good {
-                self.state.put(GOOD_POLICIES, &serde_json::to_vec(&next.good)?)?;
+                next.store(&self.state)?;
             }
             self.policies = next;
             self.reading = reading;

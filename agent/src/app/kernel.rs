@@ -2,13 +2,14 @@
 
 mod datapath;
 
-pub use datapath::open;
+pub use datapath::{features, open};
 
 use crate::image::Image;
 use crate::serve::api::{Commit, Feature, MapFill, Program};
 use bulkhead_common::event::Event;
 use bulkhead_common::maps::EdgeKey;
 use std::future::Future;
+use std::pin::Pin;
 
 /// Tables, programs and counters.
 pub trait Kernel: Send + 'static {
@@ -56,6 +57,8 @@ pub trait Kernel: Send + 'static {
     fn fill(&self) -> anyhow::Result<Vec<MapFill>>;
     /// The stream of events; once.
     fn take_events(&mut self) -> Option<Self::Events>;
+    /// What passes the programs' own log on to ours until it breaks; once, and only if they were told to log.
+    fn take_log(&mut self) -> Option<Pin<Box<dyn Future<Output = anyhow::Error> + Send>>>;
     /// What is out of order now.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ use http_body_util::{BodyExt, Empty};
 use hyper::body::{Bytes, Incoming};
 use serde::de::DeserializeOwned;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
@@ -83,6 +84,9 @@ impl Kernel for Fake {
     }
     fn take_events(&mut self) -> Option<Stream> {
         self.events.take()
+    }
+    fn take_log(&mut self) -> Option<Pin<Box<dyn Future<Output = anyhow::Error> + Send>>> {
+        None
     }
     fn inspect(&self) -> anyhow::Result<Vec<String>> {
         Ok(self.memory().faults.clone())

@@ -7,6 +7,7 @@ use crate::policy::{self, Party};
 use crate::serve::api::Explained;
 use crate::sources::policies::{Policies, read};
 use crate::sources::roster::Roster;
+use crate::sources::state::State;
 use crate::sources::{addresses, assemble, hierarchy};
 use anyhow::Context;
 use bulkhead_common::proto;
@@ -77,7 +78,12 @@ fn offline(file: &Path, args: &Args) -> anyhow::Result<Explained> {
     let text = std::fs::read_to_string(file).with_context(|| format!("reading {name}"))?;
     let config = config::parse(&name, &text)
         .map_err(|all| anyhow::anyhow!("{}", all.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")))?;
-    let policies = Policies::default().after(&read(&config.policies, |_| {}));
+    // What an agent last took as good holds for a file that isn't good any more.
+    let last = Policies::stored(&State::left_behind(&config.state, &config.instance)).unwrap_or_else(|e| {
+        eprintln!("the last good policies can't be read, so files alone are asked (ask with sudo): {e:#}");
+        Policies::default()
+    });
+    let policies = last.after(&read(&config.policies, |_| {}));
     for finding in &policies.findings {
         eprintln!("{finding}");
     }

@@ -60,6 +60,7 @@ fn check(what: impl Into<String>, state: State, note: impl Into<String>) -> Chec
 
 pub(super) fn run(args: &Args) -> super::Result {
     let mut checks = host::checks();
+    features(&mut checks);
     let config = match &args.config {
         Some(file) => configuration(file, &mut checks)?,
         None => None,
@@ -103,6 +104,21 @@ fn configuration(file: &Path, checks: &mut Vec<Check>) -> anyhow::Result<Option<
             Ok(None)
         }
     }
+}
+
+/// What the kernel can do, by trying. Nothing that is tried stays.
+fn features(checks: &mut Vec<Check>) {
+    if missing().is_err() {
+        checks.push(check("kernel features", State::Warning, "not tried: that needs what is missing above"));
+        return;
+    }
+    let all = crate::app::kernel::features();
+    for f in all.iter().filter(|f| !f.available) {
+        let state = if f.required { State::Error } else { State::Warning };
+        checks.push(check(format!("no {}", f.name), state, &f.note));
+    }
+    let there = all.iter().filter(|f| f.available).count();
+    checks.push(check("kernel features", State::Ok, format!("{there} of {} are there (found by trying)", all.len())));
 }
 
 /// Programs of others at the attach points and above them: they run beside ours, and may rewrite addresses.

@@ -41,7 +41,7 @@ pub(super) const MOUNTS: [Mount; 7] = [
 
 /// The maps that are pinned. Those that the compiler adds (constants) and the kernel's log belong to one load of the
 /// programs and aren't.
-pub(super) const PINNED_MAPS: [&str; 16] = [
+pub(super) const PINNED_MAPS: [&str; 15] = [
     maps::CONTROL,
     maps::SLOTS,
     maps::BASELINES,
@@ -55,10 +55,20 @@ pub(super) const PINNED_MAPS: [&str; 16] = [
     maps::FLOWS,
     maps::WORLD_FLOWS,
     maps::EVENTS,
-    maps::STAMPS,
-    maps::VERDICTS,
+    maps::SOCKETS,
     maps::OLD_SOCKETS,
 ];
+
+/// The programs' log (aya-log): its ring, which isn't pinned, and the levels that decide what is written to it. A
+/// level that is nothing is a constant to the verifier, and what would log is taken out of the programs.
+const LOG_MAP: &str = "AYA_LOGS";
+const LOG_BYTES: u32 = 1 << 17;
+const LOG_EVERYTHING: u8 = 0xff;
+const LOG_NOTHING: u8 = 0;
+
+fn page_size() -> u32 {
+    u32::try_from(rustix::param::page_size()).unwrap_or(LOG_BYTES)
+}
 
 /// What the agent wants a map to be. The id plays no part.
 pub(super) type Shapes = BTreeMap<&'static str, MapInfo>;
@@ -111,9 +121,9 @@ pub(super) fn load(options: &Options, set: &Set) -> Result<Ebpf, OpenError> {
     for (name, max_entries) in options.limits.by_map() {
         loader.map_max_entries(name, max_entries);
     }
-    if options.verbose_kernel_log {
-        loader.override_global("VERBOSE", &1u8, false);
-    }
+    let (level, bytes) =
+        if options.verbose_kernel_log { (LOG_EVERYTHING, LOG_BYTES) } else { (LOG_NOTHING, page_size()) };
+    loader.override_global(aya_log::LEVEL, &level, true).map_max_entries(LOG_MAP, bytes);
     let mut ebpf = loader.load(OBJECT).map_err(|e| OpenError::Maps(describe(&e)))?;
     for mount in MOUNTS {
         let program = ebpf

@@ -86,6 +86,9 @@ pub struct Feature {
     pub name: String,
     /// Whether this kernel has it.
     pub available: bool,
+    /// Whether the agent can't do without.
+    #[serde(default)]
+    pub required: bool,
     /// What follows from that.
     pub note: String,
 }

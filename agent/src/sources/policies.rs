@@ -1,6 +1,7 @@
 //! Policy files and folders: read whole, and the last good text of each kept, so that a file that got damaged while
 //! the agent was down doesn't take its policies out of force.
 
+use super::state::State;
 use crate::policy::{self, Diagnostic, PolicySet, Severity};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,6 +14,9 @@ pub struct Reading {
     /// Files that are there, or should be, and can't be read: name and why.
     pub unreadable: BTreeMap<String, String>,
 }
+
+/// Under what name the agent stores the last good texts.
+const STORED: &str = "policies.json";
 
 /// Reads every file that the paths name. `before_reading` is called with each folder before it is read.
 ///
@@ -75,6 +79,24 @@ pub struct Policies {
 
 impl Policies {
     /// What was in force when the agent last ran.
+    ///
+    /// # Errors
+    /// When the stored texts are there and can't be read.
+    pub fn stored(state: &State) -> anyhow::Result<Self> {
+        let text = state.text(STORED)?;
+        // Texts that aren't JSON any more are as good as none: the files themselves are read next.
+        Ok(Self::restore(text.and_then(|t| serde_json::from_str(&t).ok()).unwrap_or_default()))
+    }
+
+    /// Stores the last good texts.
+    ///
+    /// # Errors
+    /// When they didn't reach the disk.
+    pub fn store(&self, state: &State) -> anyhow::Result<()> {
+        state.put(STORED, &serde_json::to_vec(&self.good)?)
+    }
+
+    /// What these texts say.
     pub fn restore(good: BTreeMap<String, String>) -> Self {
         let documents = good.iter().flat_map(|(file, text)| policy::read(file, text));
         let (set, _) = PolicySet::assemble(documents, &PolicySet::default());

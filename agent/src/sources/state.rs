@@ -28,6 +28,11 @@ impl State {
         Ok(Self { folder })
     }
 
+    /// The folder as an agent left it, to be read only. It needn't be there.
+    pub fn left_behind(state: &Path, instance: &str) -> Self {
+        Self { folder: state.join(instance) }
+    }
+
     /// Takes the folder for this process for as long as the file lives; `None` if another process has it.
     ///
     /// # Errors

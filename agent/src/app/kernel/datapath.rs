@@ -11,6 +11,8 @@ use anyhow::Context;
 use bulkhead_common::event::Event;
 use bulkhead_common::maps::{self, EdgeKey};
 use bulkhead_common::{Direction, Outcome, Reason};
+use std::pin::Pin;
+use std::sync::LazyLock;
 
 /// Loads the programs, or adopts what is pinned.
 ///
@@ -143,8 +145,31 @@ impl Kernel for Datapath {
     }
 
     fn features(&self) -> Vec<Feature> {
-        Vec::new()
+        // Trying takes some hundred milliseconds, and a running kernel doesn't change.
+        static FEATURES: LazyLock<Vec<Feature>> = LazyLock::new(features);
+        FEATURES.clone()
     }
+
+    fn take_log(&mut self) -> Option<Pin<Box<dyn Future<Output = anyhow::Error> + Send>>> {
+        let log = self.take_kernel_log()?;
+        Some(Box::pin(async move { log.await.into() }))
+    }
+}
+
+/// What this kernel has, and what follows where it hasn't.
+pub fn features() -> Vec<Feature> {
+    let all = datapath::features().into_iter();
+    all.map(|f| Feature {
+        name: f.name.to_owned(),
+        available: f.available,
+        required: f.required,
+        note: match (f.available, f.used) {
+            (true, true) => String::new(),
+            (true, false) => format!("not used yet: {}", f.without),
+            (false, _) => f.without.to_owned(),
+        },
+    })
+    .collect()
 }
 
 impl Events for datapath::Events {

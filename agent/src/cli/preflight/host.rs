@@ -113,14 +113,19 @@ fn nat() -> Check {
         .filter(|(file, _)| std::fs::read_to_string(file).is_ok_and(|t| t.lines().any(|l| l == "nat")))
         .map(|(_, family)| *family)
         .collect();
-    let tables =
-        if legacy.is_empty() { String::new() } else { format!("; iptables nat tables: {}", legacy.join(", ")) };
+    let tables = if legacy.is_empty() {
+        "no iptables nat table; nftables weren't looked into (nft list ruleset)".to_owned()
+    } else {
+        format!("iptables has nat tables for {}", legacy.join(" and "))
+    };
+    let tracked = std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").unwrap_or_default();
     check(
         "NAT",
         State::Warning,
         format!(
-            "connection tracking is loaded, so there may be NAT{tables}. A connection is judged by the destination that \
-             connect() named; an inbound one by the address that it arrives with"
+            "connection tracking is on ({} connections), so there may be NAT: {tables}. A connection is judged by the \
+             destination that connect() named; an inbound one by the address that it arrives with",
+            tracked.trim()
         ),
     )
 }
