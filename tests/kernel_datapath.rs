@@ -112,7 +112,7 @@ fn what_is_committed_is_in_force_from_attach_to_uninstall() {
     drop(datapath);
     assert!(!reaches(&estate), "in force without the agent");
     let report = uninstall("test", &bench.bpffs()).expect("uninstall");
-    assert_eq!(report.removed.len(), 7 + 7 + 16, "{report:?}");
+    assert_eq!(report.removed.len(), 7 + 7 + 15, "{report:?}");
     assert!(!bench.bpffs().join("bulkhead").exists());
     assert!(reaches(&estate), "nothing is attached any more");
 }
@@ -208,7 +208,7 @@ fn a_set_without_one_of_its_maps_is_replaced() {
     first.commit(&image(&estate, false)).expect("commit");
     first.attach().expect("attach");
     drop(first);
-    std::fs::remove_file(bench.pins().join("v1/maps/RULES")).expect("the pin is there");
+    std::fs::remove_file(bench.pins().join(format!("v{}/maps/RULES", bulkhead_common::ABI))).expect("the pin is there");
 
     let mut second = Datapath::open(options).expect("open");
     let Origin::Replacing(why) = second.origin() else { panic!("{:?}", second.origin()) };
@@ -229,7 +229,7 @@ fn what_is_taken_away_is_noticed_and_put_back() {
     assert_eq!(datapath.inspect().expect("inspect"), []);
 
     // A pin, and then the whole folder: still in force, since the agent holds everything.
-    let set = bench.pins().join("v1");
+    let set = bench.pins().join(format!("v{}", bulkhead_common::ABI));
     std::fs::remove_file(set.join("maps/SLOTS")).expect("the pin is there");
     let faults = datapath.inspect().expect("inspect");
     assert_eq!(faults, [Fault::Unpinned { path: set.join("maps/SLOTS") }]);

@@ -202,7 +202,7 @@ impl Datapath {
         let started = Instant::now();
         self.settle()?;
         let plan = self.state.plan(image, &self.options.limits.capacities())?;
-        let same_words = plan.levels & !self.state.levels() == 0 && plan.built_ins == self.state.built_ins();
+        let same_words = plan.levels == self.state.levels() && plan.built_ins == self.state.built_ins();
         if !(plan.is_empty() && same_words && self.epoch() != 0) {
             match protocol::commit(&mut self.tables, &mut self.state, &plan) {
                 Ok(pending) => self.pending = Some(pending),

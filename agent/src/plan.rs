@@ -13,7 +13,7 @@
 pub mod protocol;
 
 use crate::image::{Image, masked};
-use bulkhead_common::maps::{self, AddrPort, PrefixKey, RuleKey};
+use bulkhead_common::maps::{self, AddrPort, LEVELS, PrefixKey, RuleKey};
 use bulkhead_common::slots::ABSENT;
 use bulkhead_common::{Addr, PeerId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -159,6 +159,15 @@ pub enum Refused {
         /// How many fit.
         capacity: u32,
     },
+    /// Cgroups lie at too many different depths.
+    #[error(
+        "cgroups of workloads and attach points lie at {levels} different depths at once, and only {LEVELS} are looked \
+         at; attach nearer to the workloads, or at fewer places"
+    )]
+    Levels {
+        /// How many different depths there would be.
+        levels: u32,
+    },
     /// An identity's number lies outside the array of baselines.
     #[error("identity number {number} doesn't fit the {capacity} identities that the map BASELINES holds")]
     Identity {
@@ -222,7 +231,7 @@ impl Plan {
 pub struct State {
     entries: BTreeMap<Key, Entry>,
     baselines: BTreeMap<PeerId, u64>,
-    /// The levels that are looked at; they only grow.
+    /// The levels that are looked at.
     levels: u32,
     /// The built-ins that are on.
     built_ins: u32,
@@ -327,6 +336,10 @@ impl State {
         if needed > capacities.slots as usize {
             return Err(Refused::Full { map: maps::SLOTS, needed, capacity: capacities.slots });
         }
+        let levels = (self.levels | next.levels).count_ones();
+        if levels > LEVELS {
+            return Err(Refused::Levels { levels });
+        }
         if let Some((id, _)) = next.baselines.last_key_value()
             && id.0 >= capacities.identities
         {
@@ -365,7 +378,7 @@ impl State {
                 self.baselines.insert(*id, *payload);
             }
         }
-        self.levels |= plan.levels;
+        self.levels = plan.levels;
         self.built_ins = plan.built_ins;
     }
 

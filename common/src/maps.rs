@@ -39,10 +39,8 @@ pub const FLOWS: &str = "FLOWS";
 pub const WORLD_FLOWS: &str = "WORLD_FLOWS";
 /// `RINGBUF` of [`crate::event::Event`].
 pub const EVENTS: &str = "EVENTS";
-/// `SK_STORAGE`, cloned to accepted sockets: [`Stamp`].
-pub const STAMPS: &str = "STAMPS";
-/// `SK_STORAGE`, not cloned: [`SocketVerdict`].
-pub const VERDICTS: &str = "VERDICTS";
+/// `SK_STORAGE`, cloned to accepted sockets: [`SocketState`].
+pub const SOCKETS: &str = "SOCKETS";
 /// `HASH`: socket cookie (`u64`) to role (`u32`), for sockets that are older than the programs.
 pub const OLD_SOCKETS: &str = "OLD_SOCKETS";
 
@@ -80,7 +78,7 @@ pub struct Control {
     pub epoch: u32,
     /// [`crate::ABI`] of the agent that made the maps.
     pub abi: u32,
-    /// Bit n: some cgroup of [`CGROUPS`] lies n levels below the root of the hierarchy. Only grows.
+    /// Bit n: some cgroup of [`CGROUPS`] lies n levels below the root of the hierarchy.
     pub levels: u32,
     /// [`Control::EMIT_ALLOWED`] and the `PASS_…` bits.
     pub flags: u32,
@@ -88,6 +86,8 @@ pub struct Control {
     pub host_netns: u64,
     /// A random number that names this set of maps; the agent's file of identities carries the same.
     pub generation: u64,
+    /// The same as `levels`, as the programs read it: [`pack_levels`].
+    pub level_list: u64,
 }
 
 impl Control {
@@ -116,7 +116,24 @@ impl Control {
 }
 
 /// The deepest cgroup level that is looked at, counted from the root of the hierarchy (level 0).
-pub const MAX_LEVEL: u32 = 16;
+pub const MAX_LEVEL: u32 = 31;
+
+/// How many different levels cgroups of workloads and attach points may lie at.
+pub const LEVELS: u32 = 6;
+
+/// The levels of a set (bit n: level n; level 0 is never one) in ascending order, one a byte from the lowest byte on, 0
+/// after the last. Only the first [`LEVELS`] are taken.
+pub const fn pack_levels(set: u32) -> u64 {
+    let (mut list, mut taken, mut level) = (0, 0, 1);
+    while level <= MAX_LEVEL && taken < LEVELS {
+        if set & (1 << level) != 0 {
+            list |= (level as u64) << (8 * taken);
+            taken += 1;
+        }
+        level += 1;
+    }
+    list
+}
 
 /// An address with a port that has an owner of its own, such as the API server's.
 #[derive(
@@ -297,6 +314,21 @@ pub struct SocketVerdict {
     pub pad: [u8; 6],
 }
 
+/// What is kept of a socket. One value and not two, since making and freeing one costs more than most verdicts.
+///
+/// An accepted socket gets a copy of its listener's, and a listener may once have been connected. So a verdict counts
+/// only for the socket that it names: a copy's cookie is never its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SocketState {
+    /// Who made it; inherited.
+    pub stamp: Stamp,
+    /// The cookie of the socket that the verdict is about; 0: there is none.
+    pub owner: u64,
+    /// The verdict.
+    pub verdict: SocketVerdict,
+}
+
 /// A verdict with the epoch that it holds for, in one `u64`.
 ///
 /// Bits: 0..32 epoch, 32..34 outcome, 40..42 role, 48 whether it was ever let through, 49 whether the peer is the
@@ -356,7 +388,7 @@ impl CachedVerdict {
 
 const _: () = {
     use core::mem::{offset_of, size_of};
-    assert!(size_of::<Control>() == 32 && offset_of!(Control, host_netns) == 16);
+    assert!(size_of::<Control>() == 40 && offset_of!(Control, host_netns) == 16);
     assert!(size_of::<AddrPort>() == 20 && offset_of!(AddrPort, port) == 16);
     assert!(size_of::<PrefixKey>() == 20 && offset_of!(PrefixKey, addr) == 4);
     assert!(size_of::<RuleKey>() == 12 && offset_of!(RuleKey, size) == 11);
@@ -365,6 +397,7 @@ const _: () = {
     assert!(size_of::<FlowValue>() == 16);
     assert!(size_of::<Stamp>() == 48 && offset_of!(Stamp, flags) == 36);
     assert!(size_of::<SocketVerdict>() == 32 && offset_of!(SocketVerdict, peer) == 8);
+    assert!(size_of::<SocketState>() == 88 && offset_of!(SocketState, owner) == 48);
 };
 
 #[cfg(test)]
@@ -388,6 +421,13 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn levels_are_listed_from_the_root_downwards() {
+        assert_eq!(pack_levels(0), 0);
+        assert_eq!(pack_levels(1 << 2 | 1 << 3 | 1 << 31), 0x1f_03_02);
+        assert_eq!(pack_levels(u32::MAX), 0x06_05_04_03_02_01);
     }
 
     #[test]

@@ -5,19 +5,23 @@
 
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
 use aya_ebpf::helpers::generated::{
-    bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_set_retval,
+    bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_netns_cookie,
+    bpf_get_socket_cookie, bpf_set_retval,
 };
-use bulkhead_common::maps::{CachedVerdict, Stamp, role};
+use bulkhead_common::maps::{CachedVerdict, SocketState, Stamp, role};
 use bulkhead_common::slots::{Baseline, Binding, Sides};
-use bulkhead_common::{Addr, Class, Direction, Flow, Hook, Judgement, PeerId, Reason, Tables, proto};
+use bulkhead_common::{Class, Direction, Flow, Hook, Judgement, Outcome, PeerId, Reason, Tables, proto};
+use core::mem::MaybeUninit;
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
 use crate::flow;
 use crate::log::{self, Note};
-use crate::maps::{STAMPS, VERDICTS};
-use crate::record::{Decision, record};
+use crate::maps::SOCKETS;
+use crate::record::{Decision, record, tells};
+use crate::storage;
 use crate::tables::{Snapshot, judge};
 use crate::who::{Ends, Met, Situation, caller, meet_call};
+use crate::words::{Words, fill, settle, widen};
 
 /// Linux: include/linux/net.h, include/uapi/linux/in.h, include/uapi/asm-generic/errno.h.
 const SOCK_RAW: u32 = 3;
@@ -32,9 +36,9 @@ fn pid() -> u32 {
 
 /// Writes the caller's command name. On failure the helper zeroes it.
 #[inline(always)]
-fn comm(name: &mut [u8; 16]) {
+fn comm(name: *mut [u32; 4]) {
     // SAFETY: the buffer is as long as said.
-    unsafe { bpf_get_current_comm(name.as_mut_ptr().cast(), 16) };
+    unsafe { bpf_get_current_comm(name.cast(), 16) };
 }
 
 /// cgroup/sock_create: stamps the socket with its maker, and refuses kinds that no rule can judge.
@@ -46,22 +50,20 @@ pub fn create(sk: *mut bpf_sock) -> bool {
     let (kind, protocol, cookie) = unsafe {
         (read_volatile(addr_of!((*sk).type_)), read_volatile(addr_of!((*sk).protocol)), bpf_get_netns_cookie(sk.cast()))
     };
-    let mut stamp = Stamp {
-        // SAFETY: the helper has no precondition.
-        cgroup: unsafe { bpf_get_current_cgroup_id() },
-        instance: own.instance,
-        peer: own.peer.0,
-        pid: pid(),
-        comm: [0; 16],
-        flags: if cookie == s.host_netns() { Stamp::HOST_NETNS } else { 0 },
-        role: role::NONE,
-        pad: 0,
-    };
-    comm(&mut stamp.comm);
+    let mut space = MaybeUninit::uninit();
+    let state = SocketState::zeroed(&mut space);
+    let stamp = &mut state.stamp;
+    // SAFETY: the helper has no precondition.
+    stamp.cgroup = unsafe { bpf_get_current_cgroup_id() };
+    stamp.instance = own.instance;
+    stamp.peer = own.peer.0;
+    stamp.pid = pid();
+    stamp.flags = if cookie == s.host_netns() { Stamp::HOST_NETNS } else { 0 };
+    comm(stamp.comm.as_mut_ptr().cast());
     if own.peer.0 == PeerId::UNKNOWN_WORKLOAD.0 {
         log::note(Note::UnknownMaker, stamp.pid);
     }
-    let stamped = !STAMPS.get_or_create(sk, &mut stamp).is_null();
+    let stamped = !SOCKETS.get_or_create(sk, state).is_null();
 
     // Which leave this kind of socket needs, if any.
     let (reason, leave) = if kind == SOCK_RAW {
@@ -94,10 +96,13 @@ pub fn create(sk: *mut bpf_sock) -> bool {
     if j.sides.0 == Sides::ALL.0 {
         return true;
     }
-    let mut d = undecided(&own, Hook::SockCreate, Ends { proto: protocol as u8, ..Ends::NOWHERE });
-    d.judgement = j;
+    let mut space = MaybeUninit::uninit();
+    let d = undecided(&mut space, &own, Hook::SockCreate);
+    d.ends.proto = protocol & 0xff;
+    d.flow.proto = protocol as u8;
+    settle(&mut d.judgement, j);
     let passes = d.judgement.outcome().passes();
-    tell(s, &mut d);
+    tell(s, d);
     if passes {
         return true;
     }
@@ -116,32 +121,32 @@ fn socket(ctx: *mut bpf_sock_addr) -> *mut bpf_sock {
     unsafe { read_volatile(addr_of!((*ctx).__bindgen_anon_1.sk)) }
 }
 
-/// The ends of the connection that a sock_addr context is about. The own address isn't chosen yet.
+/// Finds the ends of the connection that a sock_addr context is about. The own address isn't chosen yet.
 #[inline(always)]
-fn ends<const V6: bool>(ctx: *mut bpf_sock_addr, sk: *mut bpf_sock) -> Ends {
+fn look<const V6: bool>(ctx: *mut bpf_sock_addr, sk: *mut bpf_sock, d: &mut Decision) {
     // SAFETY: the verifier checks each field of the context and of the socket, which isn't null.
     unsafe {
         let protocol = read_volatile(addr_of!((*ctx).protocol));
-        Ends {
-            own_addr: Addr::UNSPECIFIED,
-            peer_addr: if V6 {
-                Addr::from_words([
-                    read_volatile(addr_of!((*ctx).user_ip6[0])),
-                    read_volatile(addr_of!((*ctx).user_ip6[1])),
-                    read_volatile(addr_of!((*ctx).user_ip6[2])),
-                    read_volatile(addr_of!((*ctx).user_ip6[3])),
-                ])
-            } else {
-                Addr::v4(read_volatile(addr_of!((*ctx).user_ip4)).to_ne_bytes())
-            },
-            // In host byte order.
-            own_port: read_volatile(addr_of!((*sk).src_port)) as u16,
-            peer_port: u16::from_be(read_volatile(addr_of!((*ctx).user_port)) as u16),
-            // On the wire an MPTCP connection is TCP.
-            proto: if protocol == IPPROTO_MPTCP { proto::TCP } else { proto::judged(protocol as u8) },
-            pad: [0; 3],
+        let e = &mut d.ends;
+        if V6 {
+            let words = [
+                read_volatile(addr_of!((*ctx).user_ip6[0])),
+                read_volatile(addr_of!((*ctx).user_ip6[1])),
+                read_volatile(addr_of!((*ctx).user_ip6[2])),
+                read_volatile(addr_of!((*ctx).user_ip6[3])),
+            ];
+            fill(&mut e.peer_addr, words);
+        } else {
+            widen(&mut e.peer_addr, read_volatile(addr_of!((*ctx).user_ip4)));
         }
+        // In host byte order.
+        e.own_port = read_volatile(addr_of!((*sk).src_port)) as u16;
+        e.peer_port = u16::from_be(read_volatile(addr_of!((*ctx).user_port)) as u16);
+        // On the wire an MPTCP connection is TCP.
+        e.proto = u32::from(if protocol == IPPROTO_MPTCP { proto::TCP } else { proto::judged(protocol as u8) });
     }
+    d.flow.proto = d.ends.proto();
+    d.flow.port = d.ends.peer_port;
 }
 
 /// Whether the socket was made by another workload than the caller's.
@@ -152,22 +157,22 @@ fn foreign(own: &Binding, stamp: *const Stamp) -> bool {
     }
     // SAFETY: a non-null stamp points to the socket's storage; the helper has no precondition.
     unsafe {
-        (*stamp).cgroup != bpf_get_current_cgroup_id() && (own.instance == 0 || (*stamp).instance != own.instance)
+        // Without a cgroup it was made from what the packets told, and nobody knows the maker.
+        (*stamp).cgroup != 0
+            && (*stamp).cgroup != bpf_get_current_cgroup_id()
+            && (own.instance == 0 || (*stamp).instance != own.instance)
     }
 }
 
 /// A decision about a call that is yet to be taken: the caller opens a flow to somebody.
 #[inline(always)]
-fn undecided(own: &Binding, hook: Hook, ends: Ends) -> Decision {
-    Decision {
-        flow: Flow { src: own.peer, dst: PeerId::ANY_WORKLOAD, proto: ends.proto, port: ends.peer_port },
-        ends,
-        judgement: Judgement::refuse(Reason::Incomplete),
-        direction: Direction::Egress,
-        hook,
-        pid: 0,
-        comm: [0; 16],
-    }
+fn undecided<'s>(space: &'s mut MaybeUninit<Decision>, own: &Binding, hook: Hook) -> &'s mut Decision {
+    let d = Decision::zeroed(space);
+    d.flow.src = own.peer;
+    d.flow.dst = PeerId::ANY_WORKLOAD;
+    d.judgement.reason = Reason::Incomplete;
+    d.hook = hook;
+    d
 }
 
 /// The peer of a call.
@@ -200,7 +205,16 @@ fn later(d: &Decision) -> bool {
 #[inline(always)]
 fn reverse(d: &mut Decision, own: &Binding, peer: &Binding) {
     d.direction = Direction::Ingress;
-    d.flow = Flow { src: peer.peer, dst: own.peer, proto: d.ends.proto, port: d.ends.own_port };
+    d.flow = Flow { src: peer.peer, dst: own.peer, proto: d.ends.proto(), port: d.ends.own_port };
+}
+
+/// Turns the decision back: the flow is one that the caller opens.
+#[inline(always)]
+fn open(d: &mut Decision, own: &Binding, peer: &Binding) {
+    d.direction = Direction::Egress;
+    d.flow.src = own.peer;
+    d.flow.dst = peer.peer;
+    d.flow.port = d.ends.peer_port;
 }
 
 /// cgroup/connect4 and connect6.
@@ -212,14 +226,17 @@ pub fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
         return false;
     }
     let own = &caller(s);
-    let stamp = STAMPS.get(sk);
-    let mut d = undecided(own, Hook::Connect, ends::<V6>(ctx, sk));
+    let mut kept = SOCKETS.get(sk);
+    let stamp = storage::stamp(kept);
+    let mut space = MaybeUninit::uninit();
+    let d = undecided(&mut space, own, Hook::Connect);
+    look::<V6>(ctx, sk, d);
     let mut as_role = role::CLIENT;
     // Whether this opens a flow that hasn't been counted.
     let mut fresh = true;
 
     if foreign(own, stamp) {
-        d.judgement = Judgement::unruled(&s, own.peer, Direction::Egress, Reason::ForeignSocket);
+        settle(&mut d.judgement, Judgement::unruled(&s, own.peer, Direction::Egress, Reason::ForeignSocket));
     } else {
         match meet(s, ctx, own, stamp, &d.ends) {
             // Nothing is kept for oneself either: NAT may yet send it elsewhere, and the packet hooks see where it goes.
@@ -228,12 +245,12 @@ pub fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
             Met::Peer(peer) => {
                 d.flow.dst = peer.peer;
                 // A server that connects its socket back to a client goes on with the client's flow.
-                if d.ends.proto != proto::TCP && d.ends.own_port != 0 {
+                if d.ends.proto() != proto::TCP && d.ends.own_port != 0 {
                     let recorded = flow::find(own, &d.ends);
                     fresh = recorded.epoch() == 0;
                     if recorded.role() == role::SERVER {
                         as_role = role::SERVER;
-                        reverse(&mut d, own, &peer);
+                        reverse(d, own, &peer);
                     }
                 }
                 judge(s, &d.flow, &mut d.judgement);
@@ -245,18 +262,22 @@ pub fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
     }
     let outcome = d.judgement.outcome();
     if fresh || !outcome.passes() {
-        tell(s, &mut d);
+        tell(s, d);
     }
     if !outcome.passes() {
         // Nothing is kept: a socket that was connected elsewhere before stays what it was.
         return false;
     }
     let state = CachedVerdict::new(s.epoch, outcome, as_role, true, true).0;
-    let kept = VERDICTS.get_or_create_zeroed(sk);
+    if kept.is_null() {
+        kept = storage::unstamped(sk, own, role::NONE);
+    }
     if !kept.is_null() {
-        // SAFETY: the storage is there. The peer first: a reader that sees the new state sees the new peer.
+        // SAFETY: the storage is there, and the helper takes this context. The peer first: a reader that sees the new
+        // state sees the new peer.
         unsafe {
-            write_volatile(addr_of_mut!((*kept).peer), d.ends.peer_addr);
+            let kept = storage::claim(kept, bpf_get_socket_cookie(ctx.cast()));
+            fill(&mut (*kept).peer, d.ends.peer_addr.words());
             write_volatile(addr_of_mut!((*kept).peer_port), d.ends.peer_port);
             write_volatile(addr_of_mut!((*kept).state), state);
         }
@@ -268,8 +289,10 @@ pub fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
 /// Records a decision on behalf of the calling process.
 #[inline(always)]
 fn tell(s: Snapshot, d: &mut Decision) {
-    d.pid = pid();
-    comm(&mut d.comm);
+    if tells(s, d.judgement.outcome()) {
+        d.pid = pid();
+        comm(&mut d.comm);
+    }
     record(s, d);
 }
 
@@ -282,18 +305,27 @@ pub fn sendmsg<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
         return false;
     }
     let own = &caller(s);
-    let stamp = STAMPS.get(sk);
-    let mut d = undecided(own, Hook::Sendmsg, ends::<V6>(ctx, sk));
+    let state = SOCKETS.get(sk);
+    let stamp = storage::stamp(state);
+    let mut space = MaybeUninit::uninit();
+    let d = undecided(&mut space, own, Hook::Sendmsg);
+    look::<V6>(ctx, sk, d);
     if foreign(own, stamp) {
-        d.judgement = Judgement::unruled(&s, own.peer, Direction::Egress, Reason::ForeignSocket);
-        tell(s, &mut d);
+        settle(&mut d.judgement, Judgement::unruled(&s, own.peer, Direction::Egress, Reason::ForeignSocket));
+        tell(s, d);
         return d.judgement.outcome().passes();
     }
     let recorded = flow::find(own, &d.ends);
     if recorded.epoch() == s.epoch && recorded.passes() {
         return recorded.epoch() != 0;
     }
-    let as_role = if recorded.epoch() == 0 { role::CLIENT } else { recorded.role() };
+    let mut fresh = recorded.epoch() == 0;
+    let mut as_role = if recorded.epoch() != 0 {
+        recorded.role()
+    } else {
+        // SAFETY: the helper takes this context.
+        flow::role_unrecorded(state, unsafe { bpf_get_socket_cookie(ctx.cast()) }, role::CLIENT)
+    };
     let peer = match meet(s, ctx, own, stamp, &d.ends) {
         Met::Oneself => return true,
         Met::Later => return later(&d),
@@ -301,15 +333,29 @@ pub fn sendmsg<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
     };
     d.flow.dst = peer.peer;
     if as_role == role::SERVER {
-        reverse(&mut d, own, &peer);
+        reverse(d, own, &peer);
+        judge(s, &d.flow, &mut d.judgement);
+        let reply = d.judgement;
+        if reply.outcome() != Outcome::Allowed {
+            // It isn't a reply that the rules allow. Then it may still open a flow of its own.
+            open(d, own, &peer);
+            judge(s, &d.flow, &mut d.judgement);
+            if (d.judgement.outcome() as u8) < reply.outcome() as u8 {
+                (as_role, fresh) = (role::CLIENT, true);
+            } else {
+                reverse(d, own, &peer);
+                settle(&mut d.judgement, reply);
+            }
+        }
+    } else {
+        judge(s, &d.flow, &mut d.judgement);
     }
-    judge(s, &d.flow, &mut d.judgement);
     if held_back(&peer, &d) {
         return true;
     }
     let outcome = d.judgement.outcome();
-    if recorded.epoch() == 0 || !outcome.passes() {
-        tell(s, &mut d);
+    if fresh || !outcome.passes() {
+        tell(s, d);
     }
     if outcome.passes() {
         flow::keep(own, &d.ends, &peer, s.epoch, outcome, as_role);

@@ -6,20 +6,28 @@
 //! next request.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
-use bulkhead_common::maps::{CachedVerdict, FLOW_IDLE_NS, FlowKey, FlowValue, role};
+use bulkhead_common::maps::{CachedVerdict, FLOW_IDLE_NS, FlowKey, FlowValue, SocketState, role};
 use bulkhead_common::slots::Binding;
 use bulkhead_common::{Class, Outcome};
+use core::mem::MaybeUninit;
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
-use crate::maps::{FLOWS, WORLD_FLOWS};
+use crate::maps::{FLOWS, OLD_SOCKETS, WORLD_FLOWS};
 use crate::who::Ends;
+use crate::words::{Words, fill};
 
 /// How stale the time of last use may be: a write a second is enough to tell 180 s.
 const TOUCH_NS: u64 = 1_000_000_000;
 
 #[inline(always)]
-fn key(instance: u32, e: &Ends) -> FlowKey {
-    FlowKey { instance, peer: e.peer_addr, peer_port: e.peer_port, local_port: e.own_port, proto: e.proto, pad: [0; 3] }
+fn key<'s>(space: &'s mut MaybeUninit<FlowKey>, instance: u32, e: &Ends) -> &'s FlowKey {
+    let key = FlowKey::zeroed(space);
+    key.instance = instance;
+    fill(&mut key.peer, e.peer_addr.words());
+    key.peer_port = e.peer_port;
+    key.local_port = e.own_port;
+    key.proto = e.proto();
+    key
 }
 
 // Global functions: the verifier looks at each once, and their stacks aren't their callers'.
@@ -31,10 +39,12 @@ pub extern "C" fn bulkhead_flow_find(instance: u32, e: *const Ends) -> u64 {
         return 0;
     }
     // SAFETY: the verifier has checked at each call that this points to a value of its type.
-    let key = key(instance, unsafe { &*e });
-    let found = match FLOWS.get_ptr_mut(&key) {
+    let e = unsafe { &*e };
+    let mut space = MaybeUninit::uninit();
+    let key = key(&mut space, instance, e);
+    let found = match FLOWS.get_ptr_mut(key) {
         Some(v) => v,
-        None => match WORLD_FLOWS.get_ptr_mut(&key) {
+        None => match WORLD_FLOWS.get_ptr_mut(key) {
             Some(v) => v,
             None => return 0,
         },
@@ -60,10 +70,12 @@ pub extern "C" fn bulkhead_flow_keep(instance: u32, e: *const Ends, state: u64, 
         return 0;
     }
     // SAFETY: the verifier has checked at each call that this points to a value of its type.
-    let key = key(instance, unsafe { &*e });
+    let e = unsafe { &*e };
+    let mut space = MaybeUninit::uninit();
+    let key = key(&mut space, instance, e);
     // SAFETY: the clock has no precondition.
     let value = FlowValue { state, used: unsafe { bpf_ktime_get_coarse_ns() } };
-    let result = if world != 0 { WORLD_FLOWS.insert(&key, &value, 0) } else { FLOWS.insert(&key, &value, 0) };
+    let result = if world != 0 { WORLD_FLOWS.insert(key, &value, 0) } else { FLOWS.insert(key, &value, 0) };
     result.is_ok() as u32
 }
 
@@ -84,4 +96,19 @@ pub fn keep(own: &Binding, e: &Ends, peer: &Binding, epoch: u32, outcome: Outcom
 #[inline(always)]
 pub const fn role_of_first(outgoing: bool) -> u32 {
     if outgoing { role::CLIENT } else { role::SERVER }
+}
+
+/// The role of our end in a flow that isn't recorded: of a socket that is older than the programs, what the agent found
+/// out (its first packet that a program sees may well be a reply); else as `opening` says.
+#[inline(always)]
+pub fn role_unrecorded(state: *const SocketState, cookie: u64, opening: u32) -> u32 {
+    // SAFETY: a non-null pointer to the socket's storage. A stamp without a cgroup was made from packets.
+    if !state.is_null() && unsafe { (*state).stamp.cgroup } != 0 {
+        return opening;
+    }
+    match OLD_SOCKETS.get_ptr(&cookie) {
+        // SAFETY: a map's value stays readable for this run.
+        Some(r) if unsafe { *r } != role::NONE => unsafe { *r },
+        _ => opening,
+    }
 }

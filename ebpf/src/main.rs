@@ -10,6 +10,7 @@
 //! | `packets.rs` | egress, ingress |
 //! | `flow.rs` | datagram flows |
 //! | `record.rs` | counters and events |
+//! | `words.rs` | memory written word by word |
 //! | `log.rs` | lines for whoever looks for a fault in the programs; off by default |
 //!
 //! What is decided is [`bulkhead_common::verdict`]'s business; the programs find out who is concerned, ask it, obey and
@@ -29,6 +30,7 @@ mod record;
 mod storage;
 mod tables;
 mod who;
+mod words;
 
 use aya_ebpf::macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr};
 use aya_ebpf::programs::{SkBuffContext, SockAddrContext, SockContext};

@@ -5,7 +5,7 @@ use aya_ebpf::macros::btf_map;
 use bulkhead_common::Addr;
 use bulkhead_common::event::Event;
 use bulkhead_common::maps::{
-    AddrPort, Control, EdgeKey, FlowKey, FlowValue, RuleKey, SocketVerdict, Stamp, capacity as cap, totals,
+    AddrPort, Control, EdgeKey, FlowKey, FlowValue, RuleKey, SocketState, capacity as cap, totals,
 };
 
 use crate::storage::SocketStorage;
@@ -43,8 +43,6 @@ pub static WORLD_FLOWS: LruHashMap<FlowKey, FlowValue, { cap::FLOWS as usize }> 
 #[btf_map]
 pub static EVENTS: RingBuf<Event, { cap::EVENT_BYTES as usize }> = RingBuf::new();
 #[btf_map]
-pub static STAMPS: SocketStorage<Stamp, { NO_PREALLOC | CLONE }> = SocketStorage::new();
-#[btf_map]
-pub static VERDICTS: SocketStorage<SocketVerdict, NO_PREALLOC> = SocketStorage::new();
+pub static SOCKETS: SocketStorage<SocketState, { NO_PREALLOC | CLONE }> = SocketStorage::new();
 #[btf_map]
 pub static OLD_SOCKETS: HashMap<u64, u32, { cap::OLD_SOCKETS as usize }, NO_PREALLOC> = HashMap::new();

@@ -8,11 +8,12 @@ use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
 use bulkhead_common::{Addr, proto};
 use core::mem::MaybeUninit;
 
+use crate::words::widen;
+
 /// How many IPv6 extension headers are walked over.
 const MAX_EXTENSIONS: u32 = 6;
 
 /// What the hooks need to know of a packet.
-#[derive(Default)]
 #[repr(C)]
 pub struct Packet {
     pub saddr: Addr,
@@ -90,8 +91,8 @@ fn headers(skb: *mut __sk_buff, p: &mut Packet) -> Option<()> {
             }
             p.hops = first[8];
             p.proto = first[9];
-            p.saddr = Addr::v4([first[12], first[13], first[14], first[15]]);
-            p.daddr = Addr::v4([first[16], first[17], first[18], first[19]]);
+            widen(&mut p.saddr, u32::from_ne_bytes([first[12], first[13], first[14], first[15]]));
+            widen(&mut p.daddr, u32::from_ne_bytes([first[16], first[17], first[18], first[19]]));
             let l4 = u32::from(first[0] & 0x0f) * 4;
             if l4 < 20 {
                 return None;

@@ -7,18 +7,21 @@
 
 use aya_ebpf::bindings::{__sk_buff, bpf_sock};
 use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_sk_fullsock};
-use bulkhead_common::maps::{CachedVerdict, Control as Flags, SocketVerdict, Stamp, role};
+use bulkhead_common::maps::{CachedVerdict, Control as Flags, SocketState, SocketVerdict, Stamp, role};
 use bulkhead_common::slots::Binding;
-use bulkhead_common::{Direction, Flow, Hook, Judgement, PeerId, Reason, proto};
+use bulkhead_common::{Addr, Direction, Hook, Judgement, Outcome, PeerId, Reason, proto};
+use core::mem::MaybeUninit;
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
 use crate::flow;
 use crate::log::{self, Note};
-use crate::maps::{OLD_SOCKETS, STAMPS, VERDICTS};
+use crate::maps::{OLD_SOCKETS, SOCKETS};
 use crate::packet::{Packet, parse};
 use crate::record::{Decision, record};
+use crate::storage;
 use crate::tables::{Snapshot, judge};
 use crate::who::{Ends, Met, Situation, holder, meet_packet};
+use crate::words::{Words, fill, same, settle};
 
 /// Linux: include/net/tcp_states.h, include/linux/net.h, include/uapi/linux/in.h.
 const TCP_LISTEN: u32 = 10;
@@ -31,7 +34,7 @@ const LOOPBACK_IFINDEX: u32 = 1;
 struct View {
     skb: *mut __sk_buff,
     sk: *mut bpf_sock,
-    stamp: *mut Stamp,
+    kept: *mut SocketState,
     own: Binding,
     via_loopback: bool,
 }
@@ -41,7 +44,7 @@ impl View {
     #[inline(always)]
     fn host_netns(&self) -> bool {
         // SAFETY: a non-null stamp points to the socket's storage.
-        !self.stamp.is_null() && unsafe { (*self.stamp).flags } & Stamp::HOST_NETNS != 0
+        !self.kept.is_null() && unsafe { (*self.kept).stamp.flags } & Stamp::HOST_NETNS != 0
     }
 
     /// The peer at the other end.
@@ -88,7 +91,7 @@ pub fn packet<const OUT: bool>(skb: *mut __sk_buff) -> bool {
     // the way in the kernel gives it only what its peer sent.
     let connected = if tcp { state != TCP_LISTEN } else { kind != SOCK_RAW && remote != 0 };
     if connected && (tcp || !OUT) {
-        let kept = VERDICTS.get(sk);
+        let kept = storage::verdict(SOCKETS.get(sk), cookie(skb));
         if !kept.is_null() {
             let v = cached(kept);
             if v.epoch() == s.epoch && v.passes() {
@@ -133,6 +136,13 @@ pub extern "C" fn bulkhead_datagram_ingress(skb: *mut __sk_buff, epoch: u32) -> 
     datagram::<false>(skb, Snapshot { epoch }) as u32
 }
 
+/// The cookie of the packet's socket.
+#[inline(always)]
+fn cookie(skb: *mut __sk_buff) -> u64 {
+    // SAFETY: the helper takes this context.
+    unsafe { bpf_get_socket_cookie(skb.cast()) }
+}
+
 #[inline(always)]
 fn cached(kept: *mut SocketVerdict) -> CachedVerdict {
     // SAFETY: a non-null pointer to the socket's storage; one aligned u64.
@@ -145,17 +155,7 @@ fn view<const OUT: bool>(skb: *mut __sk_buff, sk: *mut bpf_sock, s: Snapshot) ->
     let device = unsafe {
         if OUT { read_volatile(addr_of!((*skb).ifindex)) } else { read_volatile(addr_of!((*skb).ingress_ifindex)) }
     };
-    View { skb, sk, stamp: STAMPS.get(sk), own: holder(s, skb), via_loopback: device == LOOPBACK_IFINDEX }
-}
-
-#[inline(always)]
-fn ends<const OUT: bool>(p: &Packet) -> Ends {
-    let proto = proto::judged(p.proto);
-    if OUT {
-        Ends { own_addr: p.saddr, peer_addr: p.daddr, own_port: p.sport, peer_port: p.dport, proto, pad: [0; 3] }
-    } else {
-        Ends { own_addr: p.daddr, peer_addr: p.saddr, own_port: p.dport, peer_port: p.sport, proto, pad: [0; 3] }
-    }
+    View { skb, sk, kept: SOCKETS.get(sk), own: holder(s, skb), via_loopback: device == LOOPBACK_IFINDEX }
 }
 
 const fn direction(out: bool) -> Direction {
@@ -167,24 +167,26 @@ const fn direction(out: bool) -> Direction {
 fn refuse<const OUT: bool>(s: Snapshot, v: &View, d: &mut Decision, reason: Reason) -> bool {
     let as_role = if OUT { role::CLIENT } else { role::SERVER };
     aim(d, v, &Binding::of(PeerId::ANY_WORKLOAD), as_role);
-    d.judgement = Judgement::unruled(&s, v.own.peer, direction(OUT), reason);
+    settle(&mut d.judgement, Judgement::unruled(&s, v.own.peer, direction(OUT), reason));
     record(s, d);
     d.judgement.outcome().passes()
 }
 
 /// A decision that is yet to be taken, about nobody yet.
 #[inline(always)]
-fn undecided<const OUT: bool>(v: &View, ends: Ends) -> Decision {
-    let mut d = Decision {
-        flow: Flow { src: PeerId(0), dst: PeerId(0), proto: ends.proto, port: 0 },
-        ends,
-        judgement: Judgement::refuse(Reason::Incomplete),
-        direction: direction(OUT),
-        hook: if OUT { Hook::Egress } else { Hook::Ingress },
-        pid: 0,
-        comm: [0; 16],
-    };
-    d.made_by(v.stamp);
+fn undecided<'s, const OUT: bool>(space: &'s mut MaybeUninit<Decision>, v: &View, p: &Packet) -> &'s mut Decision {
+    let d = Decision::zeroed(space);
+    let e = &mut d.ends;
+    let (own_addr, peer_addr) = if OUT { (&p.saddr, &p.daddr) } else { (&p.daddr, &p.saddr) };
+    fill(&mut e.own_addr, own_addr.words());
+    fill(&mut e.peer_addr, peer_addr.words());
+    (e.own_port, e.peer_port) = if OUT { (p.sport, p.dport) } else { (p.dport, p.sport) };
+    e.proto = u32::from(proto::judged(p.proto));
+    d.flow.proto = e.proto();
+    d.judgement.reason = Reason::Incomplete;
+    d.direction = direction(OUT);
+    d.hook = if OUT { Hook::Egress } else { Hook::Ingress };
+    d.made_by(storage::stamp(v.kept));
     d
 }
 
@@ -193,7 +195,7 @@ fn undecided<const OUT: bool>(v: &View, ends: Ends) -> Decision {
 fn aim(d: &mut Decision, v: &View, peer: &Binding, as_role: u32) {
     let server = as_role == role::SERVER;
     let port = if server { d.ends.own_port } else { d.ends.peer_port };
-    d.flow.port = if d.ends.proto == proto::ICMP { 0 } else { port };
+    d.flow.port = if d.ends.proto() == proto::ICMP { 0 } else { port };
     (d.flow.src, d.flow.dst) = if server { (peer.peer, v.own.peer) } else { (v.own.peer, peer.peer) };
     d.direction = direction(!server);
 }
@@ -211,28 +213,30 @@ fn tcp_packet<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot) -> bool {
         return false;
     }
     let v = &view::<OUT>(skb, sk, s);
-    let (mut d, whole, segment) = {
-        let mut p = Packet::default();
-        let whole = parse(skb, &mut p);
-        (undecided::<OUT>(v, ends::<OUT>(&p)), whole, Segment { opens: p.opens(), resets: p.resets() })
+    let mut space = MaybeUninit::uninit();
+    let (d, whole, segment) = {
+        let mut headers = MaybeUninit::uninit();
+        let p = Packet::zeroed(&mut headers);
+        let whole = parse(skb, p);
+        (undecided::<OUT>(&mut space, v, p), whole, Segment { opens: p.opens(), resets: p.resets() })
     };
     if !whole {
-        return refuse::<OUT>(s, v, &mut d, Reason::Malformed);
+        return refuse::<OUT>(s, v, d, Reason::Malformed);
     }
     // SAFETY: a full socket; the verifier checks the field.
     let connected = unsafe { read_volatile(addr_of!((*sk).state)) } != TCP_LISTEN;
-    let kept = if connected { VERDICTS.get(sk) } else { core::ptr::null_mut() };
+    let kept = if connected { storage::verdict(v.kept, cookie(skb)) } else { core::ptr::null_mut() };
     let old = if kept.is_null() { CachedVerdict(0) } else { cached(kept) };
     let excused = segment.resets && old.once_allowed();
     if old.epoch() == s.epoch && old.epoch() != 0 {
         // Only a denial gets here; it was counted when it was decided.
         return old.passes() || excused;
     }
-    let inherited = if v.stamp.is_null() {
+    let inherited = if v.kept.is_null() {
         role::NONE
     } else {
         // SAFETY: a non-null stamp points to the socket's storage.
-        unsafe { read_volatile(addr_of!((*v.stamp).role)) }
+        unsafe { read_volatile(addr_of!((*v.kept).stamp.role)) }
     };
     let mut known_old = false;
     let as_role = if !connected {
@@ -266,26 +270,26 @@ fn tcp_packet<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot) -> bool {
     let mut oneself = false;
     match v.meet(s, &d.ends, as_role) {
         Met::Peer(peer) => {
-            aim(&mut d, v, &peer, as_role);
+            aim(d, v, &peer, as_role);
             if as_role == role::NONE {
-                d.judgement = Judgement::unruled(&s, v.own.peer, direction(OUT), Reason::NoDirection);
+                settle(&mut d.judgement, Judgement::unruled(&s, v.own.peer, direction(OUT), Reason::NoDirection));
             } else {
                 judge(s, &d.flow, &mut d.judgement);
             }
         }
         Met::Oneself | Met::Later => {
             oneself = true;
-            d.judgement = Judgement::pass(Reason::SelfTraffic);
+            settle(&mut d.judgement, Judgement::pass(Reason::SelfTraffic));
         }
     }
     let outcome = d.judgement.outcome();
 
     if connected {
         let state = CachedVerdict::new(s.epoch, outcome, as_role, old.once_allowed(), old.connected()).0;
-        let store = VERDICTS.get_or_create_zeroed(v.sk);
+        let store = if v.kept.is_null() { storage::unstamped(v.sk, &v.own, role::NONE) } else { v.kept };
         if !store.is_null() {
             // SAFETY: the storage is there. The peer only matters where connect() wrote it, and then stays as it is.
-            unsafe { write_volatile(addr_of_mut!((*store).state), state) };
+            unsafe { write_volatile(addr_of_mut!((*storage::claim(store, cookie(skb))).state), state) };
         }
     } else if !OUT && segment.opens && outcome.passes() {
         mark_server(v);
@@ -295,7 +299,7 @@ fn tcp_packet<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot) -> bool {
     let first = old.epoch() == 0 && (known_old || as_role != role::SERVER);
     let attempt = if connected { first } else { !OUT && segment.opens };
     if !oneself && (attempt || !outcome.passes()) {
-        record(s, &d);
+        record(s, d);
     }
     outcome.passes() || excused
 }
@@ -303,24 +307,10 @@ fn tcp_packet<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot) -> bool {
 /// The listener's children inherit that the peer opened the connection.
 #[inline(always)]
 fn mark_server(v: &View) {
-    let mut stamp = v.stamp;
-    if stamp.is_null() {
-        // Made by the kernel (MPTCP) or before the programs came.
-        let mut made = Stamp {
-            cgroup: 0,
-            instance: v.own.instance,
-            peer: v.own.peer.0,
-            pid: 0,
-            comm: [0; 16],
-            flags: 0,
-            role: role::SERVER,
-            pad: 0,
-        };
-        stamp = STAMPS.get_or_create(v.sk, &mut made);
-    }
-    if !stamp.is_null() {
+    let kept = if v.kept.is_null() { storage::unstamped(v.sk, &v.own, role::SERVER) } else { v.kept };
+    if !kept.is_null() {
         // SAFETY: the storage is there; one aligned u32.
-        unsafe { write_volatile(addr_of_mut!((*stamp).role), role::SERVER) };
+        unsafe { write_volatile(addr_of_mut!((*kept).stamp.role), role::SERVER) };
     }
 }
 
@@ -347,7 +337,7 @@ fn control<const OUT: bool>(s: Snapshot, v: &View, p: &Packet) -> Control {
     // The kernel's own control sockets carry no stamp, and no workload made them before the programs came either.
     // SAFETY: the verifier checks the field.
     let kind = unsafe { read_volatile(addr_of!((*v.sk).type_)) };
-    if kind != SOCK_RAW || !v.stamp.is_null() {
+    if kind != SOCK_RAW || !v.kept.is_null() {
         return Control::Judge;
     }
     // SAFETY: the helper takes this context.
@@ -372,36 +362,55 @@ fn control<const OUT: bool>(s: Snapshot, v: &View, p: &Packet) -> Control {
     if s.flags() & built_in != 0 { Control::Pass } else { Control::Judge }
 }
 
+/// Whether this datagram socket is connected.
+#[inline(always)]
+fn connected(sk: *mut bpf_sock) -> bool {
+    // SAFETY: a full socket; the verifier checks the fields.
+    unsafe { read_volatile(addr_of!((*sk).type_)) != SOCK_RAW && read_volatile(addr_of!((*sk).dst_port)) != 0 }
+}
+
+/// Whether the verdict is about this peer.
+#[inline(always)]
+fn goes_to(kept: *const SocketVerdict, peer: &Addr, port: u16) -> bool {
+    // SAFETY: a non-null pointer to the socket's storage.
+    unsafe { (*kept).peer_port == port && same(&(*kept).peer, peer) }
+}
+
 #[inline(always)]
 fn datagram<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot) -> bool {
     let sk = socket(skb);
     if sk.is_null() {
         return false;
     }
+    let mut space = MaybeUninit::uninit();
+    let mut headers = MaybeUninit::uninit();
+    let p = Packet::zeroed(&mut headers);
+    let whole = parse(skb, p);
+    if OUT && whole && p.proto == proto::UDP {
+        // What most datagrams of a connected socket end with, before anything else is looked up.
+        let kept = storage::verdict(SOCKETS.get(sk), cookie(skb));
+        if !kept.is_null() && connected(sk) && goes_to(kept, &p.daddr, p.dport) {
+            let old = cached(kept);
+            if old.role() != role::NONE && old.epoch() == s.epoch {
+                return old.passes();
+            }
+        }
+    }
     let v = &view::<OUT>(skb, sk, s);
-    let (mut d, whole, kind) = {
-        let mut p = Packet::default();
-        let whole = parse(skb, &mut p);
-        (undecided::<OUT>(v, ends::<OUT>(&p)), whole, control::<OUT>(s, v, &p))
-    };
+    let (d, kind) = (undecided::<OUT>(&mut space, v, p), control::<OUT>(s, v, p));
     if !whole {
-        return refuse::<OUT>(s, v, &mut d, Reason::Malformed);
+        return refuse::<OUT>(s, v, d, Reason::Malformed);
     }
     match kind {
         Control::Pass => return true,
-        Control::Forged => return refuse::<OUT>(s, v, &mut d, Reason::ForgedControl),
+        Control::Forged => return refuse::<OUT>(s, v, d, Reason::ForgedControl),
         Control::Judge => {}
     }
-    // SAFETY: a full socket; the verifier checks the fields.
-    let connected =
-        unsafe { read_volatile(addr_of!((*sk).type_)) != SOCK_RAW && read_volatile(addr_of!((*sk).dst_port)) != 0 };
-    let kept = if connected { VERDICTS.get(sk) } else { core::ptr::null_mut() };
+    let kept = if connected(sk) { storage::verdict(v.kept, cookie(skb)) } else { core::ptr::null_mut() };
     let old = if kept.is_null() { CachedVerdict(0) } else { cached(kept) };
     // The socket's own verdict speaks for the peer that it is connected to.
-    // SAFETY: a non-null pointer to the socket's storage.
-    let bound = !kept.is_null()
-        && old.role() != role::NONE
-        && (!OUT || unsafe { (*kept).peer_port == d.ends.peer_port && (*kept).peer == d.ends.peer_addr });
+    let bound =
+        !kept.is_null() && old.role() != role::NONE && (!OUT || goes_to(kept, &d.ends.peer_addr, d.ends.peer_port));
     if bound && old.epoch() == s.epoch {
         return old.passes();
     }
@@ -416,12 +425,13 @@ fn datagram<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot) -> bool {
         return old.passes();
     }
 
-    let as_role = if bound || translated {
+    let opening = flow::role_of_first(OUT);
+    let mut as_role = if bound || translated {
         old.role()
     } else if recorded.role() != role::NONE {
         recorded.role()
     } else {
-        flow::role_of_first(OUT)
+        flow::role_unrecorded(v.kept, cookie(skb), opening)
     };
     if translated && !kept.is_null() {
         // SAFETY: a non-null pointer to the socket's storage.
@@ -430,16 +440,30 @@ fn datagram<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot) -> bool {
             d.ends.peer_port = (*kept).peer_port;
         }
     }
-    let peer = match v.meet(s, &d.ends, as_role) {
+    let mut peer = match v.meet(s, &d.ends, as_role) {
         Met::Oneself | Met::Later => return true,
         Met::Peer(b) => b,
     };
-    aim(&mut d, v, &peer, as_role);
+    aim(d, v, &peer, as_role);
     judge(s, &d.flow, &mut d.judgement);
+    let mut fresh = !bound && !translated && recorded.epoch() == 0;
+    if as_role != opening && !bound && !translated && d.judgement.outcome() != Outcome::Allowed {
+        // It isn't a reply that the rules allow. Then it may still open a flow of its own.
+        let reply = d.judgement;
+        if let Met::Peer(other) = v.meet(s, &d.ends, opening) {
+            aim(d, v, &other, opening);
+            judge(s, &d.flow, &mut d.judgement);
+            if (d.judgement.outcome() as u8) < reply.outcome() as u8 {
+                (peer, as_role, fresh) = (other, opening, true);
+            } else {
+                aim(d, v, &peer, as_role);
+                settle(&mut d.judgement, reply);
+            }
+        }
+    }
     let outcome = d.judgement.outcome();
-    let fresh = !bound && !translated && recorded.epoch() == 0;
     if fresh || !outcome.passes() {
-        record(s, &d);
+        record(s, d);
     }
     if (bound || translated) && !kept.is_null() {
         let state = CachedVerdict::new(s.epoch, outcome, as_role, true, old.connected()).0;

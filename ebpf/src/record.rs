@@ -28,7 +28,7 @@ pub struct Decision {
     pub hook: Hook,
     /// The process and its command name; zero when not known.
     pub pid: u32,
-    pub comm: [u8; 16],
+    pub comm: [u32; 4],
 }
 
 impl Decision {
@@ -39,7 +39,7 @@ impl Decision {
             // SAFETY: a non-null stamp points to the socket's storage.
             unsafe {
                 self.pid = (*stamp).pid;
-                self.comm = (*stamp).comm;
+                self.comm = (*stamp).comm.as_ptr().cast::<[u32; 4]>().read();
             }
         }
     }
@@ -84,6 +84,12 @@ fn count(flow: &Flow, direction: Direction, outcome: Outcome, reason: Reason) {
     }
 }
 
+/// Whether an event is due: for every outcome but `allowed`, and for that one on request.
+#[inline(always)]
+pub fn tells(s: Snapshot, outcome: Outcome) -> bool {
+    !matches!(outcome, Outcome::Allowed) || s.flags() & Control::EMIT_ALLOWED != 0
+}
+
 /// Counts a decision and sends an event where one is due. Gives 1, or 0 if there was nothing to record. A global
 /// function: the verifier looks at it once, and knows nothing of `d` but its type.
 #[unsafe(no_mangle)]
@@ -98,7 +104,7 @@ pub extern "C" fn bulkhead_record(epoch: u32, d: *const Decision) -> u32 {
     let direction = *direction;
     let outcome = j.outcome();
     count(flow, direction, outcome, j.reason);
-    if matches!(outcome, Outcome::Allowed) && s.flags() & Control::EMIT_ALLOWED == 0 {
+    if !tells(s, outcome) {
         return 1;
     }
     let Some(mut entry) = EVENTS.reserve(0) else {
@@ -129,7 +135,8 @@ pub extern "C" fn bulkhead_record(epoch: u32, d: *const Decision) -> u32 {
         reason: j.reason as u8,
         hook: *hook as u8,
         pad: [0; 7],
-        comm: *comm,
+        // SAFETY: as many bytes.
+        comm: unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(*comm) },
     });
     entry.submit(0);
     1

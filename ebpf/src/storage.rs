@@ -5,7 +5,13 @@
 
 use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock};
 use aya_ebpf::helpers::generated::bpf_sk_storage_get;
+use bulkhead_common::maps::{SocketState, SocketVerdict, Stamp};
+use bulkhead_common::slots::Binding;
+use core::mem::MaybeUninit;
 use core::ptr;
+
+use crate::maps::SOCKETS;
+use crate::words::Words;
 
 /// Kernel: include/uapi/linux/bpf.h, BPF_MAP_TYPE_SK_STORAGE.
 const TYPE: usize = 24;
@@ -41,14 +47,6 @@ impl<T, const FLAGS: usize> SocketStorage<T, FLAGS> {
         unsafe { bpf_sk_storage_get(ptr::from_ref(self).cast_mut().cast(), sk.cast(), ptr::null_mut(), 0).cast() }
     }
 
-    /// The value of this socket, made of zeroes if there is none; null when there is no room for one.
-    #[inline(always)]
-    pub fn get_or_create_zeroed(&self, sk: *mut bpf_sock) -> *mut T {
-        let flags = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
-        // SAFETY: the verifier checks map and socket; without an initial value the kernel zeroes the new one.
-        unsafe { bpf_sk_storage_get(ptr::from_ref(self).cast_mut().cast(), sk.cast(), ptr::null_mut(), flags).cast() }
-    }
-
     /// The value of this socket, made from `initial` if there is none; null when there is no room for one.
     #[inline(always)]
     pub fn get_or_create(&self, sk: *mut bpf_sock, initial: &mut T) -> *mut T {
@@ -58,5 +56,54 @@ impl<T, const FLAGS: usize> SocketStorage<T, FLAGS> {
             bpf_sk_storage_get(ptr::from_ref(self).cast_mut().cast(), sk.cast(), ptr::from_mut(initial).cast(), flags)
                 .cast()
         }
+    }
+}
+
+/// The stamp of a socket's state, or null.
+#[inline(always)]
+pub fn stamp(state: *mut SocketState) -> *mut Stamp {
+    // It comes first.
+    state.cast()
+}
+
+/// The verdict of a socket's state, if it is this socket's own and not a copy of its listener's; else null.
+#[inline(always)]
+pub fn verdict(state: *mut SocketState, cookie: u64) -> *mut SocketVerdict {
+    if state.is_null() {
+        return ptr::null_mut();
+    }
+    // SAFETY: a non-null pointer to the socket's storage; one aligned u64.
+    unsafe {
+        if ptr::read_volatile(ptr::addr_of!((*state).owner)) != cookie {
+            return ptr::null_mut();
+        }
+        ptr::addr_of_mut!((*state).verdict)
+    }
+}
+
+/// The state of a socket that nobody stamped, made by the kernel (MPTCP) or before the programs came: all that is known
+/// is whose cgroup it is in.
+#[inline(always)]
+pub fn unstamped(sk: *mut bpf_sock, own: &Binding, role: u32) -> *mut SocketState {
+    let mut space = MaybeUninit::uninit();
+    let made = SocketState::zeroed(&mut space);
+    made.stamp.instance = own.instance;
+    made.stamp.peer = own.peer.0;
+    made.stamp.role = role;
+    SOCKETS.get_or_create(sk, made)
+}
+
+/// Makes the verdict this socket's own, empty, unless it is already.
+#[inline(always)]
+pub fn claim(state: *mut SocketState, cookie: u64) -> *mut SocketVerdict {
+    // SAFETY: the storage is there. The state goes before the owner comes, so that a copied verdict is never seen as
+    // one's own.
+    unsafe {
+        let verdict = ptr::addr_of_mut!((*state).verdict);
+        if ptr::read_volatile(ptr::addr_of!((*state).owner)) != cookie {
+            ptr::write_volatile(ptr::addr_of_mut!((*verdict).state), 0);
+            ptr::write_volatile(ptr::addr_of_mut!((*state).owner), cookie);
+        }
+        verdict
     }
 }

@@ -10,6 +10,7 @@ use bulkhead_common::{Addr, Class, Flow, Judgement, PeerId, Reason, Tables, verd
 use core::ptr::{addr_of, read_volatile};
 
 use crate::maps::{ADDRESS_PORTS, ADDRESSES, BASELINES, CGROUPS, CONTROL, PREFIXES, RULES, SLOTS};
+use crate::words::settle;
 
 /// The tables as of one epoch.
 #[derive(Clone, Copy)]
@@ -36,8 +37,8 @@ impl Snapshot {
     }
 
     #[inline(always)]
-    pub fn levels(self) -> u32 {
-        control!(levels)
+    pub fn levels(self) -> u64 {
+        control!(level_list)
     }
 
     #[inline(always)]
@@ -147,6 +148,6 @@ pub extern "C" fn bulkhead_judge(epoch: u32, flow: *const Flow, judgement: *mut 
 /// Judges a flow.
 #[inline(always)]
 pub fn judge(s: Snapshot, flow: &Flow, judgement: &mut Judgement) {
-    *judgement = Judgement::refuse(Reason::Incomplete);
+    settle(judgement, Judgement::refuse(Reason::Incomplete));
     bulkhead_judge(s.epoch, flow, judgement);
 }

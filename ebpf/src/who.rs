@@ -9,13 +9,15 @@ use aya_ebpf::helpers::generated::{
     bpf_get_current_ancestor_cgroup_id, bpf_sk_ancestor_cgroup_id, bpf_sk_lookup_tcp, bpf_sk_lookup_udp,
     bpf_sk_release, bpf_skb_ancestor_cgroup_id,
 };
-use bulkhead_common::maps::MAX_LEVEL;
+use bulkhead_common::maps::LEVELS;
 use bulkhead_common::slots::{ABSENT, Binding};
 use bulkhead_common::{Addr, Class, PeerId, proto};
 use core::ffi::c_void;
+use core::mem::MaybeUninit;
 
-use crate::maps::STAMPS;
+use crate::maps::SOCKETS;
 use crate::tables::{Snapshot, resolve};
+use crate::words::Words;
 
 /// The peer of a connection as far as a hook can tell.
 pub enum Met {
@@ -35,19 +37,16 @@ pub struct Ends {
     pub peer_addr: Addr,
     pub own_port: u16,
     pub peer_port: u16,
-    pub proto: u8,
-    pub pad: [u8; 3],
+    /// The IP protocol, a byte.
+    pub proto: u32,
 }
 
 impl Ends {
-    pub const NOWHERE: Self = Self {
-        own_addr: Addr::UNSPECIFIED,
-        peer_addr: Addr::UNSPECIFIED,
-        own_port: 0,
-        peer_port: 0,
-        proto: 0,
-        pad: [0; 3],
-    };
+    /// The IP protocol.
+    #[inline(always)]
+    pub const fn proto(&self) -> u8 {
+        self.proto as u8
+    }
 }
 
 /// What has to be known to find the peer besides the ends, in one word, since a BPF function takes five arguments.
@@ -105,20 +104,23 @@ impl Met {
 /// The workload that this cgroup belongs to. The flag says whether it lies below an attach point at all.
 #[inline(always)]
 fn walk(s: Snapshot, id_at: impl Fn(i32) -> u64) -> (Option<Binding>, bool) {
-    let levels = s.levels();
+    let mut levels = s.levels();
     let mut managed = false;
-    let mut level = 1;
-    while level <= MAX_LEVEL {
-        if levels & (1 << level) != 0 {
-            let id = id_at(level as i32);
-            if let Some(b) = s.cgroup(id) {
-                if b.flags & Binding::ATTACH_POINT == 0 {
-                    return (Some(b), true);
-                }
-                managed = true;
-            }
+    let mut n = 0;
+    while n < LEVELS {
+        let level = (levels & 0xff) as i32;
+        if level == 0 {
+            break;
         }
-        level += 1;
+        if let Some(b) = s.cgroup(id_at(level)) {
+            if b.peer.0 != PeerId::UNKNOWN_WORKLOAD.0 {
+                return (Some(b), true);
+            }
+            // An attach point that is nobody's.
+            managed = true;
+        }
+        levels >>= 8;
+        n += 1;
     }
     (None, managed)
 }
@@ -164,8 +166,8 @@ pub fn holder(s: Snapshot, skb: *mut __sk_buff) -> Binding {
 /// of its own, so that its stack isn't its callers'.
 #[inline(never)]
 fn opposite(ctx: *mut c_void, e: &Ends) -> *mut bpf_sock {
-    // SAFETY: an all-zero tuple is a valid value of this plain C union.
-    let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
+    let mut space = MaybeUninit::uninit();
+    let tuple = bpf_sock_tuple::zeroed(&mut space);
     // Connecting to the unspecified address means the loopback address (Linux: ip_route_output_key_hash_rcu).
     let size = if e.peer_addr.is_v4() {
         // SAFETY: a union of plain integers, all of them zero so far.
@@ -197,9 +199,9 @@ fn opposite(ctx: *mut c_void, e: &Ends) -> *mut bpf_sock {
     let netns = BPF_F_CURRENT_NETNS as u64;
     // SAFETY: the tuple lives on this stack and `size` is that of one of its forms.
     unsafe {
-        match e.proto {
-            proto::TCP => bpf_sk_lookup_tcp(ctx, &mut tuple, size, netns, 0),
-            proto::UDP => bpf_sk_lookup_udp(ctx, &mut tuple, size, netns, 0),
+        match e.proto() {
+            proto::TCP => bpf_sk_lookup_tcp(ctx, tuple, size, netns, 0),
+            proto::UDP => bpf_sk_lookup_udp(ctx, tuple, size, netns, 0),
             _ => core::ptr::null_mut(),
         }
     }
@@ -239,7 +241,7 @@ pub extern "C" fn bulkhead_meet_call(
     let s = Snapshot { epoch };
     let at = Situation(at);
     if !e.peer_addr.is_loopback() {
-        let b = resolve(s, &e.peer_addr, e.proto, at.lookup_port());
+        let b = resolve(s, &e.peer_addr, e.proto(), at.lookup_port());
         if !at.host_netns() || b.peer.0 != Class::Host as u32 {
             return oneself_or(at, b, out);
         }
@@ -250,13 +252,13 @@ pub extern "C" fn bulkhead_meet_call(
     }
     // The cgroup of a socket can't be asked for in this hook, only its stamp. No stamp, or one made before the maker
     // was known: the packet hooks will tell.
-    let theirs = STAMPS.get(sk);
+    let theirs = SOCKETS.get(sk);
     let mut found = Binding { peer: PeerId(0), instance: 0, flags: 0 };
     if !theirs.is_null() {
         // SAFETY: the storage is there, and the socket is held.
         unsafe {
-            found.peer = PeerId((*theirs).peer);
-            found.instance = (*theirs).instance;
+            found.peer = PeerId((*theirs).stamp.peer);
+            found.instance = (*theirs).stamp.instance;
         }
     }
     // SAFETY: the reference that the lookup took.
@@ -287,7 +289,7 @@ pub extern "C" fn bulkhead_meet_packet(skb: *mut __sk_buff, epoch: u32, e: *cons
     let at = Situation(at);
     if !at.via_loopback() {
         // Whatever comes from or goes to a device isn't oneself, even if it bears the own address.
-        *out = resolve(s, &e.peer_addr, e.proto, at.lookup_port()).encode();
+        *out = resolve(s, &e.peer_addr, e.proto(), at.lookup_port()).encode();
         return PEER;
     }
     let sk = opposite(skb.cast(), e);

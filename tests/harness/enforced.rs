@@ -122,12 +122,21 @@ impl Enforced {
     }
 }
 
+/// Takes the pins of an instance off when it is dropped. What holds them open must be dropped before.
+pub struct Off<'a>(pub &'a str);
+
+impl Drop for Off<'_> {
+    fn drop(&mut self) {
+        if let Err(e) = datapath::uninstall(self.0, Path::new(BPFFS)) {
+            eprintln!("the pins of {} stay: {e}", self.0);
+        }
+    }
+}
+
 impl Drop for Enforced {
     fn drop(&mut self) {
         drop(self.datapath.take());
-        if let Err(e) = datapath::uninstall(&self.instance, Path::new(BPFFS)) {
-            eprintln!("the pins of {} stay: {e}", self.instance);
-        }
+        drop(Off(&self.instance));
     }
 }
 

@@ -3,7 +3,9 @@
 //! One file per task, each with its `Args` and a `run`; a new task is a line in [`Task`] and a line in [`main`]. What a
 //! task needs is installed by [`setup`], so that a fresh machine needs nothing but Rust.
 
+mod bench;
 mod build;
+mod demo;
 mod guest;
 mod lint;
 mod matrix;
@@ -26,10 +28,14 @@ enum Task {
     Setup(setup::Args),
     /// Build the kernel programs and the agent
     Build(build::Args),
+    /// Tell the story on this kernel: a small bank, before and after (needs root)
+    Demo(demo::Args),
     /// Run all tests on this kernel (needs root)
     Test(test::Args),
     /// Check format, clippy, purity, file lengths, licences
     Lint(lint::Args),
+    /// Measure what Bulkhead costs, and hold it against the bars
+    Bench(bench::Args),
     /// Run the kernel tests on other kernels, in QEMU
     Matrix(matrix::Args),
 }
@@ -38,8 +44,10 @@ fn main() -> ExitCode {
     let done = match Task::parse() {
         Task::Setup(args) => args.run(),
         Task::Build(args) => args.run(),
+        Task::Demo(args) => args.run(),
         Task::Test(args) => args.run(),
         Task::Lint(args) => args.run(),
+        Task::Bench(args) => args.run(),
         Task::Matrix(args) => args.run(),
     };
     match done {

@@ -20,8 +20,14 @@ use crate::{build, test};
 /// Test executables that run on every kernel are called so.
 const TESTS: &str = "kernel_*";
 
+/// The agent's binary.
+const AGENT: &str = "bulkhead";
+
 /// Commands of the agent that run on every kernel. Each prints JSON.
 const COMMANDS: &[(&str, &[&str])] = &[("probe", &["probe", "--json"])];
+
+/// What the programs find in a guest: the agent, and how often it is worth killing it where a start takes seconds.
+const GUEST_ENV: &[(&str, &str)] = &[("BULKHEAD", "/bin/bulkhead"), ("BULKHEAD_KILLS", "10")];
 
 /// Named although it is the host's own, so that the flags for static linking don't reach build scripts and macros.
 const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -40,7 +46,7 @@ pub(crate) struct Args {
     #[arg(long)]
     kernel: Vec<Place>,
     /// End a guest after this many seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 1200)]
     limit: u64,
     /// Run only programs whose names contain one of these
     filter: Vec<String>,
@@ -86,7 +92,7 @@ impl Args {
             step(format!("kernel {}", place.name()));
             let folder = run::target().join("matrix").join(place.name());
             let report = match SERIES.iter().find(|series| series.name == place.name()) {
-                Some(series) => guest::boot(series, &jobs, &[("BULKHEAD", "/bin/bulkhead")], &folder, limit)?,
+                Some(series) => guest::boot(series, &jobs, GUEST_ENV, &folder, limit)?,
                 None => {
                     let agent = programs.agent.to_string_lossy();
                     guest::run_here(&jobs, &[("BULKHEAD", &agent)], limit)?
@@ -143,7 +149,8 @@ impl Programs {
             let artifact: Artifact = serde_json::from_str(line).context("cargo printed JSON that isn't its own")?;
             let (Some(executable), Some(target)) = (artifact.executable, artifact.target) else { continue };
             match target.kind.first().map(String::as_str) {
-                Some("bin") => agent = Some(executable),
+                // The tests' package has programs of its own, which are built beside its tests.
+                Some("bin") if target.name == AGENT => agent = Some(executable),
                 Some("test") => tests.push((target.name, executable)),
                 _ => {}
             }

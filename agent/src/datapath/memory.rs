@@ -101,6 +101,10 @@ impl ControlWords {
         self.memory.word32(offset_of!(Control, levels))
     }
 
+    pub(super) fn level_list(&self) -> &AtomicU64 {
+        self.memory.word64(offset_of!(Control, level_list))
+    }
+
     pub(super) fn flags(&self) -> &AtomicU32 {
         self.memory.word32(offset_of!(Control, flags))
     }

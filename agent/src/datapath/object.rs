@@ -41,7 +41,7 @@ pub(super) const MOUNTS: [Mount; 7] = [
 
 /// The maps that are pinned. Those that the compiler adds (constants) and the kernel's log belong to one load of the
 /// programs and aren't.
-pub(super) const PINNED_MAPS: [&str; 16] = [
+pub(super) const PINNED_MAPS: [&str; 15] = [
     maps::CONTROL,
     maps::SLOTS,
     maps::BASELINES,
@@ -55,8 +55,7 @@ pub(super) const PINNED_MAPS: [&str; 16] = [
     maps::FLOWS,
     maps::WORLD_FLOWS,
     maps::EVENTS,
-    maps::STAMPS,
-    maps::VERDICTS,
+    maps::SOCKETS,
     maps::OLD_SOCKETS,
 ];
 

@@ -2,8 +2,9 @@
 //!
 //! A program learns that from the first packet that it sees of a connection; of one that is older it is told here, by
 //! the socket's cookie. What is learned: a TCP socket whose local port has a listener in its network namespace was
-//! accepted, any other has connected; a connected datagram socket has connected; a raw socket is listed so that what it
-//! sends isn't taken for the kernel's own.
+//! accepted, any other has connected; a connected datagram socket has connected; an unconnected one has if the system chose
+//! its port, as far as can be told, since the first packet of it that a program sees may well be a reply; a raw socket is
+//! listed so that what it sends isn't taken for the kernel's own.
 
 use super::sock_diag::{self, Socket, state};
 use super::sys;
@@ -12,12 +13,15 @@ use bulkhead_common::proto;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
+use std::ops::RangeInclusive;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// What the programs must be told about the sockets of one network namespace.
-fn roles(sockets: &[Socket]) -> impl Iterator<Item = (&Socket, u32)> {
+///
+/// `ephemeral`: the ports that the system chooses from.
+fn roles(sockets: &[Socket], ephemeral: RangeInclusive<u16>) -> impl Iterator<Item = (&Socket, u32)> {
     let listening: BTreeSet<u16> = sockets
         .iter()
         .filter(|s| s.protocol == proto::TCP && s.state == state::LISTEN)
@@ -31,10 +35,22 @@ fn roles(sockets: &[Socket]) -> impl Iterator<Item = (&Socket, u32)> {
             (proto::TCP, _) if listening.contains(&socket.local.port()) => role::SERVER,
             (proto::TCP, _) => role::CLIENT,
             (_, state::ESTABLISHED) => role::CLIENT,
-            _ => return None,
+            _ if socket.local.port() == 0 => return None,
+            _ if ephemeral.contains(&socket.local.port()) => role::CLIENT,
+            _ => role::SERVER,
         };
         Some((socket, role))
     })
+}
+
+/// The ports that the system chooses from in this thread's network namespace; Linux' default where it doesn't say.
+fn ephemeral_ports() -> RangeInclusive<u16> {
+    let text = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let mut ends = text.split_whitespace().map(str::parse);
+    match (ends.next(), ends.next()) {
+        (Some(Ok(first)), Some(Ok(last))) => first..=last,
+        _ => 32768..=60999,
+    }
 }
 
 /// The ids of cgroups, to tell which sockets the programs will meet.
@@ -85,8 +101,8 @@ pub(super) fn note(attach: &[PathBuf], map: BorrowedFd<'_>) -> io::Result<Noted>
     let scope = Scope::of(attach)?;
     let mut found = BTreeMap::new();
     for netns in sock_diag::namespaces_below(attach)?.values() {
-        let sockets = sock_diag::in_netns(netns, sock_diag::sockets)?;
-        for (socket, role) in roles(&sockets) {
+        let (sockets, ports) = sock_diag::in_netns(netns, || Ok((sock_diag::sockets()?, ephemeral_ports())))?;
+        for (socket, role) in roles(&sockets, ports) {
             if scope.holds(socket) {
                 found.insert(socket.cookie, role);
             }
@@ -138,12 +154,17 @@ mod tests {
         connected.connect(unconnected.local_addr().expect("its address")).expect("connect never fails here");
 
         let sockets = sock_diag::sockets().expect("root may list sockets");
-        let roles: BTreeMap<u64, u32> = roles(&sockets).map(|(s, role)| (s.cookie, role)).collect();
+        let own = unconnected.local_addr().expect("its address").port();
+        let roles_with = |ephemeral| -> BTreeMap<u64, u32> {
+            roles(&sockets, ephemeral).map(|(s, role)| (s.cookie, role)).collect()
+        };
+        let roles = roles_with(own..=own);
+        assert_eq!(roles_with(1..=1).get(&cookie(&unconnected)), Some(&role::SERVER));
         assert_eq!(roles.get(&cookie(&client)), Some(&role::CLIENT));
         assert_eq!(roles.get(&cookie(&server)), Some(&role::SERVER));
         assert_eq!(roles.get(&cookie(&connected)), Some(&role::CLIENT));
         assert_eq!(roles.get(&cookie(&listener)), None);
-        assert_eq!(roles.get(&cookie(&unconnected)), None);
+        assert_eq!(roles.get(&cookie(&unconnected)), Some(&role::CLIENT));
 
         let found = sockets.iter().find(|s| s.cookie == cookie(&client)).expect("the client is listed");
         assert_eq!(found.remote, address);

@@ -207,6 +207,7 @@ impl Kernel for Tables {
 
     fn set_levels(&mut self, levels: u32) {
         self.control.levels().store(levels, Ordering::Release);
+        self.control.level_list().store(maps::pack_levels(levels), Ordering::Release);
     }
 
     fn set_built_ins(&mut self, built_ins: u32) {

@@ -41,8 +41,8 @@ pub struct Pending {
     pub cells: Vec<(Cell, u64)>,
     /// Entries that are in no epoch's ruleset any more, with their indexes.
     pub gone: Vec<(Key, u32)>,
-    /// Built-ins that aren't on any more are still on in the kernel.
-    pub built_ins: bool,
+    /// Whether levels or built-ins must still be narrowed to what the image has.
+    pub words: bool,
     /// How much of it is done.
     pub done: Done,
 }
@@ -103,7 +103,7 @@ pub fn commit<K: Kernel>(kernel: &mut K, state: &mut State, plan: &Plan) -> Resu
             .chain(plan.baselines.iter().map(|(id, payload)| (Cell::Baseline(*id), *payload)))
             .collect(),
         gone: plan.removals.iter().map(|w| (w.key, w.index)).collect(),
-        built_ins: state.built_ins() & !plan.built_ins != 0,
+        words: state.built_ins() != plan.built_ins || state.levels() != plan.levels,
         done: Done::Nothing,
     };
     state.advance(plan);
@@ -121,7 +121,8 @@ pub fn settle<K: Kernel>(kernel: &mut K, state: &mut State, pending: &mut Pendin
         for (cell, payload) in pending.cells.drain(..) {
             kernel.write(cell, former, payload);
         }
-        if std::mem::take(&mut pending.built_ins) {
+        if std::mem::take(&mut pending.words) {
+            kernel.set_levels(state.levels());
             kernel.set_built_ins(state.built_ins());
         }
         let keys: Vec<Key> = pending.gone.iter().map(|(key, _)| *key).collect();

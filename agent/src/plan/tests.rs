@@ -203,6 +203,7 @@ fn assert_settled(model: &Model, state: &State, image: &Image) {
         assert_eq!(model.half(Cell::Baseline(id), 0), model.half(Cell::Baseline(id), 1));
     }
     assert_eq!(model.built_ins, image.built_ins);
+    assert_eq!(model.levels, image.levels);
     let restored = State::restore(
         expected.iter().map(|(k, p)| (*k, Entry { index: model.maps[k], payload: *p })).collect(),
         image.baselines.iter().map(|(k, v)| (*k, v.encode())).collect(),

@@ -267,7 +267,7 @@ pub fn end(inventory: &Inventory, peer: PeerId) -> Option<End<'_>> {
 /// Who is at an address, for a connection to this port.
 ///
 /// The address and port first, then the address, then the longest prefix among the endpoints and the ranges that are
-/// known without being told: multicast, the metadata service, and the world.
+/// known without being told: multicast, link-local addresses, the metadata service, and the world.
 pub fn at_address<'a>(inventory: &'a Inventory, addr: &Addr, proto: u8, port: u16) -> Option<End<'a>> {
     let place = Place::Port(AddrPort { addr: *addr, port, proto, pad: 0 });
     let owner = owner_of(inventory, |p| *p == place)
@@ -313,6 +313,8 @@ fn told_by_nobody(addr: &Addr, bits: u32) -> Option<Class> {
         (Some(v4), 100) if v4.is_multicast() => Some(Class::Multicast),
         (Some(v4), 128) if v4.is_broadcast() => Some(Class::Multicast),
         (Some(v4), 128) if v4.octets() == [169, 254, 169, 254] => Some(Class::Metadata),
+        (Some(v4), 112) if v4.is_link_local() => Some(Class::Unknown),
+        (None, 10) if v6.is_unicast_link_local() => Some(Class::Unknown),
         (None, 8) if v6.is_multicast() => Some(Class::Multicast),
         (None, 128) if v6.segments() == [0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254] => Some(Class::Metadata),
         _ => None,

@@ -15,12 +15,15 @@ use ipnet::IpNet;
 use std::collections::BTreeMap;
 
 /// Which classes there are without anybody's saying so. An endpoint for the same prefix takes its place.
-const BUILT_IN: [(PrefixKey, Class); 7] = [
+const BUILT_IN: [(PrefixKey, Class); 9] = [
     (PrefixKey { bits: 0, addr: Addr([0; 16]) }, Class::World),
     (PrefixKey { bits: 96, addr: Addr::v4([0; 4]) }, Class::World),
     (PrefixKey { bits: 100, addr: Addr::v4([224, 0, 0, 0]) }, Class::Multicast),
     (PrefixKey { bits: 128, addr: Addr::v4([255; 4]) }, Class::Multicast),
     (PrefixKey { bits: 8, addr: Addr([0xff, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]) }, Class::Multicast),
+    // A link-local address says nothing of who is there, and a workload has one too: never the world.
+    (PrefixKey { bits: 112, addr: Addr::v4([169, 254, 0, 0]) }, Class::Unknown),
+    (PrefixKey { bits: 10, addr: Addr([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]) }, Class::Unknown),
     (PrefixKey { bits: 128, addr: Addr::v4([169, 254, 169, 254]) }, Class::Metadata),
     (
         PrefixKey { bits: 128, addr: Addr([0xfd, 0, 0x0e, 0xc2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0x54]) },

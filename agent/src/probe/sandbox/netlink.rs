@@ -7,12 +7,14 @@ use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessa
 use netlink_packet_route::link::{
     InfoBridge, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
-use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use std::ffi::CString;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, AsRawFd as _};
 
 /// A routing socket.
@@ -92,6 +94,26 @@ impl Route {
         self.create(RouteNetlinkMessage::NewRoute(message))
     }
 
+    /// Sends everything to these addresses to that neighbour.
+    pub(super) fn add_via(&self, (prefix, bits): (Ipv4Addr, u8), gateway: Ipv4Addr) -> io::Result<()> {
+        let mut message = route_to(prefix, bits);
+        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        message.header.scope = RouteScope::Universe;
+        message.header.kind = RouteType::Unicast;
+        message.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(gateway)));
+        self.create(RouteNetlinkMessage::NewRoute(message))
+    }
+
+    /// Takes what is sent to these addresses as sent to this namespace; `index` is the loopback device's.
+    pub(super) fn add_local(&self, (prefix, bits): (Ipv4Addr, u8), index: u32) -> io::Result<()> {
+        let mut message = route_to(prefix, bits);
+        message.header.table = RT_TABLE_LOCAL;
+        message.header.scope = RouteScope::Host;
+        message.header.kind = RouteType::Local;
+        message.attributes.push(RouteAttribute::Oif(index));
+        self.create(RouteNetlinkMessage::NewRoute(message))
+    }
+
     fn create(&self, message: RouteNetlinkMessage) -> io::Result<()> {
         self.ask(message, NLM_F_CREATE | NLM_F_EXCL)
     }
@@ -126,6 +148,18 @@ pub fn index(name: &str) -> io::Result<u32> {
         0 => Err(io::Error::last_os_error()),
         n => Ok(n),
     }
+}
+
+/// Linux: include/uapi/linux/rtnetlink.h.
+const RT_TABLE_LOCAL: u8 = 255;
+
+fn route_to(prefix: Ipv4Addr, bits: u8) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = AddressFamily::Inet;
+    message.header.destination_prefix_length = bits;
+    message.header.protocol = RouteProtocol::Static;
+    message.attributes = vec![RouteAttribute::Destination(RouteAddress::Inet(prefix))];
+    message
 }
 
 fn link(index: u32, up: bool) -> LinkMessage {

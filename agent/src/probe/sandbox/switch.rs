@@ -98,6 +98,18 @@ impl Plug {
         &self.netns
     }
 
+    /// Makes the namespace answer for all addresses of a prefix.
+    pub fn answer_for(&self, prefix: (Ipv4Addr, u8)) -> Result<()> {
+        let added = self.netns.run(|| Route::open()?.add_local(prefix, index("lo")?))?;
+        added.with_context(|| format!("can't make {}/{} local", prefix.0, prefix.1))
+    }
+
+    /// Sends what goes to a prefix to that neighbour on the switch.
+    pub fn reach_by(&self, prefix: (Ipv4Addr, u8), neighbour: Ipv4Addr) -> Result<()> {
+        let added = self.netns.run(|| Route::open()?.add_via(prefix, neighbour))?;
+        added.with_context(|| format!("can't route {}/{} to {neighbour}", prefix.0, prefix.1))
+    }
+
     /// Its IPv4 address.
     pub fn v4(&self) -> Ipv4Addr {
         self.v4

@@ -1,0 +1,93 @@
+//! Counters are exact: what is counted is what was made, however many connect at once, however the kernel preempts
+//! them, and also when the map of edges is full.
+
+use bulkhead::datapath::{Datapath, Limits};
+use bulkhead::inventory::Posture;
+use bulkhead::policy::{PolicySet, RuleTable, compile};
+use bulkhead_common::{Direction, Outcome, Reason};
+use bulkhead_tests::{Enforced, Estate, Process, Workload, enforced};
+use socket2::{Domain, Socket, Type};
+use std::io;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+const RUN: Duration = Duration::from_secs(2);
+
+/// Connects datagram sockets as fast as it can, to one port after another; says how many calls it made.
+fn connect_much(from: &Workload, to: SocketAddr, ports: u16, passes: bool) -> Process {
+    from.spawn(move |turn| {
+        let end = Instant::now() + RUN;
+        let mut made = 0u64;
+        while Instant::now() < end {
+            let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
+            for _ in 0..64 {
+                let port = to.port() + u16::try_from(made % u64::from(ports)).unwrap_or_default();
+                let done = socket.connect(&SocketAddr::new(to.ip(), port).into());
+                if done.is_ok() != passes {
+                    turn.doing("a connect ended otherwise than the rules say");
+                    return Err(done.err().unwrap_or_else(|| io::ErrorKind::AlreadyExists.into()));
+                }
+                made += 1;
+            }
+        }
+        turn.received(made.to_string().as_bytes())
+    })
+    .expect("a process")
+}
+
+fn number(mut process: Process) -> u64 {
+    process.finish(RUN + Duration::from_secs(20)).expect("it ends in time").unwrap_or_else(|e| panic!("{e:?}"));
+    let said = process.received().last().expect("it says its number").clone();
+    String::from_utf8_lossy(&said).parse().expect("a number")
+}
+
+#[test]
+fn as_many_are_counted_as_were_made() {
+    let estate = Estate::new(&["web", "database", "intruder"]);
+    let allow = "
+apiVersion: bulkhead.dev/v1alpha1
+kind: ClusterSegmentationPolicy
+metadata: {name: one}
+spec:
+  mode: enforce
+  edges:
+    - from: [{id: spiffe://test/web}]
+      to: [{id: spiffe://test/database}]
+";
+    let mut enforced = Enforced::over(&estate, Posture::Enforce, allow);
+    let to = SocketAddr::from((estate.get("database").v4(), 4000));
+    let of = |name: &str, passes| connect_much(estate.get(name), to, 3, passes);
+    let (a, b, c, d) = (of("web", true), of("web", true), of("intruder", false), of("intruder", false));
+    let (allowed, denied) = (number(a) + number(b), number(c) + number(d));
+    let (web, database, intruder) = (enforced.peer("web"), enforced.peer("database"), enforced.peer("intruder"));
+    eprintln!("{allowed} allowed and {denied} denied connects");
+    assert_eq!(enforced.counted(web, database, Outcome::Allowed), allowed);
+    assert_eq!(enforced.counted(intruder, database, Outcome::Denied), denied);
+}
+
+#[test]
+fn what_finds_no_room_among_the_edges_is_in_the_totals() {
+    let estate = Estate::new(&["web", "database"]);
+    let instance = format!("test-edges-{}", std::process::id());
+    let limits = Limits { edges: 16, ..Limits::default() };
+    let attach = vec![estate.sandbox().cgroup().path().to_owned()];
+    let inventory = enforced::inventory(&estate, Posture::Enforce);
+    let image = compile(&PolicySet::default(), &inventory, &mut RuleTable::default()).image;
+    let off = enforced::Off(&instance);
+    let mut datapath = Datapath::open(bulkhead::datapath::Options { limits, ..enforced::options(&instance, attach) })
+        .expect("the programs load");
+    datapath.commit(&image).expect("a commit");
+    datapath.attach().expect("the programs attach");
+
+    let to = SocketAddr::from((estate.get("database").v4(), 4000));
+    let made = number(connect_much(estate.get("web"), to, 1000, false));
+    let edges = datapath.edges().expect("the counters");
+    let counted: u64 = edges.iter().map(|(_, n)| n).sum();
+    let totals = datapath.totals().expect("the totals");
+    let overflow = totals.overflow(Direction::Egress, Outcome::Denied, Reason::NoEgressRule);
+    eprintln!("{made} made, {counted} in {} edges, {overflow} beside them", edges.len());
+    assert!(overflow > 0 && edges.len() <= 16);
+    assert_eq!(counted + overflow, made);
+    drop(datapath);
+    drop(off);
+}
