@@ -3,8 +3,10 @@
 //!
 //! Everything is removed when it is dropped, also after a panic. A missing privilege is a failure that says so.
 
+pub mod agent;
 pub mod enforced;
 
+pub use agent::Agent;
 pub use bulkhead::probe::sandbox::{self, Process, Reply, Sandbox, Workload};
 pub use enforced::Enforced;
 

@@ -7,6 +7,7 @@
 mod initramfs;
 mod kernel;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -88,15 +89,9 @@ pub(crate) struct Report {
     pub(crate) trouble: Option<String>,
 }
 
-/// Boots `series`, runs `jobs` one after the other, and collects what they printed. `environment` is what they find in
-/// their environment; `folder` gets the logs. A guest that runs past `limit` is switched off.
-pub(crate) fn boot(
-    series: &Series,
-    jobs: &[Job],
-    environment: &[(&str, &str)],
-    folder: &Path,
-    limit: Duration,
-) -> Result<Report> {
+/// Boots `series`, runs `jobs` one after the other, and collects what they printed. They find the
+/// agent by the variable BULKHEAD; `folder` gets the logs. A guest that runs past `limit` is switched off.
+pub(crate) fn boot(series: &Series, jobs: &[Job], agent: &Path, folder: &Path, limit: Duration) -> Result<Report> {
     let kernel = series.fetch()?;
     let (modules, absent) = kernel.modules(MODULES)?;
     fs::create_dir_all(folder).with_context(|| format!("can't make {}", folder.display()))?;
@@ -111,10 +106,12 @@ pub(crate) fn boot(
     for (number, module) in modules.iter().enumerate() {
         files.program(&format!("modules/{number:02}-{}", module.name), &module.content)?;
     }
-    for job in jobs {
-        files.copy(&inside(&job.program), &job.program)?;
+    let programs: BTreeSet<&Path> = jobs.iter().map(|job| job.program.as_path()).chain([agent]).collect();
+    for program in programs {
+        files.copy(&inside(program), program)?;
     }
-    files.program("init", init(jobs, environment).as_bytes())?;
+    let agent = format!("/{}", inside(agent));
+    files.program("init", init(jobs, &[("BULKHEAD", &agent)]).as_bytes())?;
     files.finish()?;
 
     let console = folder.join("console.txt");

@@ -7,10 +7,11 @@
 use super::failure::Failure;
 use super::kernel::Kernel;
 use super::snapshot::{Names, Snapshot};
-use crate::config::{self, Config};
+use crate::config::{self, Config, Workload};
 use crate::flows::series::Series;
 use crate::flows::{self, Edges};
 use crate::image::Image;
+use crate::inventory::IdentityFacts;
 use crate::policy::{self, Diagnostic, RuleTable, Severity};
 use crate::serve::api::{Commit, Decision, Finding, NotContained, PolicyStatus, Status, WorkloadStatus};
 use crate::sources::assemble::{Assembled, assemble};
@@ -420,8 +421,12 @@ impl<K: Kernel> Engine<K> {
             .chain(&self.assembled.warnings)
             .map(|d| Finding { error: d.severity == Severity::Error, text: d.to_string() })
             .chain(self.compile_warnings.iter().map(|text| Finding { error: false, text: text.clone() }));
-        let policies =
-            self.policies.set.iter().map(|p| PolicyStatus { name: p.name.to_string(), file: p.file.to_string() });
+        let policies = self.policies.set.iter().map(|p| PolicyStatus {
+            name: p.name.to_string(),
+            file: p.file.to_string(),
+            mode: p.mode.as_str().to_owned(),
+            selects: self.config.workloads.iter().filter(|w| selects(p, w)).map(|w| w.name.clone()).collect(),
+        });
         let mut faults = self.source_faults.clone();
         faults.extend(self.kernel_faults.iter().cloned());
         let maps = self.kernel.fill().unwrap_or_else(|e| {
@@ -461,6 +466,12 @@ impl<K: Kernel> Engine<K> {
 fn fault(file: &str, message: String, hint: &str) -> Diagnostic {
     let hint = Some(hint.to_owned());
     Diagnostic { file: file.into(), line: 0, column: 0, severity: Severity::Error, message, hint }
+}
+
+/// Whether a policy selects a workload of the configuration.
+fn selects(policy: &policy::Policy, w: &Workload) -> bool {
+    let facts = IdentityFacts { identity: w.identity.clone(), posture: w.posture, ports: w.ports.clone() };
+    policy::reference::selects(policy, &policy::reference::End::Workload(&facts))
 }
 
 /// Milliseconds since 1970.

@@ -20,7 +20,7 @@ pub enum Failure {
     )]
     Capability(String),
     /// bpffs isn't there and can't be mounted.
-    #[error("the BPF filesystem isn't mounted and couldn't be: {0:#}; run: mount -t bpf bpf /sys/fs/bpf")]
+    #[error("{0:#}")]
     Bpffs(anyhow::Error),
     /// Another agent of this name.
     #[error("another agent of instance `{0}` is running: stop it first, or give this one another `instance`")]
@@ -32,7 +32,7 @@ pub enum Failure {
     #[error("this binary was built without its eBPF programs: build it with `cargo xtask build`")]
     NoObject,
     /// The kernel refused the programs or maps.
-    #[error("the kernel refused to load the programs: {0:#}")]
+    #[error("the programs or the ruleset couldn't be loaded: {0:#}")]
     Load(anyhow::Error),
     /// The kernel refused to attach.
     #[error("the programs couldn't be attached: {0:#}")]

@@ -3,12 +3,14 @@
 use super::exit::Answer;
 use super::table::{ago, table, text, verdict};
 use super::{Socket, client};
-use crate::flows;
+use crate::flows::{self, Count};
+use crate::identity::SCHEME;
 use crate::serve::api::{Decision, EdgeLine};
 use anyhow::Context;
 use bulkhead_common::Outcome;
 use clap::builder::PossibleValuesParser;
 use http_body_util::BodyExt;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -64,21 +66,56 @@ pub(super) fn run(args: &Args) -> super::Result {
     Ok(Answer::Fine)
 }
 
+/// One line for what both ends counted alike; where all SPIFFE IDs share a trust domain and the table would be too
+/// wide, that stands once below it.
 fn render(edges: &[EdgeLine], now: u64) -> String {
-    let mut t = table(&["source", "destination", "port", "seen at", "verdict", "reason", "count", "last"]);
-    for EdgeLine { edge, count } in edges {
+    let mut rows: BTreeMap<_, BTreeMap<&str, &Count>> = BTreeMap::new();
+    for EdgeLine { edge: e, count } in edges {
+        let row = (&e.source.id, &e.destination.id, e.protocol, e.port, &e.outcome, &e.reason);
+        rows.entry(row).or_default().insert(&e.direction, count);
+    }
+    let longest = |ids: &mut dyn Iterator<Item = &String>| ids.map(|id| id.chars().count()).max().unwrap_or(0);
+    let ids = longest(&mut rows.keys().map(|r| r.0)) + longest(&mut rows.keys().map(|r| r.1));
+    let domain = if ids > ROOM_FOR_IDS { shared_domain(rows.keys().flat_map(|r| [r.0, r.1])) } else { None };
+    let short = |id: &str| match &domain {
+        Some(domain) => id.replace(domain.as_str(), ""),
+        None => id.to_owned(),
+    };
+    let mut t = table(&["source", "destination", "port", "verdict", "reason", "count", "seen at", "last"]);
+    for ((source, destination, protocol, number, outcome, reason), counts) in &rows {
+        let totals: Vec<u64> = counts.values().map(|c| c.total).collect();
+        let alike = totals.windows(2).all(|w| w[0] == w[1]);
+        let totals = totals[..if alike { 1 } else { totals.len() }].iter().map(u64::to_string).collect::<Vec<_>>();
+        let last = counts.values().map(|c| c.last).max().unwrap_or(0);
         t.add_row([
-            (&edge.source.id).into(),
-            (&edge.destination.id).into(),
-            port(edge.protocol, edge.port).into(),
-            (&edge.direction).into(),
-            verdict(&edge.outcome),
-            (&edge.reason).into(),
-            count.total.to_string().into(),
-            ago(count.last, now).into(),
+            short(source).into(),
+            short(destination).into(),
+            port(*protocol, *number).into(),
+            verdict(outcome),
+            reason.into(),
+            totals.join(", ").into(),
+            counts.keys().copied().collect::<Vec<_>>().join(", ").into(),
+            ago(last, now).into(),
         ]);
     }
-    text(&t)
+    match domain {
+        Some(domain) => format!("{}\n\nIDs that begin with / are in {domain}.", text(&t)),
+        None => text(&t),
+    }
+}
+
+/// The columns that are left for two IDs.
+const ROOM_FOR_IDS: usize = 36;
+
+/// The trust domain of all IDs, if there is only one: `spiffe://example.org`.
+fn shared_domain<'a>(ids: impl Iterator<Item = &'a String>) -> Option<String> {
+    let mut domains = BTreeSet::new();
+    for id in ids.flat_map(|id| id.split('+')) {
+        let Some(rest) = id.trim().strip_prefix(SCHEME) else { continue };
+        domains.insert(rest.split_once('/')?.0);
+    }
+    let only = domains.pop_first()?;
+    domains.is_empty().then(|| format!("{SCHEME}{only}"))
 }
 
 fn port(protocol: u8, port: u16) -> String {
@@ -91,7 +128,12 @@ async fn stream(socket: &std::path::Path, query: &[(&str, String)], json: bool) 
     let mut rest: Vec<u8> = Vec::new();
     let mut out = std::io::stdout();
     while let Some(frame) = body.frame().await {
-        let Ok(data) = frame.context("the agent went away")?.into_data() else { continue };
+        let Ok(data) = frame
+            .map_err(|_| anyhow::anyhow!("the agent ended; what it last put in force stays in force"))?
+            .into_data()
+        else {
+            continue;
+        };
         rest.extend_from_slice(&data);
         while let Some(end) = rest.iter().position(|b| *b == b'\n') {
             let line: Vec<u8> = rest.drain(..=end).collect();
@@ -140,4 +182,39 @@ fn one_line(d: &Decision) -> String {
 fn now() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flows::{Edge, PeerName};
+
+    fn line(from: &str, to: &str, direction: &str, total: u64) -> EdgeLine {
+        let name = |id: &str| PeerName { id: id.to_owned(), namespace: String::new() };
+        let edge = Edge {
+            source: name(from),
+            destination: name(to),
+            port: 5432,
+            protocol: 6,
+            direction: direction.to_owned(),
+            outcome: "would-deny".to_owned(),
+            reason: "no-ingress-rule".to_owned(),
+        };
+        EdgeLine { edge, count: Count { total, first: 0, last: 0 } }
+    }
+
+    #[test]
+    fn both_ends_share_a_line_and_one_trust_domain_is_said_once() {
+        let (web, db) = ("spiffe://example.org/service/web", "spiffe://example.org/service/db");
+        let page = render(&[line(web, db, "egress", 3), line(web, db, "ingress", 3), line("host", db, "egress", 1)], 0);
+        assert!(
+            page.contains("egress, ingress") && page.contains("IDs that begin with / are in spiffe://example.org.")
+        );
+        assert_eq!(page.lines().filter(|l| l.contains("would-deny")).count(), 2, "{page}");
+        assert!(page.lines().all(|l| l.chars().count() <= 100), "{page}");
+        let other = "spiffe://another.example.org/service/with/a/long/path/db";
+        let page = render(&[line(web, other, "egress", 3), line(web, other, "ingress", 2)], 0);
+        assert!(page.contains("3, 2") && !page.contains("begin with /"), "{page}");
+        assert!(page.lines().all(|l| l.chars().count() <= 100), "{page}");
+    }
 }

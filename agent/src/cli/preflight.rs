@@ -60,11 +60,12 @@ fn check(what: impl Into<String>, state: State, note: impl Into<String>) -> Chec
 
 pub(super) fn run(args: &Args) -> super::Result {
     let mut checks = host::checks();
-    features(&mut checks);
     let config = match &args.config {
         Some(file) => configuration(file, &mut checks)?,
         None => None,
     };
+    checks.push(host::bpffs(config.as_ref().map_or(Path::new(config::BPFFS), |c| &c.bpffs)));
+    features(&mut checks);
     if let Ok(hierarchy) = Hierarchy::find() {
         let scan = config.as_ref().map(|c| hierarchy.scan(c, |_| {})).unwrap_or_default();
         let attach = config.as_ref().map(|c| c.attach.clone()).unwrap_or_default();

@@ -42,7 +42,7 @@ fn render(s: &Status) -> String {
     ));
     if let Some(c) = s.last_commit {
         line(format!(
-            "{} commits; the last: {} inserts, {} writes, {} removals, in force after {} us; {} events lost",
+            "commits: {}; the last: {} inserts, {} writes, {} removals, in force after {} us; {} events lost",
             s.commits, c.inserts, c.writes, c.removals, c.in_force_after_us, s.lost_events
         ));
     }
@@ -68,8 +68,11 @@ fn render(s: &Status) -> String {
     if s.policies.is_empty() {
         line("No policies: only the postures hold.".to_owned());
     } else {
-        let mut t = table(&["policy", "from"]);
-        t.add_rows(s.policies.iter().map(|p| [&p.name, &p.file]));
+        let mut t = table(&["policy", "mode", "selects", "from"]);
+        for p in &s.policies {
+            let selects = if p.selects.is_empty() { "-".to_owned() } else { p.selects.join(", ") };
+            t.add_row([(&p.name).into(), verdict(&p.mode), selects.into(), (&p.file).into()]);
+        }
         line(text(&t));
     }
     for f in &s.findings {

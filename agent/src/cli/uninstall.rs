@@ -23,15 +23,15 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> super::Result {
-    let (instance, bpffs) = match &args.config {
+    let (instance, bpffs, state) = match &args.config {
         Some(file) => {
             let name = file.display().to_string();
             let text = std::fs::read_to_string(file).with_context(|| format!("reading {name}"))?;
             let c = config::parse(&name, &text)
                 .map_err(|all| anyhow::anyhow!("{}", all.first().map(ToString::to_string).unwrap_or_default()))?;
-            (c.instance, c.bpffs)
+            (c.instance, c.bpffs, Some(c.state))
         }
-        None => (args.instance.clone(), args.bpffs.clone()),
+        None => (args.instance.clone(), args.bpffs.clone(), None),
     };
     let report = datapath::uninstall(&instance, &bpffs).map_err(anyhow::Error::new)?;
     if args.json {
@@ -40,7 +40,8 @@ pub(super) fn run(args: &Args) -> super::Result {
         println!("Nothing of instance `{instance}` was there.");
     } else {
         println!("Instance `{instance}` is off: {} pins removed, nothing is contained any more.", report.removed.len());
-        println!("The state folder was left; remove it too for good, or its numbers are taken up again.");
+        let folder = state.unwrap_or_else(|| config::STATE.into()).join(&instance);
+        println!("Left: {} (the last good policies); remove it if you won't come back.", folder.display());
     }
     Ok(Answer::Fine)
 }

@@ -379,7 +379,8 @@ impl Checker {
                     return None;
                 }
                 if !is_port_name(&name) {
-                    let hint = "at most 15 of a-z, 0-9 and '-', with a letter among them; numbers stand without quotes";
+                    let hint = "a number stands without quotes, a range is `port: 80` with `endPort: 90`, and a name has at \
+                                most 15 of a-z, 0-9 and '-', with a letter among them";
                     self.error(&at, format!("`{name}` can't be a port's name"), hint);
                     return None;
                 }

@@ -153,7 +153,8 @@ fn yaml_fault(file: &Arc<str>, error: &Error) -> Diagnostic {
         }
         other => {
             let text = other.to_string();
-            let first = text.lines().next().unwrap_or_default();
+            // The reader adds its own position at the end; ours stands in front.
+            let first = text.lines().next().unwrap_or_default().split(" at line ").next().unwrap_or_default();
             (first.to_owned(), "see docs/policy.md for the form".to_owned())
         }
     };

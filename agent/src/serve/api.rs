@@ -124,6 +124,12 @@ pub struct PolicyStatus {
     pub name: String,
     /// The file that it came from.
     pub file: String,
+    /// `audit` or `enforce`.
+    #[serde(default)]
+    pub mode: String,
+    /// The names of the workloads that it selects.
+    #[serde(default)]
+    pub selects: Vec<String>,
 }
 
 /// One complaint about a file.

@@ -68,6 +68,10 @@ pub fn assemble(
     inventory.built_ins = config.built_ins;
     inventory.attach_points = scan.attach.iter().map(|c| AttachPoint { id: c.id, level: c.level }).collect();
 
+    if config.workloads.is_empty() {
+        let hint = "name them under `workloads`";
+        warn(Position::default(), "there are no workloads, so nothing is kept apart".to_owned(), hint);
+    }
     let living: BTreeSet<u64> = scan.workloads.iter().map(|(c, _)| c.id).collect();
     roster.retain(&living);
 

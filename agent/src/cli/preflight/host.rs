@@ -78,25 +78,25 @@ pub(super) fn checks() -> Vec<Check> {
         let names: Vec<String> = lacking.iter().map(ToString::to_string).collect();
         check("capabilities", State::Error, format!("missing: {}", names.join(", ")))
     });
-    all.push(bpffs());
     all.push(nat());
     all
 }
 
-fn bpffs() -> Check {
+/// Whether there is one where it shall be.
+pub(super) fn bpffs(at: &Path) -> Check {
     let mounted = procfs::process::Process::myself()
         .and_then(|p| p.mountinfo())
-        .ok()
-        .and_then(|m| m.0.into_iter().find(|m| m.fs_type == "bpf").map(|m| m.mount_point));
+        .is_ok_and(|m| m.0.iter().any(|m| m.fs_type == "bpf" && at.starts_with(&m.mount_point)));
     match mounted {
-        Some(at) => check("BPF filesystem", State::Ok, format!("at {}", at.display())),
-        None => {
+        true => check("BPF filesystem", State::Ok, format!("at {}", at.display())),
+        false => {
             let known =
                 std::fs::read_to_string("/proc/filesystems").is_ok_and(|t| t.lines().any(|l| l.ends_with("\tbpf")));
             let (state, note) = if known {
-                (State::Warning, "not mounted; the agent mounts it (a container can't: mount it on the host)")
+                let note = "the agent mounts it (a container can't: mount it on the host)";
+                (State::Warning, format!("not mounted at {}; {note}", at.display()))
             } else {
-                (State::Error, "this kernel has none: use one built with CONFIG_BPF_SYSCALL=y")
+                (State::Error, "this kernel has none: use one built with CONFIG_BPF_SYSCALL=y".to_owned())
             };
             check("BPF filesystem", state, note)
         }

@@ -1,0 +1,140 @@
+//! The real binary: an agent in a folder of its own, with its own socket, state, pins and BPF file system.
+//!
+//! Whatever it left is taken off on drop, also after a panic.
+
+use crate::enforced::id;
+use crate::{Estate, wait_for};
+use bulkhead::datapath;
+use bulkhead::sources::hierarchy::Hierarchy;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output};
+
+/// The path of the binary.
+pub fn binary() -> PathBuf {
+    let path = std::env::var_os("BULKHEAD").expect("BULKHEAD names the binary: run the tests by `cargo xtask test`");
+    path.into()
+}
+
+/// An agent, running or not.
+pub struct Agent {
+    folder: tempfile::TempDir,
+    child: Option<Child>,
+    starts: u32,
+}
+
+impl Agent {
+    /// Writes a configuration for the estate: each workload is `spiffe://test/NAME`. Nothing is started.
+    pub fn over(estate: &Estate, more: &str) -> Self {
+        let this = Self { folder: tempfile::tempdir().expect("a folder"), child: None, starts: 0 };
+        fs::create_dir(this.policies()).expect("a folder");
+        let mount = Hierarchy::find().expect("cgroup2").mount;
+        let below = |path: &Path| format!("/{}", path.strip_prefix(&mount).expect("below the mount").display());
+        let at = this.folder.path().display();
+        let mut text = format!(
+            "instance: test\nattach: [{}]\nsocket: {at}/sock\nstate: {at}/state\nbpffs: {at}/bpf\n\
+             policies: [{at}/policies]\n{more}\nworkloads:\n",
+            below(estate.sandbox().cgroup().path())
+        );
+        for w in estate.workloads() {
+            let (name, cgroup) = (w.name(), below(w.cgroup().path()));
+            let addresses: Vec<String> = w.addresses().iter().map(|a| format!("\"{a}\"")).collect();
+            text.push_str(&format!(
+                "- {{name: {name}, id: {}, cgroup: {cgroup}, addresses: [{}]}}\n",
+                id(name),
+                addresses.join(", ")
+            ));
+        }
+        fs::write(this.config(), text).expect("a file");
+        this
+    }
+
+    /// The folder that everything is in.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The configuration's file.
+    pub fn config(&self) -> PathBuf {
+        self.folder().join("bulkhead.yaml")
+    }
+
+    /// The folder of policies.
+    pub fn policies(&self) -> PathBuf {
+        self.folder().join("policies")
+    }
+
+    /// Where its BPF file system is mounted.
+    pub fn bpffs(&self) -> PathBuf {
+        self.folder().join("bpf")
+    }
+
+    /// Starts it and waits until it is ready.
+    pub fn start(&mut self, arguments: &[&str]) {
+        self.starts += 1;
+        let log = File::create(self.log_file()).expect("a file");
+        let mut command = Command::new(binary());
+        command.arg("agent").arg("--config").arg(self.config()).args(arguments);
+        self.child = Some(command.stderr(log).spawn().expect("BULKHEAD names an executable"));
+        wait_for("an agent that is ready", || {
+            let ended = self.child.as_mut().and_then(|c| c.try_wait().ok().flatten());
+            assert!(ended.is_none(), "the agent ended: {ended:?}\n{}", self.log());
+            self.log().contains(" ready epoch=")
+        });
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.folder().join(format!("log-{}", self.starts))
+    }
+
+    /// What it has logged since it was started.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+
+    /// Ends it as the kernel's out-of-memory killer would.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().expect("it runs");
+            child.wait().expect("it was ours");
+        }
+    }
+
+    /// Runs a command that asks it, or works on its files.
+    pub fn ask(&self, command: &str, arguments: &[&str]) -> Output {
+        let (flag, path) = match command {
+            "uninstall" | "preflight" => ("--config", self.config()),
+            _ => ("--socket", self.folder().join("sock")),
+        };
+        let mut asked = Command::new(binary());
+        asked.arg(command).arg(flag).arg(path).args(arguments).output().expect("BULKHEAD names an executable")
+    }
+
+    /// The status as JSON, and the exit code.
+    pub fn status(&self) -> (serde_json::Value, Option<i32>) {
+        let out = self.ask("status", &["--json"]);
+        (serde_json::from_slice(&out.stdout).unwrap_or_default(), out.status.code())
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the agent's log:\n{}", self.log());
+        }
+        if let Some(mut child) = self.child.take()
+            && let Err(e) = child.kill().and_then(|()| child.wait())
+        {
+            eprintln!("the agent stays: {e}");
+        }
+        if let Err(e) = datapath::uninstall("test", &self.bpffs()) {
+            eprintln!("its pins stay: {e}");
+        }
+        // Not mounted if it never came that far.
+        if let Err(e) = rustix::mount::unmount(self.bpffs(), rustix::mount::UnmountFlags::DETACH)
+            && ![rustix::io::Errno::NOENT, rustix::io::Errno::INVAL].contains(&e)
+        {
+            eprintln!("its BPF file system stays: {e}");
+        }
+    }
+}
