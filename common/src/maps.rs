@@ -445,7 +445,7 @@ mod tests {
             for o in Outcome::ALL.iter().copied() {
                 for r in Reason::ALL.iter().copied() {
                     let i = totals::overflow(d, o, r);
-                    assert!(i >= totals::OVERFLOW && i < totals::LEN && seen.insert(i));
+                    assert!((totals::OVERFLOW..totals::LEN).contains(&i) && seen.insert(i));
                 }
             }
         }
