@@ -111,7 +111,8 @@ pub(crate) fn boot(series: &Series, jobs: &[Job], agent: &Path, folder: &Path, l
         files.copy(&inside(program), program)?;
     }
     let agent = format!("/{}", inside(agent));
-    files.program("init", init(jobs, &[("BULKHEAD", &agent)]).as_bytes())?;
+    // Where a start takes seconds, it isn't worth killing the agent as often as on the host.
+    files.program("init", init(jobs, &[("BULKHEAD", &agent), ("BULKHEAD_KILLS", "10")]).as_bytes())?;
     files.finish()?;
 
     let console = folder.join("console.txt");
