@@ -89,9 +89,16 @@ pub(crate) struct Report {
     pub(crate) trouble: Option<String>,
 }
 
-/// Boots `series`, runs `jobs` one after the other, and collects what they printed. They find the
-/// agent by the variable BULKHEAD; `folder` gets the logs. A guest that runs past `limit` is switched off.
-pub(crate) fn boot(series: &Series, jobs: &[Job], agent: &Path, folder: &Path, limit: Duration) -> Result<Report> {
+/// Boots `series`, runs `jobs` one after the other, and collects what they printed. `environment` is what they
+/// find in their environment, `agent` the one program that is always there; `folder` gets the logs. A guest that runs past `limit` is switched off.
+pub(crate) fn boot(
+    series: &Series,
+    jobs: &[Job],
+    agent: &Path,
+    environment: &[(&str, &str)],
+    folder: &Path,
+    limit: Duration,
+) -> Result<Report> {
     let kernel = series.fetch()?;
     let (modules, absent) = kernel.modules(MODULES)?;
     fs::create_dir_all(folder).with_context(|| format!("can't make {}", folder.display()))?;
@@ -111,7 +118,8 @@ pub(crate) fn boot(series: &Series, jobs: &[Job], agent: &Path, folder: &Path, l
         files.copy(&inside(program), program)?;
     }
     let agent = format!("/{}", inside(agent));
-    files.program("init", init(jobs, &[("BULKHEAD", &agent)]).as_bytes())?;
+    // Where a start takes seconds, it isn't worth killing the agent as often as on the host.
+    files.program("init", init(jobs, &[("BULKHEAD", &agent), ("BULKHEAD_KILLS", "10")]).as_bytes())?;
     files.finish()?;
 
     let console = folder.join("console.txt");

@@ -92,7 +92,7 @@ impl Args {
             step(format!("kernel {}", place.name()));
             let folder = run::target().join("matrix").join(place.name());
             let report = match SERIES.iter().find(|series| series.name == place.name()) {
-                Some(series) => guest::boot(series, &jobs, GUEST_ENV, &folder, limit)?,
+                Some(series) => guest::boot(series, &jobs, &programs.agent, GUEST_ENV, &folder, limit)?,
                 None => {
                     let agent = programs.agent.to_string_lossy();
                     guest::run_here(&jobs, &[("BULKHEAD", &agent)], limit)?
