@@ -233,8 +233,8 @@ fn a_client_socket_that_turns_listener_hands_down_no_verdict() {
             socket.bind(&any(false, 7777).into())?;
             socket.connect(&friend.into())?;
             // connect(AF_UNSPEC) dissolves the connection; the socket then listens.
-            let unspec = libc::sockaddr { sa_family: libc::AF_UNSPEC as libc::sa_family_t, sa_data: [0; 14] };
-            let size = size_of::<libc::sockaddr>() as libc::socklen_t;
+            let unspec = libc::sockaddr { sa_family: 0, sa_data: [0; 14] };
+            let size = libc::socklen_t::try_from(size_of::<libc::sockaddr>()).map_err(io::Error::other)?;
             let fd = std::os::fd::AsRawFd::as_raw_fd(&socket);
             // SAFETY: the address lives through the call and is as long as said.
             if unsafe { libc::connect(fd, &unspec, size) } != 0 {

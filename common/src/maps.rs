@@ -354,6 +354,7 @@ impl CachedVerdict {
     }
 
     /// The epoch that it holds for; 0: nothing has been decided.
+    #[expect(clippy::cast_possible_truncation, reason = "the epoch is the lower half of the word")]
     #[inline(always)]
     pub const fn epoch(self) -> u32 {
         self.0 as u32
@@ -444,7 +445,7 @@ mod tests {
             for o in Outcome::ALL.iter().copied() {
                 for r in Reason::ALL.iter().copied() {
                     let i = totals::overflow(d, o, r);
-                    assert!(i >= totals::OVERFLOW && i < totals::LEN && seen.insert(i));
+                    assert!((totals::OVERFLOW..totals::LEN).contains(&i) && seen.insert(i));
                 }
             }
         }

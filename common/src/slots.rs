@@ -4,6 +4,8 @@
 //! uses the slot `epoch & 1` of each entry that it meets (see [`crate::maps`]). A slot is one aligned `u64`, so it is
 //! read and written whole. `0` is [`ABSENT`]: the entry isn't there in that epoch. Every other payload has bit 63 set.
 
+#![expect(clippy::cast_possible_truncation, reason = "bits are cut out of a word on purpose")]
+
 use crate::peer::PeerId;
 
 /// The entry doesn't exist in this slot's epoch.

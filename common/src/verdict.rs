@@ -174,6 +174,7 @@ pub fn permit<T: Tables>(t: &T, src: PeerId, dst: PeerId, proto: u8, port: u16) 
 }
 
 /// The mask that keeps the leading `size` bits of a port.
+#[expect(clippy::cast_possible_truncation, reason = "the upper half of the word is shifted in from, not kept")]
 #[inline(always)]
 pub const fn block_mask(size: u8) -> u16 {
     (0xffff_0000_u32 >> (size & 0x1f)) as u16

@@ -241,7 +241,7 @@ pub fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
         match meet(s, ctx, own, stamp, &d.ends) {
             // Nothing is kept for oneself either: NAT may yet send it elsewhere, and the packet hooks see where it goes.
             Met::Oneself => return true,
-            Met::Later => return later(&d),
+            Met::Later => return later(d),
             Met::Peer(peer) => {
                 d.flow.dst = peer.peer;
                 // A server that connects its socket back to a client goes on with the client's flow.
@@ -254,7 +254,7 @@ pub fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
                     }
                 }
                 judge(s, &d.flow, &mut d.judgement);
-                if held_back(&peer, &d) {
+                if held_back(&peer, d) {
                     return true;
                 }
             }
@@ -328,7 +328,7 @@ pub fn sendmsg<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
     };
     let peer = match meet(s, ctx, own, stamp, &d.ends) {
         Met::Oneself => return true,
-        Met::Later => return later(&d),
+        Met::Later => return later(d),
         Met::Peer(peer) => peer,
     };
     d.flow.dst = peer.peer;
@@ -350,7 +350,7 @@ pub fn sendmsg<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
     } else {
         judge(s, &d.flow, &mut d.judgement);
     }
-    if held_back(&peer, &d) {
+    if held_back(&peer, d) {
         return true;
     }
     let outcome = d.judgement.outcome();

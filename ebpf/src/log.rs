@@ -4,8 +4,8 @@
 //! Numbers in a line are those of [`bulkhead_common::outcome`], and of identities and rules as `status --json` and the
 //! state folder have them. Counters and events are in [`crate::record`]; nothing depends on this file.
 
-use aya_log_ebpf::macro_support::{Level, level_enabled};
 use aya_log_ebpf::info;
+use aya_log_ebpf::macro_support::{Level, level_enabled};
 use core::ptr::{addr_of, read_volatile};
 
 use crate::record::Decision;

@@ -19,6 +19,10 @@
 #![no_std]
 #![no_main]
 #![feature(core_intrinsics)]
+#![expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "a key that is passed by value stands on the stack twice, and the stack is short"
+)]
 #![expect(internal_features, reason = "an atomic add has no other spelling for this target")]
 mod calls;
 mod flow;

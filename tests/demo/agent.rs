@@ -3,7 +3,7 @@
 //! It has a folder of its own for everything that it needs, also its own BPF file system, so that all of it can be
 //! taken away again. That happens on drop.
 
-use crate::interrupt;
+use crate::{estate, interrupt};
 use anyhow::{Context as _, Result, bail};
 use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
 use serde_json::Value;
@@ -246,6 +246,7 @@ pub(crate) fn clear_leftovers(program: &Path) -> Result<()> {
         let Some(pid) = instance.strip_prefix("demo-").and_then(|p| p.parse::<u32>().ok()) else { continue };
         if !Path::new(&format!("/proc/{pid}")).exists() {
             clear(program, instance, &entry.path())?;
+            estate::clear_leftovers(&format!("{PREFIX}{instance}-"))?;
         }
     }
     Ok(())

@@ -6,11 +6,11 @@
 use crate::bank::{Home, PARTIES, Party};
 use crate::server;
 use anyhow::{Context as _, Result};
-use bulkhead::probe::sandbox::{Cgroup, Plug, Process, Sandbox, Turn, Workload};
-use std::io;
+use bulkhead::probe::sandbox::{Cgroup, Plug, Process, Sandbox, Turn, Workload, cgroup2_mount};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
+use std::{fs, io};
 
 /// The card network's addresses, in the prefixes that are set aside for documentation.
 const OUTSIDE: (Ipv4Addr, Ipv6Addr) =
@@ -124,4 +124,25 @@ impl Estate {
         server.go(&[])?;
         Ok(server)
     }
+}
+
+/// Removes the cgroups whose names begin so: of a demo that was killed, whose processes ended with it.
+pub(crate) fn clear_leftovers(prefix: &str) -> Result<()> {
+    for entry in fs::read_dir(cgroup2_mount()?).context("can't read the cgroup2 file system")? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(prefix) {
+            remove_with_children(&entry.path()).with_context(|| format!("can't remove {}", entry.path().display()))?;
+        }
+    }
+    Ok(())
+}
+
+fn remove_with_children(cgroup: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(cgroup)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_with_children(&entry.path())?;
+        }
+    }
+    fs::remove_dir(cgroup)
 }

@@ -89,16 +89,9 @@ pub(crate) struct Report {
     pub(crate) trouble: Option<String>,
 }
 
-/// Boots `series`, runs `jobs` one after the other, and collects what they printed. `environment` is what they
-/// find in their environment, `agent` the one program that is always there; `folder` gets the logs. A guest that runs past `limit` is switched off.
-pub(crate) fn boot(
-    series: &Series,
-    jobs: &[Job],
-    agent: &Path,
-    environment: &[(&str, &str)],
-    folder: &Path,
-    limit: Duration,
-) -> Result<Report> {
+/// Boots `series`, runs `jobs` one after the other, and collects what they printed. They find the
+/// agent by the variable BULKHEAD; `folder` gets the logs. A guest that runs past `limit` is switched off.
+pub(crate) fn boot(series: &Series, jobs: &[Job], agent: &Path, folder: &Path, limit: Duration) -> Result<Report> {
     let kernel = series.fetch()?;
     let (modules, absent) = kernel.modules(MODULES)?;
     fs::create_dir_all(folder).with_context(|| format!("can't make {}", folder.display()))?;

@@ -26,9 +26,6 @@ const AGENT: &str = "bulkhead";
 /// Commands of the agent that run on every kernel. Each prints JSON.
 const COMMANDS: &[(&str, &[&str])] = &[("probe", &["probe", "--json"])];
 
-/// What the programs find in a guest: the agent, and how often it is worth killing it where a start takes seconds.
-const GUEST_ENV: &[(&str, &str)] = &[("BULKHEAD", "/bin/bulkhead"), ("BULKHEAD_KILLS", "10")];
-
 /// Named although it is the host's own, so that the flags for static linking don't reach build scripts and macros.
 const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
 
@@ -92,7 +89,7 @@ impl Args {
             step(format!("kernel {}", place.name()));
             let folder = run::target().join("matrix").join(place.name());
             let report = match SERIES.iter().find(|series| series.name == place.name()) {
-                Some(series) => guest::boot(series, &jobs, &programs.agent, GUEST_ENV, &folder, limit)?,
+                Some(series) => guest::boot(series, &jobs, &programs.agent, &folder, limit)?,
                 None => {
                     let agent = programs.agent.to_string_lossy();
                     guest::run_here(&jobs, &[("BULKHEAD", &agent)], limit)?

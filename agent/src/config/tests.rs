@@ -1,3 +1,5 @@
+//! What the agent's file may say, and what is said about one that may not be used.
+
 use super::*;
 use serde::de::{Deserialize, Deserializer, Visitor, value::Error};
 
