@@ -83,7 +83,13 @@ struct Socket {
 
 /// Runs the command that the arguments name.
 pub fn main() -> ExitCode {
-    let answer = match Cli::parse().command {
+    let command = Cli::parse().command;
+    if !matches!(command, Command::Agent(_)) {
+        // A reader that has seen enough (`bulkhead status | head`) ends a query quietly. The agent outlives its readers.
+        // SAFETY: no other thread runs yet, and the default action is always valid.
+        unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    }
+    let answer = match command {
         Command::Agent(args) => agent::run(args),
         Command::Status(args) => status::run(&args),
         Command::Observe(args) => observe::run(&args),
