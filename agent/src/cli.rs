@@ -43,7 +43,7 @@ enum Command {
         Exit codes: 0 fine, 1 there are faults, errors or things not contained, 2 the agent couldn't be asked.")]
     Status(status::Args),
     /// Show who talks to whom, and what was decided
-    #[command(after_help = "Examples:\n  bulkhead observe\n  bulkhead observe --verdict would-deny\n  \
+    #[command(after_help = "Examples:\n  bulkhead observe\n  bulkhead observe --verdict would-deny --since 10m\n  \
         bulkhead observe --follow --id spiffe://example.org/payments/api --json\n\n\
         Exit codes: 0 shown, 2 the agent couldn't be asked.")]
     Observe(observe::Args),
