@@ -100,6 +100,7 @@ fn a_reply_needs_no_rule_and_opens_nothing_else() {
     let estate = Estate::new(&["web", "dns"]);
     let server = estate.get("dns");
     let client = at(estate.get("web"), false, 4444);
+    let _enforced = Enforced::over(&estate, Posture::Enforce, &edge("web", "dns", 53));
     let mut answering = server
         .spawn(move |turn| {
             let socket = UdpSocket::bind(any(false, 53))?;
@@ -142,7 +143,6 @@ fn a_reply_needs_no_rule_and_opens_nothing_else() {
             Ok(())
         })
         .expect("a client");
-    let _enforced = Enforced::over(&estate, Posture::Enforce, &edge("web", "dns", 53));
     asking.wait_ready(SOON).expect("bound");
     answering.wait_ready(SOON).expect("bound");
     answering.go(&[]).expect("it goes on");
@@ -155,6 +155,54 @@ fn a_reply_needs_no_rule_and_opens_nothing_else() {
     asking.go(&[]).expect("it goes on");
     assert_eq!(ended(&mut asking), Ok(()));
     assert_eq!(asking.received(), [b"question".to_vec()]);
+}
+
+#[test]
+fn a_reply_under_way_when_the_programs_come_arrives() {
+    let estate = Estate::new(&["web", "dns"]);
+    let to = at(estate.get("dns"), true, 53);
+    let mut answering = estate
+        .get("dns")
+        .spawn(move |turn| {
+            let socket = UdpSocket::bind(any(true, 53))?;
+            turn.ready()?;
+            let mut buffer = [0; 64];
+            let (n, from) = socket.recv_from(&mut buffer)?;
+            turn.ready()?;
+            turn.doing("answering");
+            socket.send_to(&buffer[..n], from).map(drop)
+        })
+        .expect("a server");
+    answering.wait_ready(SOON).expect("bound");
+    answering.go(&[]).expect("it goes on");
+    let mut asking = estate
+        .get("web")
+        .spawn(move |turn| {
+            let socket = UdpSocket::bind(any(true, 0))?;
+            socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+            let mut buffer = [0; 64];
+            for word in [b"first".as_slice(), b"again"] {
+                socket.send_to(word, to)?;
+                turn.ready()?;
+                turn.doing("waiting for the answer");
+                let n = socket.recv(&mut buffer)?;
+                turn.received(&buffer[..n])?;
+            }
+            Ok(())
+        })
+        .expect("a client");
+    // The request has arrived and the answer hasn't left when the programs come.
+    asking.wait_ready(SOON).expect("asked");
+    answering.wait_ready(SOON).expect("was asked");
+    let mut enforced = Enforced::over(&estate, Posture::Enforce, &edge("web", "dns", 53));
+    answering.go(&[]).expect("it answers");
+    assert_eq!(ended(&mut answering), Ok(()));
+    asking.go(&[]).expect("it waits");
+    assert!(asking.receives(b"first", SOON), "{:?}", ended(&mut asking));
+    // It was taken for what it is: nothing goes from the server to the client of its own accord.
+    let (web, dns) = (enforced.peer("web"), enforced.peer("dns"));
+    assert_eq!(enforced.edges().iter().filter(|(k, _)| k.src == dns.0 && k.dst == web.0).count(), 0);
+    drop(asking);
 }
 
 /// Listens on loopback and on all addresses in the workload's namespace.

@@ -43,7 +43,7 @@ enum Command {
         Exit codes: 0 fine, 1 there are faults, errors or things not contained, 2 the agent couldn't be asked.")]
     Status(status::Args),
     /// Show who talks to whom, and what was decided
-    #[command(after_help = "Examples:\n  bulkhead observe\n  bulkhead observe --verdict would-deny\n  \
+    #[command(after_help = "Examples:\n  bulkhead observe\n  bulkhead observe --verdict would-deny --since 10m\n  \
         bulkhead observe --follow --id spiffe://example.org/payments/api --json\n\n\
         Exit codes: 0 shown, 2 the agent couldn't be asked.")]
     Observe(observe::Args),
@@ -83,7 +83,13 @@ struct Socket {
 
 /// Runs the command that the arguments name.
 pub fn main() -> ExitCode {
-    let answer = match Cli::parse().command {
+    let command = Cli::parse().command;
+    if !matches!(command, Command::Agent(_)) {
+        // A reader that has seen enough (`bulkhead status | head`) ends a query quietly. The agent outlives its readers.
+        // SAFETY: no other thread runs yet, and the default action is always valid.
+        unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    }
+    let answer = match command {
         Command::Agent(args) => agent::run(args),
         Command::Status(args) => status::run(&args),
         Command::Observe(args) => observe::run(&args),

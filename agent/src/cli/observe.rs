@@ -33,13 +33,16 @@ pub(super) struct Args {
     /// Only to this port
     #[arg(long)]
     port: Option<u16>,
+    /// Only what was seen in the last so many seconds, minutes or hours: 30s, 10m, 2h
+    #[arg(long, value_name = "TIME", value_parser = milliseconds, conflicts_with = "follow")]
+    since: Option<u64>,
     /// As JSON, one object a line
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn run(args: &Args) -> super::Result {
-    let Args { socket, follow, id, namespace, verdict, port, json } = args;
+    let Args { socket, follow, id, namespace, verdict, port, since, json } = args;
     let query: Vec<(&str, String)> = [
         ("id", id.clone()),
         ("namespace", namespace.clone()),
@@ -53,7 +56,11 @@ pub(super) fn run(args: &Args) -> super::Result {
         client::block_on(stream(&socket.socket, &query, *json))?;
         return Ok(Answer::Fine);
     }
-    let edges: Vec<EdgeLine> = client::block_on(client::get(&socket.socket, "/edges", &query))?;
+    let mut edges: Vec<EdgeLine> = client::block_on(client::get(&socket.socket, "/edges", &query))?;
+    if let Some(since) = since {
+        let earliest = now().saturating_sub(*since);
+        edges.retain(|e| e.count.last >= earliest);
+    }
     if *json {
         for e in &edges {
             println!("{}", serde_json::to_string(e).context("writing JSON")?);
@@ -64,6 +71,19 @@ pub(super) fn run(args: &Args) -> super::Result {
         println!("{}", render(&edges, now()));
     }
     Ok(Answer::Fine)
+}
+
+fn milliseconds(text: &str) -> Result<u64, String> {
+    let unit = |c| match c {
+        's' => Some(1000),
+        'm' => Some(60_000),
+        'h' => Some(3_600_000),
+        _ => None,
+    };
+    let mut number = text.chars();
+    let unit = number.next_back().and_then(unit);
+    let product = unit.and_then(|u: u64| number.as_str().parse::<u64>().ok()?.checked_mul(u));
+    product.ok_or_else(|| "write a number and s, m or h, such as 10m".to_owned())
 }
 
 /// One line for what both ends counted alike; where all SPIFFE IDs share a trust domain and the table would be too
@@ -201,6 +221,14 @@ mod tests {
             reason: "no-ingress-rule".to_owned(),
         };
         EdgeLine { edge, count: Count { total, first: 0, last: 0 } }
+    }
+
+    #[test]
+    fn times_have_a_unit() {
+        assert_eq!(milliseconds("10m"), Ok(600_000));
+        for bad in ["", "10", "m", "-1s", "99999999999999999999h"] {
+            assert!(milliseconds(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

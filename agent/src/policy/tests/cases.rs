@@ -177,7 +177,7 @@ fn contradictions_of_the_inventory_are_told_and_resolved() {
     inventory.endpoints.push(Endpoint { place: db, owner: Owner::Workload { peer: PeerId(256), instance: 1 } });
     inventory.endpoints.push(Endpoint { place: db, owner: Owner::Class(Class::Host) });
     inventory.cgroups.push(WorkloadCgroup { id: 258, level: 3, peer: PeerId(256), instance: 1 });
-    inventory.cgroups.push(WorkloadCgroup { id: 999, level: 17, peer: PeerId(256), instance: 1 });
+    inventory.cgroups.push(WorkloadCgroup { id: 999, level: 32, peer: PeerId(256), instance: 1 });
     inventory.attach_points.push(AttachPoint { id: 257, level: 3 });
     let Compiled { image, warnings } = compile(&PolicySet::default(), &inventory, &mut RuleTable::default());
     assert_eq!(image.addresses[&Addr::v4([10, 0, 0, 3])].peer, PeerId(256));
@@ -186,7 +186,7 @@ fn contradictions_of_the_inventory_are_told_and_resolved() {
     let said = |w: &dyn Fn(&Warning) -> bool| warnings.iter().filter(|x| w(x)).count();
     assert_eq!(said(&|w| matches!(w, Warning::ClaimedTwice { .. })), 2);
     assert_eq!(said(&|w| matches!(w, Warning::SharedCgroup { kept: PeerId(256), other: PeerId(258), .. })), 1);
-    assert_eq!(said(&|w| matches!(w, Warning::TooDeep { level: 17, .. })), 1);
+    assert_eq!(said(&|w| matches!(w, Warning::TooDeep { level: 32, .. })), 1);
     assert_eq!(said(&|w| matches!(w, Warning::AttachPointIsWorkload { peer: PeerId(257), .. })), 1);
 }
 
