@@ -3,12 +3,16 @@
 //! Whatever it left is taken off on drop, also after a panic.
 
 use crate::enforced::id;
-use crate::{Estate, wait_for};
+use crate::{Estate, wait_at_most};
 use bulkhead::datapath;
 use bulkhead::sources::hierarchy::Hierarchy;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output};
+use std::time::Duration;
+
+/// How long a start may take: an emulated machine needs many seconds to verify the programs.
+const START: Duration = Duration::from_secs(60);
 
 /// The path of the binary.
 pub fn binary() -> PathBuf {
@@ -76,7 +80,7 @@ impl Agent {
         let mut command = Command::new(binary());
         command.arg("agent").arg("--config").arg(self.config()).args(arguments);
         self.child = Some(command.stderr(log).spawn().expect("BULKHEAD names an executable"));
-        wait_for("an agent that is ready", || {
+        wait_at_most(START, "an agent that is ready", || {
             let ended = self.child.as_mut().and_then(|c| c.try_wait().ok().flatten());
             assert!(ended.is_none(), "the agent ended: {ended:?}\n{}", self.log());
             self.log().contains(" ready epoch=")

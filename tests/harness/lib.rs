@@ -20,10 +20,15 @@ pub const SOON: Duration = Duration::from_secs(10);
 pub const NEVER: Duration = Duration::from_millis(300);
 
 /// Waits until the condition holds; panics with `what` when it doesn't within [`SOON`].
-pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + SOON;
+pub fn wait_for(what: &str, condition: impl FnMut() -> bool) {
+    wait_at_most(SOON, what, condition);
+}
+
+/// The same with another limit.
+pub fn wait_at_most(limit: Duration, what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + limit;
     while !condition() {
-        assert!(Instant::now() < deadline, "{what}: not within {SOON:?}");
+        assert!(Instant::now() < deadline, "{what}: not within {limit:?}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }
