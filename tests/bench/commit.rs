@@ -30,8 +30,8 @@ pub(crate) fn take(factor: f64) -> Result<Vec<Figure>> {
         pins.datapath().attach()?;
         for n in 0..10 {
             // The other verdict for one pair and port.
-            let block = image.rules.iter_mut().filter(|(k, _)| k.size == 16 && k.dst >= PeerId::FIRST_IDENTITY.0);
-            let (_, payload) = block.skip(n * 997).next().context("a rule")?;
+            let mut blocks = image.rules.iter_mut().filter(|(k, _)| k.size == 16 && k.dst >= PeerId::FIRST_IDENTITY.0);
+            let (_, payload) = blocks.nth(n * 997).context("a rule")?;
             let permit = Permit::decode(*payload).context("a permit")?;
             *payload = Permit { sides: Sides(permit.sides.0 ^ Sides::ALL.0), ..permit }.encode();
             let committed = pins.datapath().commit(&image)?;
