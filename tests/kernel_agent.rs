@@ -96,7 +96,7 @@ fn a_bad_configuration_and_a_claimed_address_change_nothing_that_is_in_force() {
     let claimed = estate.get("database").v4();
     for (bad, words) in [
         (good.replace("posture: enforce", "postur: observe"), "unknown field `postur`"),
-        (good.replace("posture: enforce", "posture: observed"), "posture"),
+        (good.replace("posture: enforce", "posture: observed"), "unknown variant `observed`"),
         (good.replace(&estate.get("web").v4().to_string(), &claimed.to_string()), "both claim"),
         (good.replace("name: web", "name: database"), "second workload"),
         (good.replace("instance: test", "instance: other"), "`instance` differs"),
