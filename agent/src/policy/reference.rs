@@ -16,7 +16,6 @@ use bulkhead_common::slots::Sides;
 use bulkhead_common::{Addr, Class, Outcome, PeerId, Reason};
 use ipnet::IpNet;
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::Arc;
 
 /// An end of a connection.
 #[derive(Clone, Copy, Debug)]
@@ -107,7 +106,7 @@ fn decide(set: &PolicySet, inventory: &Inventory, c: &Connection<'_>, side: Sect
                 });
                 if is_any_of(&c.from, &deny.from) && is_any_of(&c.to, &deny.to) && on_ports(c, &deny.ports) && !excepted
                 {
-                    let rule = reference(policy, Section::Denies, index, &deny.text, deny);
+                    let rule = RuleRef::of(policy, Section::Denies, index, &deny.text, deny);
                     return Decision { allows: false, rule: Some(rule) };
                 }
             }
@@ -120,13 +119,16 @@ fn decide(set: &PolicySet, inventory: &Inventory, c: &Connection<'_>, side: Sect
             if selects(policy, &own) {
                 for (index, rule) in own_rules.iter().flatten().enumerate() {
                     if is_any_of(other, &rule.peers) && on_ports(c, &rule.ports) {
-                        return Decision { allows: true, rule: Some(reference(policy, side, index, &rule.text, rule)) };
+                        return Decision {
+                            allows: true,
+                            rule: Some(RuleRef::of(policy, side, index, &rule.text, rule)),
+                        };
                     }
                 }
             }
             for (index, edge) in policy.edges.iter().enumerate() {
                 if is_any_of(&c.from, &edge.from) && is_any_of(&c.to, &edge.to) && on_ports(c, &edge.ports) {
-                    let rule = reference(policy, Section::Edges, index, &edge.text, edge);
+                    let rule = RuleRef::of(policy, Section::Edges, index, &edge.text, edge);
                     return Decision { allows: true, rule: Some(rule) };
                 }
             }
@@ -239,17 +241,6 @@ impl SideSays {
     pub fn bits(&self) -> u8 {
         let bit = |allows: bool, bit: u8| if allows { bit } else { 0 };
         bit(self.now.allows, Sides::EGRESS_NOW) | bit(self.audited.allows, Sides::EGRESS_AUDITED)
-    }
-}
-
-fn reference<T>(policy: &Policy, section: Section, index: usize, text: &Arc<str>, at: &At<T>) -> RuleRef {
-    RuleRef {
-        policy: Arc::clone(&policy.name),
-        section,
-        index,
-        text: Arc::clone(text),
-        file: Arc::clone(&policy.file),
-        line: at.line,
     }
 }
 

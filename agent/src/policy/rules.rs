@@ -4,7 +4,8 @@
 //! part of the world keeps its number for good: counters are kept under it. The agent saves the table beside the
 //! identities that go with a set of maps.
 
-use super::model::PolicyName;
+use super::diagnostic::At;
+use super::model::{Policy, PolicyName};
 use bulkhead_common::PeerId;
 use bulkhead_common::slots::Permit;
 use ipnet::IpNet;
@@ -54,6 +55,20 @@ pub struct RuleRef {
     pub file: Arc<str>,
     /// The line in it.
     pub line: u32,
+}
+
+impl RuleRef {
+    /// The name of a rule of this policy.
+    pub(super) fn of<T>(policy: &Policy, section: Section, index: usize, text: &Arc<str>, at: &At<T>) -> Self {
+        Self {
+            policy: Arc::clone(&policy.name),
+            section,
+            index,
+            text: Arc::clone(text),
+            file: Arc::clone(&policy.file),
+            line: at.line,
+        }
+    }
 }
 
 impl fmt::Display for RuleRef {

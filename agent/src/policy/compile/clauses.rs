@@ -3,14 +3,13 @@
 //! The list is in the order of precedence: a clause decides where none before it does.
 
 use super::super::diagnostic::At;
-use super::super::model::{Peer, Policy, PortRange, PortSpec, Ports};
+use super::super::model::{Peer, PortRange, PortSpec, Ports};
 use super::super::rules::{RuleRef, RuleTable, Section};
 use super::super::set::PolicySet;
 use super::peers::{PeerSet, Peers};
 use super::ports::Spans;
 use crate::inventory::IdentityFacts;
 use bulkhead_common::slots::Sides;
-use std::sync::Arc;
 
 /// A rule, edge or deny.
 pub(super) struct Clause<'a> {
@@ -100,7 +99,7 @@ pub(super) fn clauses<'a>(set: &'a PolicySet, peers: &mut Peers<'a>, table: &mut
         ];
         for (section, rules, bits) in lists {
             for (index, rule) in rules.iter().flatten().enumerate() {
-                let number = table.number(reference(policy, section, index, &rule.text, rule));
+                let number = table.number(RuleRef::of(policy, section, index, &rule.text, rule));
                 let others = peers.resolve(&rule.peers);
                 let (from, to) = match section {
                     Section::Ingress => (others, selected.clone()),
@@ -113,7 +112,7 @@ pub(super) fn clauses<'a>(set: &'a PolicySet, peers: &mut Peers<'a>, table: &mut
         let bits = policy.reach(Sides::ALL.0);
         for (index, edge) in policy.edges.iter().enumerate() {
             allows.push(Clause {
-                number: table.number(reference(policy, Section::Edges, index, &edge.text, edge)),
+                number: table.number(RuleRef::of(policy, Section::Edges, index, &edge.text, edge)),
                 deny: false,
                 bits,
                 from: peers.resolve(&edge.from),
@@ -131,7 +130,7 @@ pub(super) fn clauses<'a>(set: &'a PolicySet, peers: &mut Peers<'a>, table: &mut
             });
             let except = except.collect();
             denies.push(Clause {
-                number: table.number(reference(policy, Section::Denies, index, &deny.text, deny)),
+                number: table.number(RuleRef::of(policy, Section::Denies, index, &deny.text, deny)),
                 deny: true,
                 bits,
                 from: peers.resolve(&deny.from),
@@ -143,15 +142,4 @@ pub(super) fn clauses<'a>(set: &'a PolicySet, peers: &mut Peers<'a>, table: &mut
     }
     denies.append(&mut allows);
     denies
-}
-
-fn reference<T>(policy: &Policy, section: Section, index: usize, text: &Arc<str>, at: &At<T>) -> RuleRef {
-    RuleRef {
-        policy: Arc::clone(&policy.name),
-        section,
-        index,
-        text: Arc::clone(text),
-        file: Arc::clone(&policy.file),
-        line: at.line,
-    }
 }
