@@ -11,6 +11,7 @@
 //! | [`image`] | everything the kernel's tables hold, as plain collections |
 //! | [`plan`] | from one image to the next: the writes, in an order that is whole at each step |
 //! | [`flows`] | counters and events turned into edges |
+//! | [`history`] | what was seen over time |
 //! | [`config`] | the agent's file |
 //! | [`sources`] | cgroups, files, addresses: what changes on the host |
 //! | [`datapath`] | the kernel side: load, pin, attach, commit, watch |
@@ -24,6 +25,7 @@ pub mod cli;
 pub mod config;
 pub mod datapath;
 pub mod flows;
+pub mod history;
 pub mod identity;
 pub mod image;
 pub mod inventory;
