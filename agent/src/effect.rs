@@ -115,7 +115,7 @@ fn stranger(cast: &mut Cast, text: &str, namespace: Option<&str>) {
 
 /// The pieces in which two sets differ, each given with the judge that has compiled it for this inventory. In order.
 pub fn deltas(sets: [&PolicySet; 2], judges: [&Judge; 2], inventory: &Inventory, ends: &Ends<'_>) -> Vec<Delta> {
-    let mut pairs: BTreeMap<(Who, Who), BTreeSet<(u8, u16, u16)>> = BTreeMap::new();
+    let mut pairs: BTreeMap<(Who, Who), Spans> = BTreeMap::new();
     let mut cuts: BTreeSet<(u8, u32)> = BTreeSet::new();
     for policy in sets.into_iter().flat_map(PolicySet::iter) {
         let mut meet = |from: &[Who], to: &[Who], ports: &Ports| {
@@ -164,6 +164,9 @@ pub fn deltas(sets: [&PolicySet; 2], judges: [&Judge; 2], inventory: &Inventory,
     deltas
 }
 
+/// Protocols with the first and the last of some ports.
+type Spans = BTreeSet<(u8, u16, u16)>;
+
 /// The protocols that rules can judge, with their last port.
 const LAST_PORTS: [(u8, u16); 5] = [
     (proto::ICMP, 0),
@@ -201,7 +204,7 @@ fn inventory_ports(inventory: &Inventory, to: Who) -> BTreeSet<(u8, u32)> {
 
 /// The spans cut into pieces, each of which lies within or without each span and each cut.
 fn pieces(
-    spans: &BTreeSet<(u8, u16, u16)>,
+    spans: &Spans,
     cuts: &BTreeSet<(u8, u32)>,
     more: &BTreeSet<(u8, u32)>,
 ) -> Vec<(u8, u16, u16)> {

@@ -40,7 +40,7 @@ pub use sort::{Apart, Mark};
 use std::collections::{BTreeMap, BTreeSet};
 pub use unused::Unused;
 pub use write::PolicyFile;
-pub(crate) use write::{evidence_words, port_words, time};
+pub(crate) use write::{port_words, time};
 
 /// What is asked for.
 #[derive(Clone, Debug)]

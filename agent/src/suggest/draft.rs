@@ -75,9 +75,14 @@ impl Draft {
     }
 }
 
+/// Protocols and ports.
+pub(super) type Ports = Vec<(u8, u16)>;
+/// The peers of one rule.
+pub(super) type Sharing<'a> = Vec<(&'a Named, &'a Openings)>;
+
 /// Peers that share all their ports, so that one rule says it for all of them without allowing anything more.
-pub(super) fn rules(peers: &BTreeMap<Named, Openings>) -> Vec<(Vec<(u8, u16)>, Vec<(&Named, &Openings)>)> {
-    let mut rules: BTreeMap<Vec<(u8, u16)>, Vec<(&Named, &Openings)>> = BTreeMap::new();
+pub(super) fn rules(peers: &BTreeMap<Named, Openings>) -> Vec<(Ports, Sharing<'_>)> {
+    let mut rules: BTreeMap<Ports, Sharing<'_>> = BTreeMap::new();
     for (named, openings) in peers {
         rules.entry(openings.keys().copied().collect()).or_default().push((named, openings));
     }

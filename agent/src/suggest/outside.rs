@@ -94,7 +94,7 @@ impl Group {
         };
         let steady = |s: &&Sight<'_>| s.evidence.days * 2 >= evidence.days;
         let number = addresses.len();
-        if number <= LISTED && sights.iter().all(|s| steady(s)) {
+        if number <= LISTED && sights.iter().all(steady) {
             let why = if of.is_empty() { String::new() } else { format!("an address{of}") };
             let single = |s: &&Sight<'_>| {
                 let part = s.address.map_or(Part::World, |a| Part::Net(IpNet::from(a)));

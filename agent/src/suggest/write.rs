@@ -185,7 +185,7 @@ fn told(protocol: u8, number: u16, opening: &Opening) -> String {
 }
 
 /// How often and when, in words.
-pub(crate) fn evidence_words(e: &Evidence) -> String {
+fn evidence_words(e: &Evidence) -> String {
     let plural = |n: u64, one: &str| if n == 1 { format!("1 {one}") } else { format!("{n} {one}s") };
     let seen = match (e.established, e.attempts) {
         (0, tried) => plural(tried, "attempt"),
@@ -208,7 +208,7 @@ pub(crate) fn time(ms: u64) -> String {
 }
 
 /// A text that a stranger chose, printable and not too long.
-pub(crate) fn short(name: &str) -> String {
+pub(super) fn short(name: &str) -> String {
     let clean = printable(name.as_bytes());
     let cut = clean.chars().count() > 60;
     let mut shown: String = clean.chars().take(60).collect();
