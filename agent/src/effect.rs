@@ -203,11 +203,7 @@ fn inventory_ports(inventory: &Inventory, to: Who) -> BTreeSet<(u8, u32)> {
 }
 
 /// The spans cut into pieces, each of which lies within or without each span and each cut.
-fn pieces(
-    spans: &Spans,
-    cuts: &BTreeSet<(u8, u32)>,
-    more: &BTreeSet<(u8, u32)>,
-) -> Vec<(u8, u16, u16)> {
+fn pieces(spans: &Spans, cuts: &BTreeSet<(u8, u32)>, more: &BTreeSet<(u8, u32)>) -> Vec<(u8, u16, u16)> {
     let mut pieces = Vec::new();
     for (proto, last_port) in LAST_PORTS {
         let own: Vec<(u32, u32)> =
