@@ -51,7 +51,7 @@ impl Change {
 }
 
 /// A piece of a [`Change`], by number.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Delta {
     /// Whether the second set allows it; else the first does.
     pub gained: bool,

@@ -164,8 +164,13 @@ impl Judge {
     /// enforced: the audited verdict is the same, and reasons and rules are then told of that one.
     pub fn of(set: &PolicySet, inventory: &Inventory) -> Self {
         let enforced: PolicySet = set.iter().map(|policy| Policy { mode: Mode::Enforce, ..policy.clone() }).collect();
+        Self::as_it_is(&enforced, inventory)
+    }
+
+    /// Compiles the set with the modes that it has.
+    pub fn as_it_is(set: &PolicySet, inventory: &Inventory) -> Self {
         let mut rules = RuleTable::default();
-        let image = compile(&enforced, inventory, &mut rules).image;
+        let image = compile(set, inventory, &mut rules).image;
         Self { image, rules }
     }
 

@@ -1,8 +1,8 @@
 //! What another policy set would have done to what was seen: the links that it newly denies, and those that it newly
 //! allows, with how often each was tried.
 //!
-//! Both sets are asked for the audited verdict, in which policies of both modes count: what would be once everything
-//! that is written is enforced. Pure.
+//! The present set is asked what it lets through now; the candidate, what it would let through once all of it is
+//! enforced. So a candidate in audit shows what its enforcement would cut. Pure.
 
 use crate::flows::PeerName;
 use crate::history::{History, Record, Window};
@@ -53,17 +53,17 @@ pub struct Simulation {
     pub window: Window,
     /// How many links were judged.
     pub links: usize,
-    /// Allowed by the present set and denied by the candidate.
+    /// Let through by the present set, and denied by the candidate.
     pub newly_denied: Vec<Verdict>,
     /// Denied by the present set and allowed by the candidate.
     pub newly_allowed: Vec<Verdict>,
-    /// Denied by both, though it was established: the verdict in force lets it through so far.
+    /// Denied by both, though it was established once: before the present set was in force.
     pub still_denied: Vec<Verdict>,
     /// Records that speak of an end that no rule can speak of.
     pub unjudged: usize,
 }
 
-/// By which postures to judge.
+/// By which postures the candidate is judged. The present set is judged by those that everybody has.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub enum Under {
     /// Those that everybody has.
@@ -117,8 +117,8 @@ impl Comparison {
                 },
             }
         });
-        let (present, candidate) = (Judge::of(present, &everybody), Judge::of(candidate, &everybody));
-        Self { cast, present, candidate }
+        let present = Judge::as_it_is(present, cast.inventory());
+        Self { present, candidate: Judge::of(candidate, &everybody), cast }
     }
 
     /// What the candidate does to this record's link; `None` if an end of it is nobody that rules can speak of.
@@ -126,7 +126,7 @@ impl Comparison {
         let (Some(from), Some(to)) = self.cast.ends(record) else { return None };
         let link = &record.link;
         let [was, is] = [&self.present, &self.candidate].map(|j| j.judge(from, to, link.protocol, link.port));
-        let effect = match (was.sides.audited(), is.sides.audited()) {
+        let effect = match (was.sides.now(), is.sides.audited()) {
             (true, true) => Effect::Allowed,
             (true, false) => Effect::NewlyDenied,
             (false, true) => Effect::NewlyAllowed,

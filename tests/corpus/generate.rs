@@ -9,12 +9,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 /// A feature of an estate, in a namespace of its own.
 type Feature = fn(&mut Builder, &str);
 
-const FEATURES: [(&str, Feature); 17] = [
+const FEATURES: [(&str, Feature); 18] = [
     ("fan-in", fan_in),
     ("fan-out", fan_out),
     ("chain", chain),
     ("shared-database", shared_database),
     ("cron", cron),
+    ("stale", stale),
     ("retries", retries),
     ("vertical-scan", vertical_scan),
     ("horizontal-scan", horizontal_scan),
@@ -137,6 +138,23 @@ fn retries(b: &mut Builder, ns: &str) {
         // A service that is gone: nobody depends on what never answers.
         let gone = b.workload(&format!("{ns}/gone"));
         b.traffic(&client, &gone, TCP, 8080, Rhythm::Hourly(60), Fate::TimedOut);
+    }
+}
+
+/// Pollers whose lists are out of date, one that polls all day and one that goes its round at night.
+fn stale(b: &mut Builder, ns: &str) {
+    let (poller, backup) = (b.workload(&format!("{ns}/poller")), b.workload(&format!("{ns}/backup")));
+    for (n, host) in many(b, ns, "listed", 30, 45).iter().enumerate() {
+        if n % 2 == 0 {
+            b.needs(&poller, host, TCP, 9100, Rhythm::Hourly(4));
+        } else {
+            b.traffic(&poller, host, TCP, 9100, Rhythm::Hourly(4), Fate::TimedOut);
+        }
+        if n % 3 > 0 {
+            b.needs(&backup, host, TCP, 873, Rhythm::Every(24, 2));
+        } else {
+            b.traffic(&backup, host, TCP, 873, Rhythm::Every(24, 2), Fate::Refused);
+        }
     }
 }
 

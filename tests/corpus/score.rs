@@ -58,9 +58,10 @@ pub(crate) fn score(estate: &Estate) -> Result<Score> {
     let policies = read_back(&suggestion)?;
     let everybody = estate.inventory(Posture::Enforce);
     let judge = Judge { policies: &policies, everybody: &everybody };
-    let later = simulate(&estate.outside, &none, &policies, &everybody, &Under::Enforce);
-    let denied_later = later.newly_denied.iter().chain(&later.still_denied);
-    let named_later: BTreeSet<Link> = denied_later
+    let later = simulate(&estate.outside, &none, &policies, &inventory, &Under::Enforce);
+    let named_later: BTreeSet<Link> = later
+        .newly_denied
+        .iter()
         .map(|v| {
             let (source, destination) = (v.source.clone(), v.destination.clone());
             Link { source, destination, protocol: v.protocol, port: v.port }

@@ -112,14 +112,15 @@ impl<'a> Ends<'a> {
         all.into_iter().collect()
     }
 
-    /// The end that stands for the part of the world in which this address lies.
-    pub fn of_address(&self, address: IpAddr) -> Who {
+    /// The ends that stand for the parts of the world in which this address lies, the smallest first; the last is all
+    /// of the world.
+    pub fn around(&self, address: IpAddr) -> impl Iterator<Item = Who> {
         let length = match address {
             IpAddr::V4(_) => 32,
             IpAddr::V6(_) => 128,
         };
-        let part = (0..=length).rev().find_map(|n| self.parts.get(&IpNet::new(address, n).ok()?.trunc()));
-        part.map_or(Who::Peer(Class::World.id()), |a| Who::Address(*a))
+        let parts = (0..=length).rev().filter_map(move |n| self.parts.get(&IpNet::new(address, n).ok()?.trunc()));
+        parts.map(|a| Who::Address(*a)).chain([Who::Peer(Class::World.id())])
     }
 
     /// What an end is called.

@@ -43,7 +43,15 @@ fn differences_are_told_with_counts_and_the_rule() {
         record("identity-9", 3, 5),
     ];
     let history = History { window: Window::default(), records };
-    let s = simulate(&history, &set("enforce", 1), &set("audit", 2), &Inventory::default(), &Under::Enforce);
+    let name = |id: &str| crate::identity::Identity {
+        namespace: String::new(),
+        ids: BTreeSet::from([id.parse().expect("an ID")]),
+    };
+    let mut cast = Cast::of(&Inventory::default(), []);
+    for id in ["spiffe://t/a", "spiffe://t/b"] {
+        cast.add(name(id), Posture::Enforce);
+    }
+    let s = simulate(&history, &set("enforce", 1), &set("audit", 2), cast.inventory(), &Under::Present);
     let told = |v: &[Verdict]| v.iter().map(|v| (v.port, v.attempts, v.established)).collect::<Vec<_>>();
     assert_eq!(told(&s.newly_denied), [(1, 18, 7)]);
     assert_eq!(s.newly_denied[0].reason, "no-egress-rule");
@@ -57,10 +65,18 @@ fn differences_are_told_with_counts_and_the_rule() {
 }
 
 #[test]
+fn enforcing_what_is_only_audited_so_far_shows_what_it_would_cut() {
+    let history = History { window: Window::default(), records: vec![record("spiffe://t/b", 9, 1)] };
+    let audit = set("audit", 1);
+    let s = |under: &Under| simulate(&history, &audit, &audit, &Inventory::default(), under).newly_denied.len();
+    assert_eq!((s(&Under::Present), s(&Under::Enforce)), (0, 1));
+}
+
+#[test]
 fn nothing_is_denied_to_those_who_are_only_observed() {
     let history = History { window: Window::default(), records: vec![record("spiffe://t/b", 9, 1)] };
     let sets = (set("enforce", 1), set("enforce", 2));
-    let under = |under: &Under| simulate(&history, &sets.0, &sets.1, &Inventory::default(), under).still_denied.len();
+    let under = |under: &Under| simulate(&history, &sets.0, &sets.1, &Inventory::default(), under).newly_denied.len();
     assert_eq!((under(&Under::Present), under(&Under::Enforce)), (0, 1));
     let only = |id: &str| Under::Only(BTreeSet::from([id.parse().expect("an ID")]));
     assert_eq!((under(&only("spiffe://t/a")), under(&only("spiffe://t/c"))), (1, 0));

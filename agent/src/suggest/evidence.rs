@@ -20,6 +20,13 @@ pub(super) struct Line {
     pub(super) port: u16,
 }
 
+impl Line {
+    /// Where the links of a source begin, in order.
+    pub(super) const fn first_of(from: PeerId) -> Self {
+        Self { from, to: PeerId(0), protocol: 0, port: 0 }
+    }
+}
+
 /// How often, when, and by whom something was seen.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
 pub struct Evidence {

@@ -5,13 +5,13 @@ use super::draft::Drafts;
 use super::evidence::{Evidence, Known, Line, Sight};
 use super::sort::{Apart, Mark};
 use super::{PolicyFile, Refusal, SetApart};
-use crate::effect::{self, Ends};
+use crate::effect::{self, Delta, Ends};
 use crate::flows::PeerName;
 use crate::history::Record;
 use crate::inventory::Inventory;
 use crate::judge::{Cast, Judge, Who};
 use crate::policy::{PolicySet, parse};
-use bulkhead_common::{Class, PeerId};
+use bulkhead_common::Class;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
@@ -153,36 +153,35 @@ impl Case<'_> {
 
     fn surplus(&self, sets: [&PolicySet; 2], judges: [&Judge; 2]) -> Surplus {
         let ends = Ends::of(self.everybody, sets);
-        let world = Class::World.id();
+        let around = |who: Who, address: Option<IpAddr>| -> Vec<Who> {
+            match (address, who.class()) {
+                (Some(a), Some(Class::World)) => ends.around(a).collect(),
+                _ => vec![who],
+            }
+        };
         let mut seen: HashSet<(Who, Who, u8, u16)> = HashSet::new();
         for (line, known) in self.lines {
             for sight in known.sights.iter().filter(|s| s.evidence.established > 0) {
-                let end = |p: PeerId| match sight.address {
-                    Some(address) if p == world => ends.of_address(address),
-                    _ => Who::Peer(p),
-                };
-                seen.insert((end(line.from), end(line.to), line.protocol, line.port));
-                seen.insert((Who::Peer(line.from), Who::Peer(line.to), line.protocol, line.port));
+                for from in around(Who::Peer(line.from), sight.address) {
+                    let to = around(Who::Peer(line.to), sight.address);
+                    seen.extend(to.into_iter().map(|to| (from, to, line.protocol, line.port)));
+                }
             }
         }
-        let gained: Vec<_> =
-            effect::deltas(sets, judges, self.everybody, &ends).into_iter().filter(|d| d.gained).collect();
-        // Where all of the world is allowed, its parts are no peers of their own.
-        let of_world: HashSet<_> = gained
-            .iter()
-            .filter(|d| [d.from, d.to].contains(&Who::Peer(world)))
-            .map(|d| (d.from, d.to, d.protocol, d.first, d.last))
-            .collect();
-        let general = |who: Who| match who {
-            Who::Address(_) => Who::Peer(world),
-            peer => peer,
+        let deltas = effect::deltas(sets, judges, self.everybody, &ends);
+        let gained: HashSet<_> = deltas.into_iter().filter(|d| d.gained).collect();
+        // Where a greater part of the world is allowed, the smaller ones in it are no peers of their own.
+        let in_a_greater = |d: &Delta| {
+            let address = |who: Who| match who {
+                Who::Address(a) => Some(a),
+                Who::Peer(_) => None,
+            };
+            let from = address(d.from).map(|a| ends.around(a).skip(1).map(|from| Delta { from, ..*d }));
+            let to = address(d.to).map(|a| ends.around(a).skip(1).map(|to| Delta { to, ..*d }));
+            from.into_iter().flatten().chain(to.into_iter().flatten()).any(|greater| gained.contains(&greater))
         };
         let mut surplus = Surplus::default();
-        for d in &gained {
-            let in_general = (general(d.from), general(d.to), d.protocol, d.first, d.last);
-            if in_general != (d.from, d.to, d.protocol, d.first, d.last) && of_world.contains(&in_general) {
-                continue;
-            }
+        for d in gained.iter().filter(|d| !in_a_greater(d)) {
             let ports = u64::from(d.last - d.first) + 1;
             let known = (d.first..=d.last).filter(|port| seen.contains(&(d.from, d.to, d.protocol, *port))).count();
             surplus.allowed += ports;

@@ -96,8 +96,10 @@ const FEW: u64 = 5;
 const RARE: u64 = 20;
 /// From this length of a window on it can be told whether something is regular. Milliseconds.
 const LONG: u64 = 24 * 3_600_000;
-/// So many targets tried in vain are a scan.
+/// So many targets tried in vain are a scan,
 const SCAN_TARGETS: usize = 10;
+/// unless they are tried more often a day than this: whoever polls has dead targets, but expects an answer.
+const SCANS_A_DAY: u64 = 2;
 /// The first port that Linux gives to clients (ip_local_port_range).
 const FIRST_EPHEMERAL: u16 = 32_768;
 /// So many short-lived high ports at one destination aren't services.
@@ -235,7 +237,18 @@ fn scans(lines: &BTreeMap<Line, Known<'_>>) -> BTreeMap<PeerId, Scan> {
             last: range(|e| e.last),
         }
     };
-    tries.into_iter().map(|(from, vain)| (from, scan(vain))).collect()
+    let mut scans: BTreeMap<PeerId, Scan> = BTreeMap::new();
+    for (from, vain) in tries {
+        let (targets, days) = (vain.len(), vain.iter().map(|e| e.days).max().unwrap_or(0));
+        let scan = scan(vain);
+        // Most of it is in vain, or it is somebody's daily round with a few hosts that are gone.
+        let own = lines.range(Line::first_of(from)..).take_while(|(line, _)| line.from == from);
+        let hits = own.filter(|(line, k)| !in_vain(line, &k.evidence) && scan.holds(line, &k.evidence)).count();
+        if scan.attempts <= SCANS_A_DAY * u64::from(days) && hits <= targets {
+            scans.insert(from, scan);
+        }
+    }
+    scans
 }
 
 /// High TCP ports that a destination opened for a short while, if there are several; or one, that one client used once.

@@ -1,6 +1,6 @@
 //! `bulkhead policy diff`
 
-use super::files::{self, count, end, ports};
+use super::files::{self, Names, count, ports};
 use crate::cli::exit::Answer;
 use crate::cli::table::{table, text};
 use crate::effect::{self, Change};
@@ -40,17 +40,20 @@ fn report(change: &Change) -> String {
     if change.is_empty() {
         return "They allow the same.".to_owned();
     }
+    let all = || change.gained.iter().chain(&change.lost);
+    let names = Names::of(all().flat_map(|p| [&p.source.id, &p.destination.id]));
     let mut t = table(&["", "source", "destination", "ports"]);
     for (sign, list) in [("+", &change.gained), ("-", &change.lost)] {
         for p in list {
             t.add_row([
                 sign.to_owned(),
-                end(&p.source.id, None),
-                end(&p.destination.id, None),
+                names.end(&p.source.id, None),
+                names.end(&p.destination.id, None),
                 ports(p.protocol, p.first, p.last),
             ]);
         }
     }
     let told = count(change.gained.len(), "permission", "permissions");
-    format!("{}\n\n{told} gained, {} lost.", text(&t), change.lost.len())
+    let note = names.note().map_or_else(String::new, |n| format!("\n{n}"));
+    format!("{}\n\n{told} gained, {} lost.{note}", text(&t), change.lost.len())
 }

@@ -1,5 +1,6 @@
 //! What the policy commands read: the configuration with everybody there is, policy files, and a history.
 
+use crate::cli::observe::shared_domain;
 use crate::cli::{Socket, client};
 use crate::config::{self, Config};
 use crate::history::{History, Record};
@@ -11,6 +12,7 @@ use crate::sources::roster::Roster;
 use crate::sources::{addresses, assemble, hierarchy};
 use crate::suggest::port_words;
 use anyhow::{Context, bail};
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -136,20 +138,37 @@ pub(super) fn ports(protocol: u8, first: u16, last: u16) -> String {
     }
 }
 
-/// The name of an end, with the address where it is one of the world.
-pub(super) fn end(id: &str, world: Option<std::net::IpAddr>) -> String {
-    let id = printable(id.as_bytes());
-    match world {
-        Some(address) if id == "world" => format!("{address} (world)"),
-        _ => id,
+/// Names of ends as tables show them: printable, and without the trust domain where all share one.
+pub(super) struct Names {
+    domain: Option<String>,
+}
+
+impl Names {
+    pub(super) fn of<'a>(ids: impl Iterator<Item = &'a String>) -> Self {
+        Self { domain: shared_domain(ids) }
+    }
+
+    /// An end, with the address where it is one of the world.
+    pub(super) fn end(&self, id: &str, world: Option<IpAddr>) -> String {
+        let id = printable(id.as_bytes());
+        match (world, &self.domain) {
+            (Some(address), _) if id == "world" => format!("{address} (world)"),
+            (_, Some(domain)) => id.replace(domain.as_str(), ""),
+            (_, None) => id,
+        }
+    }
+
+    /// What to say below the table.
+    pub(super) fn note(&self) -> Option<String> {
+        self.domain.as_ref().map(|d| format!("IDs that begin with / are in {}.", printable(d.as_bytes())))
     }
 }
 
 /// A record of a single decision, for judging it.
 pub(super) fn record(d: &crate::serve::api::Decision) -> Record {
     let edge = &d.edge;
-    let address = |end: &str, text: &str| -> Option<std::net::IpAddr> {
-        let socket: Option<std::net::SocketAddr> = text.parse().ok();
+    let address = |end: &str, text: &str| -> Option<IpAddr> {
+        let socket: Option<SocketAddr> = text.parse().ok();
         (end == "world").then(|| socket.map(|s| s.ip()).or_else(|| text.parse().ok()))?
     };
     Record {

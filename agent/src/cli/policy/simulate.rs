@@ -1,12 +1,12 @@
 //! `bulkhead policy simulate`
 
-use super::files::{self, Source, count, end};
+use super::files::{self, Names, Source, count};
 use crate::cli::client;
 use crate::cli::exit::Answer;
 use crate::cli::table::{table, text};
 use crate::identity::SpiffeId;
 use crate::inventory::Inventory;
-use crate::policy::PolicySet;
+use crate::policy::{PolicySet, RuleRef};
 use crate::serve::api::{Decision, printable};
 use crate::simulate::{self, Comparison, Effect, Simulation, Under, Verdict};
 use crate::suggest::{port_words, time};
@@ -70,7 +70,7 @@ const SHOWN: usize = 40;
 
 fn report(s: &Simulation) -> String {
     let mut out = format!(
-        "{} from {} to {}: {} newly denied, {} newly allowed, {} denied by both though established\n",
+        "{} from {} to {}:\n{} newly denied, {} newly allowed, {} denied by both though established\n",
         count(s.links, "link", "links"),
         time(s.window.from),
         time(s.window.to),
@@ -84,6 +84,8 @@ fn report(s: &Simulation) -> String {
             count(s.unjudged, "record", "records")
         ));
     }
+    let all = s.newly_denied.iter().chain(&s.newly_allowed).chain(&s.still_denied);
+    let names = Names::of(all.flat_map(|v| [&v.source.id, &v.destination.id]));
     for (title, list) in [
         ("Newly denied", &s.newly_denied),
         ("Newly allowed", &s.newly_allowed),
@@ -95,8 +97,8 @@ fn report(s: &Simulation) -> String {
         let mut t = table(&["source", "destination", "port", "tried", "made", "last seen", "because"]);
         for v in list.iter().take(SHOWN) {
             t.add_row([
-                end(&v.source.id, v.address),
-                end(&v.destination.id, v.address),
+                names.end(&v.source.id, v.address),
+                names.end(&v.destination.id, v.address),
                 port_words(v.protocol, v.port),
                 v.attempts.to_string(),
                 v.established.to_string(),
@@ -109,11 +111,18 @@ fn report(s: &Simulation) -> String {
             out.push_str(&format!("and {} more (all of them: --json)\n", list.len() - SHOWN));
         }
     }
+    if let Some(note) = names.note() {
+        out.push_str(&format!("\n{note}"));
+    }
     out.trim_end().to_owned()
 }
 
 fn because(v: &Verdict) -> String {
-    v.rule.as_ref().map_or_else(|| v.reason.to_owned(), ToString::to_string)
+    let short = |rule: &RuleRef| {
+        let whole = rule.to_string();
+        whole.split_once(' ').map_or(whole.clone(), |(_, short)| short.to_owned())
+    };
+    v.rule.as_ref().map_or_else(|| v.reason.to_owned(), short)
 }
 
 /// Judges decisions as they are made, and tells those that the candidate changes.

@@ -1,6 +1,6 @@
 //! `bulkhead policy suggest`
 
-use super::files::{Source, count, end, present};
+use super::files::{Names, Source, count, present};
 use crate::cli::exit::Answer;
 use crate::cli::table::{table, text};
 use crate::identity::SpiffeId;
@@ -8,7 +8,7 @@ use crate::policy::Mode;
 use crate::serve::api::printable;
 use crate::suggest::{self, Apart, PolicyFile, SetApart, Suggestion, Wish, port_words, time};
 use anyhow::{Context, bail};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -141,17 +141,19 @@ fn report(s: &Suggestion) -> String {
         p.surplus.allowed,
         p.surplus.share * 100.0
     ));
+    let ids = s.apart.iter().map(|a| &a.link).chain(&p.false_denies).flat_map(|l| [&l.source.id, &l.destination.id]);
+    let names = Names::of(ids.chain(s.unseen.iter().map(|n| &n.id)));
     for link in p.false_denies.iter().take(SHOWN) {
-        let (from, to) = (end(&link.source.id, link.address), end(&link.destination.id, link.address));
+        let (from, to) = (names.end(&link.source.id, link.address), names.end(&link.destination.id, link.address));
         lines.push(format!("DENIED    {from} to {to} on {}", port_words(link.protocol, link.port)));
     }
     lines.extend(s.notes.iter().map(|n| format!("warning   {n}")));
     if !s.unseen.is_empty() {
         lines.push(String::new());
         lines.push("Nothing was seen of these. They get no policy; what they need isn't covered:".to_owned());
-        lines.extend(shown(s.unseen.iter().map(|n| format!("  {}", printable(n.id.as_bytes())))));
+        lines.extend(shown(s.unseen.iter().map(|n| format!("  {}", names.end(&n.id, None)))));
     }
-    lines.extend(apart(&s.apart));
+    lines.extend(apart(&s.apart, &names));
     if !s.unused.is_empty() {
         lines.push(String::new());
         lines.push("Allowed by existing policies, and not used in this window:".to_owned());
@@ -160,6 +162,9 @@ fn report(s: &Suggestion) -> String {
             format!("  {file}:{}: {}: {}", u.line, u.rule, u.what)
         };
         lines.extend(shown(s.unused.iter().map(line)));
+    }
+    if let Some(note) = names.note() {
+        lines.extend([String::new(), note]);
     }
     lines.join("\n")
 }
@@ -173,24 +178,36 @@ fn shown(all: impl ExactSizeIterator<Item = String>) -> Vec<String> {
     lines
 }
 
-/// What is to be decided, by reason, one row for each pair.
-fn apart(all: &[SetApart]) -> Vec<String> {
-    let mut reasons: BTreeMap<Apart, BTreeMap<(String, String), Vec<&SetApart>>> = BTreeMap::new();
+/// What is to be decided, by reason, one row for each pair; or for a source, if it has many destinations.
+fn apart(all: &[SetApart], names: &Names) -> Vec<String> {
+    let mut reasons: BTreeMap<Apart, BTreeMap<String, BTreeMap<String, Vec<&SetApart>>>> = BTreeMap::new();
     for a in all {
-        let pair = (end(&a.link.source.id, a.link.address), end(&a.link.destination.id, a.link.address));
-        reasons.entry(a.why).or_default().entry(pair).or_default().push(a);
+        let (from, to) =
+            (names.end(&a.link.source.id, a.link.address), names.end(&a.link.destination.id, a.link.address));
+        reasons.entry(a.why).or_default().entry(from).or_default().entry(to).or_default().push(a);
     }
     let mut lines = Vec::new();
     if !reasons.is_empty() {
         lines.push(String::new());
         lines.push("For you to decide; no rule was made for these:".to_owned());
     }
-    for (why, pairs) in reasons {
+    for (why, sources) in reasons {
         lines.push(String::new());
         lines.push(format!("{}: {}", why.as_str(), why.advice()));
         let mut t = table(&["source", "destination", "ports", "tried", "made", "last seen"]);
-        let more = pairs.len().saturating_sub(SHOWN);
-        for ((from, to), links) in pairs.into_iter().take(SHOWN) {
+        let mut rows = Vec::new();
+        for (from, destinations) in sources {
+            let number = destinations.len();
+            if number > PORTS {
+                let first = destinations.keys().next().cloned().unwrap_or_default();
+                let to = format!("{first} and {} more", number - 1);
+                rows.push((from, to, destinations.into_values().flatten().collect()));
+            } else {
+                rows.extend(destinations.into_iter().map(|(to, links)| (from.clone(), to, links)));
+            }
+        }
+        let more = rows.len().saturating_sub(SHOWN);
+        for (from, to, links) in rows.into_iter().take(SHOWN) {
             let sum = |of: fn(&SetApart) -> u64| links.iter().map(|a| of(a)).fold(0, u64::saturating_add).to_string();
             let last = links.iter().map(|a| a.evidence.last).max().unwrap_or(0);
             let allowed = if links.iter().any(|a| a.allowed) { " (let through by other rules)" } else { "" };
@@ -205,18 +222,20 @@ fn apart(all: &[SetApart]) -> Vec<String> {
         }
         lines.push(text(&t));
         if more > 0 {
-            lines.push(format!("and {more} more pairs (all of them: --json)"));
+            lines.push(format!("and {more} more rows (all of them: --json)"));
         }
     }
     lines
 }
 
+/// The ports of some links, each once.
 fn ports(links: &[&SetApart]) -> String {
-    let mut all: Vec<String> = links.iter().take(PORTS).map(|a| port_words(a.link.protocol, a.link.port)).collect();
-    if links.len() > PORTS {
-        all.push(format!("and {} more", links.len() - PORTS));
+    let all: BTreeSet<(u8, u16)> = links.iter().map(|a| (a.link.protocol, a.link.port)).collect();
+    let mut words: Vec<String> = all.iter().take(PORTS).map(|(protocol, port)| port_words(*protocol, *port)).collect();
+    if all.len() > PORTS {
+        words.push(format!("and {} more", all.len() - PORTS));
     }
-    all.join(", ")
+    words.join(", ")
 }
 
 #[cfg(test)]
@@ -244,6 +263,7 @@ mod tests {
             destination_executables: Default::default(),
         };
         let mut records: Vec<Record> = (1..60).map(|port| record("spiffe://t/b", port, 0)).collect();
+        records.iter_mut().for_each(|r| r.counts.attempts = 1);
         records.push(record("spiffe://t/c", 80, 9));
         records.push(record("evil\u{1b}[2J", 80, 9));
         let window = Window { from: 0, to: 86_400_000, watched: 86_400_000, unattributed: 0 };
@@ -256,7 +276,7 @@ mod tests {
         let told = report(&suggestion());
         assert!(told.lines().all(|l| l.chars().count() <= 100), "{told}");
         assert!(!told.contains('\u{1b}'), "{told}");
-        assert!(told.contains("scan: ") && told.contains("TCP/1, TCP/2") && told.contains("and 53 more"), "{told}");
+        assert!(told.contains("scan: ") && told.contains("TCP/1, TCP/2") && told.contains("53 more"), "{told}");
         assert!(told.contains("0 would be denied"), "{told}");
     }
 

@@ -39,6 +39,23 @@ fn a_scan_is_set_apart_whole_and_the_scanners_own_services_stay() {
 }
 
 #[test]
+fn whoever_polls_may_have_dead_targets() {
+    let target = |n: u16, times: u64, alive: bool| {
+        let mut r = record("shop/monitor", &format!("shop/t{n}"), 6, 9100);
+        let established = if alive { times } else { 0 };
+        r.counts = Counts { attempts: times, established, ..Counts::default() };
+        r
+    };
+    // Every minute, with more dead than living; and once a night, with fewer dead than living.
+    let polled = (0..40).map(|n| target(n, 20_160, n < 12)).collect();
+    let nightly = (0..40).map(|n| Record { hours: 14, ..target(n, 14, n < 28) }).collect();
+    for (records, living) in [(polled, 12), (nightly, 28)] {
+        let s = suggestion(records);
+        assert_eq!((rules(&s).len(), s.apart.len()), (2 * living, 40 - living), "{:?}", apart(&s));
+    }
+}
+
+#[test]
 fn a_scan_for_datagrams_is_one_too() {
     let scan = (1..=40).map(|port| packets(once(record("shop/web", "data/db", 17, port), 1), 1, 0));
     let s = suggestion(scan.collect());
