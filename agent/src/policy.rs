@@ -11,6 +11,7 @@
 //! | [`reference`](mod@reference) | what policies mean, said as plainly as possible |
 //! | [`check`](mod@check) | what may not be meant |
 //! | [`explain`](mod@explain) | one flow judged, with the why |
+//! | [`trial`] | tables of cases, and the rules that none of them touches |
 //! | [`rules`] | the numbers by which the kernel names rules |
 //!
 //! Nothing here does I/O or names the kernel, a cluster or a clock.
@@ -27,6 +28,7 @@ pub mod pattern;
 pub mod reference;
 pub mod rules;
 pub mod set;
+pub mod trial;
 
 pub use check::check;
 pub use compile::{Compiled, Warning, compile};
