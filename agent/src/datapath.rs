@@ -9,6 +9,7 @@
 //! complete set of programs and a whole ruleset.
 
 mod counters;
+mod destroy;
 mod error;
 mod events;
 mod features;
@@ -25,6 +26,7 @@ mod uninstall;
 mod watch;
 
 pub use counters::{MapFill, Totals};
+pub use destroy::{Cut, Walk};
 pub use error::{AttachError, CommitError, OpenError, UninstallError};
 pub use events::Events;
 pub use features::{Feature, features};

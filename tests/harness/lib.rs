@@ -5,6 +5,7 @@
 
 pub mod agent;
 pub mod enforced;
+pub mod talk;
 
 pub use agent::Agent;
 pub use bulkhead::probe::sandbox::{self, Process, Reply, Sandbox, Workload};
