@@ -6,6 +6,7 @@
 //! | [`parse`](mod@parse) | from a file's text to checked policies |
 //! | [`convert`] | from documents to the model, all or nothing |
 //! | [`model`] | the checked policies |
+//! | [`overrides`] | what is decided above all policies |
 //! | [`set`] | all of them together, and what becomes of those that weren't taken |
 //! | [`compile`](mod@compile) | policies and inventory to an [`Image`](crate::image::Image) |
 //! | [`reference`](mod@reference) | what policies mean, said as plainly as possible |
@@ -22,6 +23,7 @@ pub mod diagnostic;
 pub mod document;
 pub mod explain;
 pub mod model;
+pub mod overrides;
 pub mod parse;
 pub mod pattern;
 pub mod reference;
@@ -33,6 +35,7 @@ pub use compile::{Compiled, Warning, compile};
 pub use diagnostic::{At, Diagnostic, Severity};
 pub use explain::{Explanation, Party, explain};
 pub use model::{Mode, Policy, PolicyName};
+pub use overrides::{Overrides, Scope};
 pub use parse::{Document, Rejected, parse, read};
 pub use pattern::IdPattern;
 pub use rules::{RuleRef, RuleTable, Section};

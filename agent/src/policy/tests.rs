@@ -169,6 +169,18 @@ fn policy() -> impl Strategy<Value = Policy> {
     })
 }
 
+fn overrides() -> impl Strategy<Value = Overrides> {
+    let id = || select(&IDS[..]).prop_map(|i| i.parse::<crate::identity::SpiffeId>().expect("an ID"));
+    let scope = prop_oneof![
+        2 => id().prop_map(Scope::Workload),
+        1 => select(vec!["", "x"]).prop_map(|n| Scope::Namespace(n.to_owned())),
+        1 => Just(Scope::Node),
+    ];
+    let some = (prop::collection::btree_set(id(), 0..2), prop::collection::btree_set(scope, 0..2))
+        .prop_map(|(revoked, open)| Overrides { revoked, open });
+    prop_oneof![Just(Overrides::default()), some]
+}
+
 fn inventory() -> impl Strategy<Value = Inventory> {
     let facts = (
         select(vec!["", "x"]),
@@ -268,8 +280,9 @@ proptest! {
     #[test]
     fn the_tables_say_what_the_policies_mean(
         policies in prop::collection::vec(policy(), 0..4), inventory in inventory(), flows in flows(),
+        overrides in overrides(),
     ) {
-        let set: PolicySet = policies.into_iter().collect();
+        let set = policies.into_iter().collect::<PolicySet>().under(overrides);
         let mut table = RuleTable::default();
         let image = compile(&set, &inventory, &mut table).image;
         for (from, to, proto, port) in flows {
