@@ -4,10 +4,12 @@
 //! say where to look; one task ([`engine::Engine`]) looks, compiles, and commits what differs. Every task is in one
 //! set, and one that ends early ends the process. At the end nothing is taken off: what is in force stays pinned.
 
+pub mod clock;
 pub mod engine;
 pub mod events;
 pub mod failure;
 pub mod kernel;
+pub mod overrides;
 pub mod snapshot;
 
 pub use failure::Failure;
@@ -24,13 +26,15 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinSet;
 
 /// How long the tasks have to finish once the end was asked for.
 const DRAIN: Duration = Duration::from_secs(5);
 /// How many decisions a follower may be behind before it misses some.
 const FOLLOWER_BACKLOG: usize = 4096;
+/// How many orders may wait.
+const ORDERS: usize = 16;
 
 /// What an agent starts from.
 pub struct Start {
@@ -96,13 +100,14 @@ pub async fn run<K: Kernel>(
             ("the kernel's log", Err(broken))
         });
     }
-    let task = control::serve(control, snapshots.clone(), decisions.clone(), stopped.clone());
+    let (give_orders, orders) = mpsc::channel(ORDERS);
+    let task = control::serve(control, snapshots.clone(), decisions.clone(), give_orders, stopped.clone());
     tasks.spawn(async move { ("the control socket", task.await) });
     if let Some(listener) = scrape {
         let task = metrics::serve(listener, snapshots.clone(), stopped.clone());
         tasks.spawn(async move { ("metrics", task.await) });
     }
-    let task = engine.run(publish, decisions, stopped);
+    let task = engine.run(publish, decisions, orders, stopped);
     tasks.spawn(async move { ("the ruleset", task.await) });
     notify("READY=1");
     tracing::info!(epoch = snapshots.borrow().status.epoch, "ready");

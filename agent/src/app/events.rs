@@ -42,7 +42,7 @@ pub async fn run<E: Events>(
             if !followed && !logged {
                 continue;
             }
-            let decision = Arc::new(decision(event, &snapshot.names, super::engine::now()));
+            let decision = Arc::new(decision(event, &snapshot.names, super::clock::now()));
             if logged {
                 log(&decision, rate.left_out());
             }

@@ -4,7 +4,9 @@ mod datapath;
 
 pub use datapath::{features, open};
 
+use crate::datapath::Walk;
 use crate::image::Image;
+use crate::revocation::Reach;
 use crate::serve::api::{Commit, Feature, MapFill, Program};
 use bulkhead_common::event::Event;
 use bulkhead_common::maps::EdgeKey;
@@ -55,6 +57,11 @@ pub trait Kernel: Send + 'static {
     /// # Errors
     /// When they can't be read.
     fn fill(&self) -> anyhow::Result<Vec<MapFill>>;
+    /// Finds the live connections within reach that don't pass by this image, and ends them if asked to.
+    ///
+    /// # Errors
+    /// When the sockets can't be listed at all.
+    fn walk(&self, image: &Image, reach: &Reach, destroy: bool) -> anyhow::Result<Walk>;
     /// The stream of events; once.
     fn take_events(&mut self) -> Option<Self::Events>;
     /// What passes the programs' own log on to ours until it breaks; once, and only if they were told to log.

@@ -2,11 +2,14 @@
 
 use super::kernel::{Events, Kernel};
 use super::*;
+use crate::datapath::{Cut, Walk};
 use crate::image::Image;
+use crate::revocation::Reach;
 use crate::serve::api::{Commit, Decision, EdgeLine, Explained, Feature, MapFill, Program, Status};
 use bulkhead_common::event::Event;
 use bulkhead_common::maps::{EdgeKey, totals};
 use bulkhead_common::slots::{Baseline, Sides};
+use bulkhead_common::verdict::{self, Flow};
 use bulkhead_common::{Class, Outcome, PeerId, Reason};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::{Bytes, Incoming};
@@ -26,6 +29,9 @@ struct Memory {
     faults: Vec<String>,
     repaired: Vec<String>,
     refuse_commits: bool,
+    /// Whether web is connected to db.
+    live: bool,
+    walks: Vec<(Reach, bool)>,
 }
 
 struct Fake {
@@ -81,6 +87,17 @@ impl Kernel for Fake {
     }
     fn fill(&self) -> anyhow::Result<Vec<MapFill>> {
         Ok(vec![MapFill { name: "RULES".to_owned(), used: 1, capacity: 10 }])
+    }
+    fn walk(&self, image: &Image, reach: &Reach, destroy: bool) -> anyhow::Result<Walk> {
+        let mut m = self.memory();
+        m.walks.push((reach.clone(), destroy));
+        let flow = Flow { src: PeerId(256), dst: PeerId(257), proto: 6, port: 5432 };
+        let judgement = verdict::judge(image, &flow);
+        let fails = m.live && !judgement.outcome().passes();
+        m.live &= !(fails && destroy);
+        let end: std::net::SocketAddr = "10.0.0.1:1".parse()?;
+        let cut = Cut { flow, judgement, local: end, remote: end, destroyed: destroy };
+        Ok(Walk { namespaces: 1, sockets: 1, cuts: if fails { vec![cut] } else { Vec::new() }, faults: Vec::new() })
     }
     fn take_events(&mut self) -> Option<Stream> {
         self.events.take()

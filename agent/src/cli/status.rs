@@ -2,8 +2,10 @@
 
 use super::exit::Answer;
 use super::table::{table, text, verdict};
+use super::orders::counted;
 use super::{Socket, client};
-use crate::serve::api::Status;
+use crate::app::clock::rfc3339;
+use crate::serve::api::{Overridden, Status};
 use anyhow::Context;
 
 #[derive(clap::Args)]
@@ -24,7 +26,10 @@ pub(super) fn run(args: &Args) -> super::Result {
     }
     let errors = status.findings.iter().any(|f| f.error);
     let detached = status.programs.iter().any(|p| !p.attached);
-    let fine = status.ready && !errors && !detached && status.faults.is_empty() && status.not_contained.is_empty();
+    let o = &status.overrides;
+    let by_the_files = o.break_glass.is_empty() && o.enforced.iter().all(|e| e.until.is_none());
+    let whole = status.faults.is_empty() && status.not_contained.is_empty();
+    let fine = status.ready && !errors && !detached && whole && by_the_files;
     Ok(if fine { Answer::Fine } else { Answer::Findings })
 }
 
@@ -49,6 +54,25 @@ fn render(s: &Status) -> String {
     for fault in &s.faults {
         line(format!("FAULT: {fault}"));
     }
+    let time = |t: Option<u64>| t.map(rfc3339).unwrap_or_default();
+    let Overridden { revoked, break_glass, enforced } = &s.overrides;
+    for b in break_glass {
+        line(format!("BREAK-GLASS: nothing is enforced for {} until {} ({})", b.what, time(b.until), b.reason));
+    }
+    for e in enforced {
+        line(match e.until {
+            Some(by) => format!("ON TRIAL: {} is enforced, and turned back at {} unless confirmed", e.what, rfc3339(by)),
+            None => format!("{} is enforced by command since {}", e.what, rfc3339(e.since)),
+        });
+    }
+    for r in revoked {
+        line(format!("REVOKED: {} since {} ({})", r.what, rfc3339(r.since), r.reason));
+    }
+    if let Some(c) = &s.last_cut {
+        let sockets = counted(c.sockets, "socket");
+        let total = s.cut_sockets;
+        line(format!("cut last: {sockets} at {} (epoch {}); {total} since the start", rfc3339(c.time), c.epoch));
+    }
 
     line(String::new());
     let mut t = table(&["workload", "identity", "namespace", "posture", "running in"]);
@@ -58,7 +82,11 @@ fn render(s: &Status) -> String {
             (&w.name).into(),
             (&w.identity.id).into(),
             (&w.identity.namespace).into(),
-            verdict(w.posture.as_str()),
+            match (w.revoked, w.break_glass) {
+                (true, _) => verdict("revoked"),
+                (_, true) => verdict("break-glass"),
+                _ => verdict(w.posture.as_str()),
+            },
             cgroups.into(),
         ]);
     }
@@ -141,6 +169,8 @@ mod tests {
                     namespace: "payments".to_owned(),
                 },
                 posture: Posture::Audit,
+                revoked: false,
+                break_glass: false,
                 cgroups: vec!["/system.slice/payments-api.service".to_owned()],
             }],
             not_contained: vec![NotContained { what: "x: a packet socket".to_owned(), why: "word ".repeat(40) }],

@@ -40,6 +40,13 @@ impl PolicySet {
         &self.overrides
     }
 
+    /// The same policies, each as this leaves it; their names must stay.
+    #[must_use]
+    pub fn each(mut self, mut change: impl FnMut(&mut Policy)) -> Self {
+        self.policies.values_mut().for_each(&mut change);
+        self
+    }
+
     /// The same policies with this above them.
     #[must_use]
     pub fn under(self, overrides: Overrides) -> Self {

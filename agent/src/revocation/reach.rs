@@ -20,6 +20,10 @@ pub enum Reach {
 impl Reach {
     /// What becomes of going from one ruleset to the next; `None`: what was in force before isn't known.
     pub fn between(old: Option<&Image>, new: &Image) -> Self {
+        let mut ends = BTreeSet::new();
+        if !refuses(new) {
+            return Self::Of(ends);
+        }
         let Some(old) = old else { return Self::Everything };
         // An address that changes hands may be anybody's peer.
         if old.addresses != new.addresses || old.address_ports != new.address_ports || old.prefixes != new.prefixes {
@@ -32,7 +36,6 @@ impl Reach {
         if tighter {
             return Self::Everything;
         }
-        let mut ends = BTreeSet::new();
         for (cgroup, is) in &new.cgroups {
             if old.cgroups.get(cgroup).map(|was| was.peer) != Some(is.peer) {
                 ends.insert(is.peer);
@@ -83,6 +86,12 @@ impl Reach {
             Self::Everything => true,
         }
     }
+}
+
+/// Whether anything at all is refused in force.
+fn refuses(image: &Image) -> bool {
+    let all = image.baselines.values().map(|b| b.sides);
+    all.chain(image.rules.values().map(|r| sides(*r))).any(|s| !s.now())
 }
 
 /// What a rule or a header allows: both have it in the same bits.

@@ -4,6 +4,7 @@
 
 use crate::flows::{Count, Edge, PeerName};
 use crate::inventory::Posture;
+use crate::serve::orders::Cutting;
 use serde::{Deserialize, Serialize};
 
 /// `GET /status`.
@@ -45,6 +46,39 @@ pub struct Status {
     pub faults: Vec<String>,
     /// What isn't contained here, and why.
     pub not_contained: Vec<NotContained>,
+    /// What was commanded and holds above the files.
+    #[serde(default)]
+    pub overrides: Overridden,
+    /// Sockets that were cut since the agent started.
+    #[serde(default)]
+    pub cut_sockets: u64,
+    /// The last time that live connections were cut.
+    #[serde(default)]
+    pub last_cut: Option<Cutting>,
+}
+
+/// What was commanded.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Overridden {
+    /// IDs that were withdrawn.
+    pub revoked: Vec<Override>,
+    /// Where nothing is enforced.
+    pub break_glass: Vec<Override>,
+    /// What was turned to enforce.
+    pub enforced: Vec<Override>,
+}
+
+/// Something that was commanded.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Override {
+    /// An ID, a scope, or what was turned to enforce.
+    pub what: String,
+    /// Since when, milliseconds since 1970.
+    pub since: u64,
+    /// When it ends by itself; of a trial, when it is turned back unless confirmed.
+    pub until: Option<u64>,
+    /// Why.
+    pub reason: String,
 }
 
 /// One application of a ruleset.
@@ -113,6 +147,12 @@ pub struct WorkloadStatus {
     pub identity: PeerName,
     /// Its posture.
     pub posture: Posture,
+    /// Whether an ID of it was revoked.
+    #[serde(default)]
+    pub revoked: bool,
+    /// Whether nothing is enforced for it now.
+    #[serde(default)]
+    pub break_glass: bool,
     /// The cgroups in which it runs now.
     pub cgroups: Vec<String>,
 }

@@ -3,8 +3,9 @@
 use super::{Events, Kernel};
 use crate::app::Failure;
 use crate::config::{Capacities, Config};
-use crate::datapath::{self, AttachError, Datapath, Fault, Limits, OpenError, Options, Origin};
+use crate::datapath::{self, AttachError, Datapath, Fault, Limits, OpenError, Options, Origin, Walk};
 use crate::image::Image;
+use crate::revocation::Reach;
 use crate::serve::api::{Commit, Feature, MapFill, Program};
 use crate::sources::hierarchy::Hierarchy;
 use anyhow::Context;
@@ -113,6 +114,10 @@ impl Kernel for Datapath {
     fn fill(&self) -> anyhow::Result<Vec<MapFill>> {
         let fill = Self::fill(self)?.into_iter();
         Ok(fill.map(|m| MapFill { name: m.name.to_owned(), used: m.used, capacity: m.capacity }).collect())
+    }
+
+    fn walk(&self, image: &Image, reach: &Reach, destroy: bool) -> anyhow::Result<Walk> {
+        Self::walk(self, image, reach, destroy).context("walking the sockets of the workloads' network namespaces")
     }
 
     fn take_events(&mut self) -> Option<datapath::Events> {
