@@ -1,6 +1,6 @@
 //! From one image to the next: which cells of the kernel's tables are written, and with what.
 //!
-//! [`State`] is what the kernel holds: for each key its place in the slot array and its payload. [`State::plan`]
+//! [`State`] is what the kernel holds: for each key its place and its payload. [`State::plan`]
 //! compares it with an image and gives a [`Plan`]; [`protocol`] says in which order a plan is carried out, and how it
 //! is cleaned up afterwards. A plan that doesn't fit is refused before anything is written.
 //!
@@ -11,12 +11,15 @@
 //! longest prefix that does exist in that epoch says.
 
 pub mod protocol;
+mod seats;
 
 use crate::image::{Image, masked};
 use bulkhead_common::maps::{self, AddrPort, LEVELS, PrefixKey, RuleKey};
+use bulkhead_common::places::{self, GONE, PROBES};
 use bulkhead_common::slots::ABSENT;
 use bulkhead_common::{Addr, PeerId};
-use std::collections::{BTreeMap, BTreeSet};
+use seats::Seats;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::iter::Peekable;
 
 /// One of the keyed maps.
@@ -76,21 +79,40 @@ impl Key {
             Self::Rule(_) => Table::Rules,
         }
     }
+
+    /// Where its search begins; a prefix isn't searched for.
+    fn home(&self, seed: u64) -> u32 {
+        match self {
+            Self::Cgroup(id) => places::home(seed, &[*id]),
+            Self::Address(a) => places::home(seed, &places::address(a)),
+            Self::AddressPort(k) => places::home(seed, &places::address_port(k)),
+            Self::Rule(k) => places::home(seed, &places::rule(k)),
+            Self::Prefix(_) => 0,
+        }
+    }
+
+    /// What stands in a slot where this key isn't.
+    const fn nothing(&self) -> u64 {
+        match self {
+            Self::Prefix(_) => ABSENT,
+            _ => GONE,
+        }
+    }
 }
 
 /// Where a payload stands: two halves, one for even epochs and one for odd ones.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Cell {
-    /// An element of [`maps::SLOTS`].
-    Slot(u32),
+    /// A place of a table; of [`Table::Prefixes`], an element of [`maps::SLOTS`].
+    Slot(Table, u32),
     /// An element of [`maps::BASELINES`].
     Baseline(PeerId),
 }
 
-/// An entry of a keyed map.
+/// An entry of one of the tables.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Entry {
-    /// Its place in [`maps::SLOTS`].
+    /// Its place, or its element of [`maps::SLOTS`].
     pub index: u32,
     /// What it says in the present epoch.
     pub payload: u64,
@@ -109,8 +131,6 @@ pub struct Capacities {
     pub prefixes: u32,
     /// Entries of [`maps::RULES`].
     pub rules: u32,
-    /// Elements of [`maps::SLOTS`], including the one that is never used.
-    pub slots: u32,
     /// Elements of [`maps::BASELINES`].
     pub identities: u32,
 }
@@ -124,7 +144,6 @@ impl Default for Capacities {
             address_ports: c::ADDRESS_PORTS,
             prefixes: c::PREFIXES,
             rules: c::RULES,
-            slots: c::SLOTS,
             identities: c::IDENTITIES,
         }
     }
@@ -159,6 +178,15 @@ pub enum Refused {
         /// How many fit.
         capacity: u32,
     },
+    /// Too many keys begin their search near one another.
+    #[error(
+        "the map {map} has no place left among the {PROBES} where one of its keys is searched for; raise its limit in \
+         the configuration"
+    )]
+    Crowded {
+        /// The map's name.
+        map: &'static str,
+    },
     /// Cgroups lie at too many different depths.
     #[error(
         "cgroups of workloads and attach points lie at {levels} different depths at once, and only {LEVELS} are looked \
@@ -183,9 +211,9 @@ pub enum Refused {
 pub struct Insert {
     /// Its key.
     pub key: Key,
-    /// Its place in the slot array, until now unused.
+    /// Its place, until now nobody's.
     pub index: u32,
-    /// What the present epoch finds there: nothing, or for a prefix what a shorter one says.
+    /// What the present epoch finds there: what it found before, or for a prefix what a shorter one says.
     pub present: u64,
     /// What the next epoch finds there.
     pub next: u64,
@@ -196,7 +224,7 @@ pub struct Insert {
 pub struct Write {
     /// Its key.
     pub key: Key,
-    /// Its place in the slot array.
+    /// Its place.
     pub index: u32,
     /// What the next epoch finds there. For an entry that goes: nothing, or for a prefix what a shorter one says.
     pub next: u64,
@@ -227,23 +255,43 @@ impl Plan {
 }
 
 /// What the kernel holds in the present epoch.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct State {
+    capacities: Capacities,
+    /// The seed of the searches.
+    seed: u64,
     entries: BTreeMap<Key, Entry>,
     baselines: BTreeMap<PeerId, u64>,
     /// The levels that are looked at.
     levels: u32,
     /// The built-ins that are on.
     built_ins: u32,
+    /// The places of every table but that of prefixes.
+    seats: BTreeMap<Table, Seats>,
     /// Indexes of the slot array that were used once and aren't any more.
     free: BTreeSet<u32>,
-    /// Every index from here on has never been used; 0 and 1 mean the same, since index 0 never is.
+    /// Every index from here on has never been used; index 0 never is.
     fresh: u32,
 }
 
-/// Two keys name the same element of the slot array, or one names an element that isn't there. No agent makes that.
+/// What was read back from the kernel.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Found {
+    /// Entries of the present epoch.
+    pub entries: BTreeMap<Key, Entry>,
+    /// Places without an entry where a search doesn't end.
+    pub gone: Vec<(Table, u32)>,
+    /// Baselines that are there.
+    pub baselines: BTreeMap<PeerId, u64>,
+    /// The levels that are looked at.
+    pub levels: u32,
+    /// The built-ins that are on.
+    pub built_ins: u32,
+}
+
+/// Two keys stand at one place, or one stands where it would never be found. No agent makes that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the entry {key:?} points at element {index} of SLOTS, which is out of range or another entry's")]
+#[error("the entry {key:?} stands at {index}, which is another entry's, out of range, or not where it is searched for")]
 pub struct BadIndex {
     /// The key.
     pub key: Key,
@@ -252,23 +300,66 @@ pub struct BadIndex {
 }
 
 impl State {
-    /// The state as read back from the kernel.
-    pub fn restore(
-        entries: BTreeMap<Key, Entry>,
-        baselines: BTreeMap<PeerId, u64>,
-        levels: u32,
-        built_ins: u32,
-        slots: u32,
-    ) -> Result<Self, BadIndex> {
+    /// Nothing, in tables of these sizes.
+    pub fn new(capacities: Capacities, seed: u64) -> Self {
+        let searched = Table::ALL.into_iter().filter(|t| *t != Table::Prefixes);
+        Self {
+            seats: searched.map(|t| (t, Seats::new(places::places(capacities.of(t))))).collect(),
+            capacities,
+            seed,
+            entries: BTreeMap::new(),
+            baselines: BTreeMap::new(),
+            levels: 0,
+            built_ins: 0,
+            free: BTreeSet::new(),
+            fresh: 1,
+        }
+    }
+
+    /// The state as read back from the kernel, and the cells that are to say "nothing" again in both halves.
+    ///
+    /// # Errors
+    /// When an entry stands where it can't be.
+    pub fn restore(capacities: Capacities, seed: u64, found: Found) -> Result<(Self, Vec<Cell>), BadIndex> {
+        let mut state = Self::new(capacities, seed);
         let mut used = BTreeSet::new();
-        for (key, entry) in &entries {
-            if entry.index == 0 || entry.index >= slots || !used.insert(entry.index) {
-                return Err(BadIndex { key: *key, index: entry.index });
+        for (key, entry) in &found.entries {
+            let bad = BadIndex { key: *key, index: entry.index };
+            match state.seats.get_mut(&key.table()) {
+                Some(seats) => {
+                    let size = places::places(capacities.of(key.table()));
+                    let way = entry.index.wrapping_sub(key.home(seed)) & (size - 1);
+                    if entry.index >= size || way >= PROBES || seats.is_taken(entry.index) {
+                        return Err(bad);
+                    }
+                    seats.take(entry.index);
+                }
+                None if entry.index == 0 || entry.index > capacities.prefixes || !used.insert(entry.index) => {
+                    return Err(bad);
+                }
+                None => {}
             }
         }
-        let fresh = used.last().map_or(1, |last| last + 1);
-        let free = (1..fresh).filter(|i| !used.contains(i)).collect();
-        Ok(Self { entries, baselines, levels, built_ins, free, fresh })
+        state.fresh = used.last().map_or(1, |last| last + 1);
+        state.free = (1..state.fresh).filter(|i| !used.contains(i)).collect();
+        for (table, place) in &found.gone {
+            if let Some(seats) = state.seats.get_mut(table) {
+                seats.mark_gone(*place);
+            }
+        }
+        let mut clear = Vec::new();
+        for (table, place) in &found.gone {
+            if state.seats.get(table).is_some_and(|s| s.is_gone(*place)) {
+                clear.extend(state.leave(*table, *place));
+            }
+        }
+        let Found { entries, gone: _, baselines, levels, built_ins } = found;
+        Ok((Self { entries, baselines, levels, built_ins, ..state }, clear))
+    }
+
+    /// How much fits.
+    pub fn capacities(&self) -> &Capacities {
+        &self.capacities
     }
 
     /// Every entry.
@@ -297,18 +388,19 @@ impl State {
     }
 
     /// Compares with an image.
-    pub fn plan(&self, next: &Image, capacities: &Capacities) -> Result<Plan, Refused> {
+    ///
+    /// # Errors
+    /// When it doesn't fit.
+    pub fn plan(&self, next: &Image) -> Result<Plan, Refused> {
         let mut plan = Plan { levels: next.levels, built_ins: next.built_ins, ..Plan::default() };
-        let mut indexes = self.free.iter().copied().chain(self.fresh.max(1)..);
+        let mut indexes = self.free.iter().copied().chain(self.fresh..);
         let mut used: BTreeMap<Table, usize> = BTreeMap::new();
 
         for (key, old, new) in join(self.entries.iter().map(|(k, e)| (*k, *e)), payloads(next)) {
             *used.entry(key.table()).or_default() += 1;
             match (old, new) {
-                (None, Some(payload)) => {
-                    let index = indexes.next().unwrap_or(u32::MAX);
-                    plan.inserts.push(Insert { key, index, present: self.shadowed(&key), next: payload });
-                }
+                // Its place follows, when it is clear that there is room.
+                (None, Some(next)) => plan.inserts.push(Insert { key, index: 0, present: ABSENT, next }),
                 (Some(entry), None) => {
                     plan.removals.push(Write { key, index: entry.index, next: shadowed(next, &key) });
                 }
@@ -316,6 +408,26 @@ impl State {
                     plan.writes.push(Write { key, index: entry.index, next: payload });
                 }
                 (Some(_), Some(_)) | (None, None) => {}
+            }
+        }
+        for (table, needed) in &used {
+            let capacity = self.capacities.of(*table);
+            if *needed > capacity as usize {
+                return Err(Refused::Full { map: table.name(), needed: *needed, capacity });
+            }
+        }
+        let mut promised: BTreeMap<Table, HashSet<u32>> = BTreeMap::new();
+        for insert in &mut plan.inserts {
+            let table = insert.key.table();
+            if let Some(seats) = self.seats.get(&table) {
+                let promised = promised.entry(table).or_default();
+                let place = seats.first(insert.key.home(self.seed), promised);
+                insert.index = place.ok_or(Refused::Crowded { map: table.name() })?;
+                insert.present = if seats.is_gone(insert.index) { GONE } else { ABSENT };
+                promised.insert(insert.index);
+            } else {
+                insert.index = indexes.next().unwrap_or(u32::MAX);
+                insert.present = self.shadowed(&insert.key);
             }
         }
         for (id, old, new) in
@@ -326,24 +438,14 @@ impl State {
             }
         }
 
-        for (table, needed) in &used {
-            let capacity = capacities.of(*table);
-            if *needed > capacity as usize {
-                return Err(Refused::Full { map: table.name(), needed: *needed, capacity });
-            }
-        }
-        let needed = used.values().sum::<usize>() + 1;
-        if needed > capacities.slots as usize {
-            return Err(Refused::Full { map: maps::SLOTS, needed, capacity: capacities.slots });
-        }
         let levels = (self.levels | next.levels).count_ones();
         if levels > LEVELS {
             return Err(Refused::Levels { levels });
         }
         if let Some((id, _)) = next.baselines.last_key_value()
-            && id.0 >= capacities.identities
+            && id.0 >= self.capacities.identities
         {
-            return Err(Refused::Identity { number: id.0, capacity: capacities.identities });
+            return Err(Refused::Identity { number: id.0, capacity: self.capacities.identities });
         }
         Ok(plan)
     }
@@ -359,11 +461,10 @@ impl State {
             .unwrap_or(ABSENT)
     }
 
-    /// The plan is in force: this is what the kernel holds now. Indexes that it gave up aren't free yet.
+    /// The plan is in force: this is what the kernel holds now. Places that it gave up aren't free yet.
     fn advance(&mut self, plan: &Plan) {
         for Insert { key, index, next, .. } in &plan.inserts {
             self.entries.insert(*key, Entry { index: *index, payload: *next });
-            self.take(*index);
         }
         for Write { key, index, next } in &plan.writes {
             self.entries.insert(*key, Entry { index: *index, payload: *next });
@@ -382,24 +483,30 @@ impl State {
         self.built_ins = plan.built_ins;
     }
 
-    /// Marks an index as used.
-    fn take(&mut self, index: u32) {
-        if !self.free.remove(&index) {
-            self.fresh = self.fresh.max(index + 1);
+    /// A key stands at this place from now on.
+    fn take(&mut self, table: Table, index: u32) {
+        match self.seats.get_mut(&table) {
+            Some(seats) => seats.take(index),
+            None if self.free.remove(&index) => {}
+            None => self.fresh = self.fresh.max(index + 1),
         }
     }
 
-    /// Marks an index as unused.
-    fn give_back(&mut self, index: u32) {
-        self.free.insert(index);
+    /// Nothing stands at this place any more, and no run looks at it. Gives the cells where a search ends again.
+    fn leave(&mut self, table: Table, index: u32) -> Vec<Cell> {
+        let Some(seats) = self.seats.get_mut(&table) else {
+            self.free.insert(index);
+            return Vec::new();
+        };
+        seats.leave(index).into_iter().map(|place| Cell::Slot(table, place)).collect()
     }
 }
 
-/// What a reader of the image finds at a key that isn't there.
+/// What a reader of the image finds at a key that isn't there any more.
 fn shadowed(image: &Image, key: &Key) -> u64 {
     match key {
         Key::Prefix(p) if p.bits > 0 => image.longest_prefix(&p.addr, p.bits - 1).map_or(ABSENT, |b| b.encode()),
-        _ => ABSENT,
+        key => key.nothing(),
     }
 }
 

@@ -1,7 +1,8 @@
 //! Counting, and telling the agent.
 //!
-//! Counters are the truth: they only grow, by atomic adds, and one that finds no room in the map of edges is added to
-//! a total by direction, outcome and reason instead, so sums stay exact. Events carry detail and may be lost; how many
+//! Counters are the truth: they only grow, by atomic adds. What a rule for just that port allows is counted beside the
+//! rule, everything else in the map of edges, and what finds no room there in a total by direction, outcome and reason,
+//! so sums stay exact. Events carry detail and may be lost; how many
 //! were is counted.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
@@ -60,7 +61,14 @@ fn total(index: u32) {
 }
 
 #[inline(always)]
-fn count(flow: &Flow, direction: Direction, outcome: Outcome, reason: Reason) {
+fn count(s: Snapshot, flow: &Flow, direction: Direction, outcome: Outcome, reason: Reason) {
+    // By far the most is what a rule for just that port allows.
+    if matches!(outcome, Outcome::Allowed) && matches!(reason, Reason::Rule) {
+        let beside = s.rule_count(flow, direction);
+        if !beside.is_null() {
+            return add_one(beside);
+        }
+    }
     let key = EdgeKey {
         src: flow.src.0,
         dst: flow.dst.0,
@@ -103,7 +111,7 @@ pub extern "C" fn bulkhead_record(epoch: u32, d: *const Decision) -> u32 {
     let Decision { flow, direction, ends: e, judgement: j, hook, pid, comm } = d;
     let direction = *direction;
     let outcome = j.outcome();
-    count(flow, direction, outcome, j.reason);
+    count(s, flow, direction, outcome, j.reason);
     if !tells(s, outcome) {
         return 1;
     }

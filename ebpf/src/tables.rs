@@ -3,13 +3,15 @@
 //! A program run makes one [`Snapshot`], first, and reads everything through it, so it sees the ruleset of one epoch
 //! and never a mixture (see [`bulkhead_common::maps`]).
 
+use aya_ebpf::btf_maps::Array;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use bulkhead_common::maps::{AddrPort, RuleKey};
+use bulkhead_common::places::{self, GONE, KEY, PROBES, RULE_COUNTS};
 use bulkhead_common::slots::{ABSENT, Binding};
-use bulkhead_common::{Addr, Class, Flow, Judgement, PeerId, Reason, Tables, verdict};
+use bulkhead_common::{Addr, Class, Direction, Flow, Judgement, PeerId, Reason, Tables, verdict};
 use core::ptr::{addr_of, read_volatile};
 
-use crate::maps::{ADDRESS_PORTS, ADDRESSES, BASELINES, CGROUPS, CONTROL, PREFIXES, RULES, SLOTS};
+use crate::maps::{ADDRESS_PORTS, ADDRESSES, BASELINES, CGROUPS, CONTROL, MMAPABLE, PREFIXES, RULES, SLOTS};
 use crate::words::settle;
 
 /// The tables as of one epoch.
@@ -20,10 +22,10 @@ pub struct Snapshot {
 
 /// A field of the one [`Control`], read whole; 0 if there is none, which the kernel rules out.
 macro_rules! control {
-    ($field:ident) => {
+    ($field:ident$([$n:literal])?) => {
         match CONTROL.get_ptr(0) {
             // SAFETY: the element exists as long as the map; the agent writes its fields whole.
-            Some(c) => unsafe { read_volatile(addr_of!((*c).$field)) },
+            Some(c) => unsafe { read_volatile(addr_of!((*c).$field$([$n])?)) },
             None => 0,
         }
     };
@@ -54,7 +56,55 @@ impl Snapshot {
     /// Who the cgroup with this id is bound to.
     #[inline(always)]
     pub fn cgroup(self, id: u64) -> Option<Binding> {
-        Binding::decode(self.slot(CGROUPS.get_ptr(&id)))
+        Binding::decode(self.find(&CGROUPS, control!(masks[0]), [id]).0)
+    }
+
+    /// Where a flow is counted that the rule for exactly this pair and port allows, seen from this direction; null if
+    /// there is no such rule.
+    #[inline(always)]
+    pub fn rule_count(self, flow: &Flow, direction: Direction) -> *mut u64 {
+        let key = RuleKey { src: flow.src.0, dst: flow.dst.0, port: flow.port, proto: flow.proto, size: 16 };
+        let (_, place) = self.find(&RULES, control!(masks[3]), places::rule(&key));
+        if place.is_null() {
+            return core::ptr::null_mut();
+        }
+        // SAFETY: a place is longer than that; a direction is 0 or 1.
+        unsafe { place.cast::<u64>().cast_mut().add(RULE_COUNTS + (direction as usize & 1)) }
+    }
+
+    /// Searches a table for a key as [`bulkhead_common::places`] says. Gives the payload and the place, or
+    /// [`ABSENT`] and null.
+    #[inline(always)]
+    fn find<const W: usize, const P: usize, const N: usize>(
+        &self,
+        table: &Array<[u64; P], N, MMAPABLE>,
+        mask: u32,
+        key: [u64; W],
+    ) -> (u64, *const [u64; P]) {
+        let mut at = places::home(control!(seed), &key);
+        let mut n = 0;
+        while n < PROBES {
+            let Some(place) = table.get_ptr(at & mask) else { break };
+            let slot = self.half(Some(place.cast()));
+            if slot == ABSENT {
+                break;
+            }
+            if slot != GONE {
+                let mut same = true;
+                let mut w = 0;
+                while w < W {
+                    // SAFETY: a place is longer than its key.
+                    same &= unsafe { read_volatile(place.cast::<u64>().add(KEY + w)) } == key[w];
+                    w += 1;
+                }
+                if same {
+                    return (slot, place);
+                }
+            }
+            at = places::next(at);
+            n += 1;
+        }
+        (ABSENT, core::ptr::null())
     }
 
     #[inline(always)]
@@ -76,7 +126,7 @@ impl Snapshot {
 impl Tables for Snapshot {
     #[inline(always)]
     fn rule(&self, key: &RuleKey) -> u64 {
-        self.slot(RULES.get_ptr(key))
+        self.find(&RULES, control!(masks[3]), places::rule(key)).0
     }
 
     #[inline(always)]
@@ -86,12 +136,12 @@ impl Tables for Snapshot {
 
     #[inline(always)]
     fn address(&self, addr: &Addr) -> u64 {
-        self.slot(ADDRESSES.get_ptr(addr))
+        self.find(&ADDRESSES, control!(masks[1]), places::address(addr)).0
     }
 
     #[inline(always)]
     fn address_port(&self, key: &AddrPort) -> u64 {
-        self.slot(ADDRESS_PORTS.get_ptr(key))
+        self.find(&ADDRESS_PORTS, control!(masks[2]), places::address_port(key)).0
     }
 
     #[inline(always)]
