@@ -1,5 +1,7 @@
 //! The whole loop with a kernel side in memory: real files, real watches, a real control socket.
 
+mod orders;
+
 use super::kernel::{Events, Kernel};
 use super::*;
 use crate::datapath::{Cut, Walk};

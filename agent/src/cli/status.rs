@@ -1,8 +1,8 @@
 //! `bulkhead status`
 
 use super::exit::Answer;
-use super::table::{table, text, verdict};
 use super::orders::counted;
+use super::table::{table, text, verdict};
 use super::{Socket, client};
 use crate::app::clock::rfc3339;
 use crate::serve::api::{Overridden, Status};
@@ -61,7 +61,9 @@ fn render(s: &Status) -> String {
     }
     for e in enforced {
         line(match e.until {
-            Some(by) => format!("ON TRIAL: {} is enforced, and turned back at {} unless confirmed", e.what, rfc3339(by)),
+            Some(by) => {
+                format!("ON TRIAL: {} is enforced, and turned back at {} unless confirmed", e.what, rfc3339(by))
+            }
             None => format!("{} is enforced by command since {}", e.what, rfc3339(e.since)),
         });
     }

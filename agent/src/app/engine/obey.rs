@@ -9,6 +9,7 @@ use super::super::overrides::{self, BREAK_GLASS, BreakGlass, Enforced, Overrides
 use super::{Draft, Engine};
 use crate::identity::SpiffeId;
 use crate::policy::{self, PolicySet};
+use crate::serve::api::printable;
 use crate::serve::orders::{Cutting, Done, Order, Refusal};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -31,7 +32,7 @@ impl<K: Kernel> Engine<K> {
     pub(super) fn obey(&mut self, order: Order) -> Answer {
         let now = Clock::now();
         match order {
-            Order::Revoke { id, reason, dry_run } => self.revoke(id, reason, dry_run, &now),
+            Order::Revoke { id, reason, dry_run } => self.revoke(id, printable(reason.as_bytes()), dry_run, &now),
             Order::Restore { id } => {
                 let mut next = self.overrides.clone();
                 if next.revoked.remove(&id).is_none() {
@@ -41,7 +42,7 @@ impl<K: Kernel> Engine<K> {
                 Ok(self.done(format!("{id} is restored: its rules hold again"), cut))
             }
             Order::BreakGlass { scope, seconds, reason } => {
-                let length = length(seconds)?;
+                let (length, reason) = (length(seconds)?, printable(reason.as_bytes()));
                 let known = &self.assembled.inventory.identities;
                 if !known.values().any(|f| scope.holds(&f.identity)) && scope != policy::Scope::Node {
                     return Err(bad(format!(

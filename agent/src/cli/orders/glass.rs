@@ -12,8 +12,9 @@ use crate::serve::api::printable;
 use crate::serve::orders::{Done, Order};
 use crate::sources::state::State;
 use anyhow::{Context, bail, ensure};
+use bulkhead_common::PeerId;
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// How long is tried while an agent that keeps crashing is just there.
@@ -122,20 +123,24 @@ fn alone(place: &Place, order: &Order) -> anyhow::Result<Option<Done>> {
         return Ok(Some(Done { text: text.to_owned(), epoch: 0, cut: None }));
     };
     let length = Duration::from_secs(*seconds);
-    ensure!(!length.is_zero() && length <= LONGEST, "ask for at least a second and at most {} h", LONGEST.as_secs() / 3600);
+    ensure!(
+        !length.is_zero() && length <= LONGEST,
+        "ask for at least a second and at most {} h",
+        LONGEST.as_secs() / 3600
+    );
     if *scope != Scope::Node {
         bail!("no agent runs at {}, and without one only `--scope node` can be done", place.socket.display());
     }
-    let revoked = revoked(&overrides, &state, &place.instance, &place.bpffs)?;
     let deadline = Deadline::after(&Clock::now(), length);
     let until = rfc3339(deadline.until);
     let glass = BreakGlass { deadline, reason: printable(reason.as_bytes()) };
     // On disk first: an agent that starts from here on keeps to it.
     overrides.break_glass.insert(scope.clone(), glass);
     overrides.store(&state)?;
-    let epoch = datapath::open_up(&place.instance, &place.bpffs, &revoked).with_context(|| {
-        format!("what is pinned can't be changed; `bulkhead uninstall --instance {}` takes it off", place.instance)
-    })?;
+    let epoch =
+        datapath::open_up(&place.instance, &place.bpffs, |g| revoked(&overrides, &state, g)).with_context(|| {
+            format!("what is pinned can't be changed; `bulkhead uninstall --instance {}` takes it off", place.instance)
+        })?;
     let Some(epoch) = epoch else {
         let text = format!("nothing was in force; an agent that starts before {until} enforces nothing until then");
         return Ok(Some(Done { text, epoch: 0, cut: None }));
@@ -147,18 +152,17 @@ fn alone(place: &Place, order: &Order) -> anyhow::Result<Option<Done>> {
     Ok(Some(Done { text, epoch, cut: None }))
 }
 
-/// The numbers of those who stay denied.
-fn revoked(
-    overrides: &Overrides,
-    state: &State,
-    instance: &str,
-    bpffs: &Path,
-) -> anyhow::Result<BTreeSet<bulkhead_common::PeerId>> {
+/// The numbers of those who stay denied. Where they can't be told, that is said and nobody does.
+fn revoked(overrides: &Overrides, state: &State, generation: u64) -> BTreeSet<PeerId> {
     if overrides.revoked.is_empty() {
-        return Ok(BTreeSet::new());
+        return BTreeSet::new();
     }
-    let Some(generation) = datapath::generation(instance, bpffs)? else { return Ok(BTreeSet::new()) };
-    let roster = state.roster(generation)?;
     let above = overrides.above();
-    Ok(roster.identities().filter(|(_, i)| above.revokes(i).is_some()).map(|(peer, _)| peer).collect())
+    match state.roster(generation) {
+        Ok(roster) => roster.identities().filter(|(_, i)| above.revokes(i).is_some()).map(|(peer, _)| peer).collect(),
+        Err(e) => {
+            eprintln!("revoked IDs are opened too: {e:#}");
+            BTreeSet::new()
+        }
+    }
 }
