@@ -99,3 +99,70 @@ fn who_opened_it_is_known_where_the_port_would_mislead() {
         assert_eq!((cut.flow.src, cut.flow.dst, cut.flow.port), (web, database, PORT), "{cut:?}");
     }
 }
+
+/// What the speed is measured by is the bench; here it is that nobody is left out when there are many.
+#[test]
+fn a_thousand_sockets_of_fifty_namespaces_are_all_cut() {
+    const EACH: usize = 10;
+    let names: Vec<String> = (0..50).map(|n| format!("c{n}")).collect();
+    let all: Vec<&str> = names.iter().map(String::as_str).chain(["database"]).collect();
+    let estate = Estate::new(&all);
+    let mut enforced = Enforced::over(&estate, Posture::Enforce, &policy(&["**"]).replace("test/**", "test/*"));
+    let to = at(estate.get("database"), false, PORT);
+    let mut server = estate
+        .get("database")
+        .spawn(|turn| {
+            let tcp = bulkhead_tests::sandbox::listen(bulkhead_tests::any(true, PORT))?;
+            let udp = bulkhead_tests::sandbox::bind_udp(bulkhead_tests::any(true, PORT))?;
+            turn.ready()?;
+            let mut held = vec![udp];
+            loop {
+                held.push(tcp.accept()?.0);
+            }
+        })
+        .expect("a process");
+    server.wait_ready(SOON).expect("it listens");
+    server.go(&[]).expect("it waits");
+    let mut clients: Vec<_> = names
+        .iter()
+        .map(|name| {
+            let process = estate.get(name).spawn(|turn| {
+                let mut held = Vec::new();
+                for kind in [Type::STREAM, Type::DGRAM] {
+                    for _ in 0..EACH {
+                        let socket = socket2::Socket::new(socket2::Domain::IPV4, kind, None)?;
+                        socket.connect(&to.into())?;
+                        socket.send(b"hello")?;
+                        held.push(socket);
+                    }
+                }
+                turn.ready()?;
+                let mut errors = 0;
+                for socket in &held {
+                    socket.set_read_timeout(Some(SOON))?;
+                    let error = std::io::Read::read(&mut &*socket, &mut [0; 8]).err();
+                    errors += usize::from(error.is_some_and(|e| e.kind() != std::io::ErrorKind::WouldBlock));
+                }
+                turn.received(format!("{errors} told").as_bytes())
+            });
+            process.expect("a process")
+        })
+        .collect();
+    for client in &mut clients {
+        client.wait_ready(SOON).expect("connected");
+        client.go(&[]).expect("it waits");
+    }
+    let shut = enforced.compile(&policy(&["nobody"]));
+    let begun = std::time::Instant::now();
+    enforced.datapath().commit(&shut).expect("a commit");
+    let walk = enforced.datapath().walk(&shut, &Reach::Everything, true).expect("a walk");
+    let took = begun.elapsed();
+    println!("{} sockets of {} namespaces in {took:?}", walk.cuts.len(), walk.namespaces);
+    assert_eq!((walk.namespaces, walk.faults.len()), (51, 0), "{:?}", walk.faults);
+    assert!(walk.cuts.len() >= 1000, "{}", walk.cuts.len());
+    for client in &mut clients {
+        assert!(client.receives(format!("{} told", 2 * EACH).as_bytes(), SOON), "{:?}", client.received());
+    }
+    let rest = enforced.datapath().walk(&shut, &Reach::Everything, false).expect("a walk");
+    assert_eq!(rest.cuts, [], "nothing is left");
+}
