@@ -174,3 +174,36 @@ fn a_posture_is_enforced_on_trial_and_turned_back_by_the_next_agent_if_need_be()
     agent.start(&[]);
     assert_eq!(agent.status().0["overrides"]["enforced"][0]["what"], "policy=database");
 }
+
+#[test]
+fn what_expires_is_cut() {
+    let estate = Estate::new(&["web", "reports", "database"]);
+    let mut agent = Agent::over(&estate, "posture: enforce");
+    let ends = bulkhead::time::rfc3339(bulkhead::app::clock::now() + 3_600_000);
+    let edge = |from: &str, more: &str| {
+        format!(
+            "    - {{from: [{{id: spiffe://test/{from}}}], to: [{{id: spiffe://test/database}}], ports: [{{port: {PORT}}}]{more}}}\n"
+        )
+    };
+    let (head, _) = POLICY.split_once("    - from").expect("edges");
+    let policy =
+        |ends: &str| format!("{head}{}{}", edge("web", &format!(", expiresAt: \"{ends}\"")), edge("reports", ""));
+    let file = agent.policies().join("database.yaml");
+    fs::write(&file, policy(&ends)).expect("a file");
+    agent.start(&[]);
+    let (status, code) = agent.status();
+    assert_eq!(code, Some(0), "a warning is no error");
+    let warning = status["findings"][0]["text"].as_str().unwrap_or_default();
+    assert!(warning.contains("database.yaml:7:") && warning.contains("expires within a day"), "{status:#}");
+
+    let to = at(estate.get("database"), false, PORT);
+    let mut server = tcp_server(estate.get("database"), PORT);
+    let mut web = client(estate.get("web"), Type::STREAM, to);
+    assert!(server.receives(b"hello", SOON));
+    let mut reports = client(estate.get("reports"), Type::STREAM, to);
+    let soon = bulkhead::time::rfc3339(bulkhead::app::clock::now() + 2_000);
+    fs::write(&file, policy(&soon)).expect("a file");
+    assert!(web.receives(b"errno", SOON) && server.receives(b"errno", SOON), "{}", agent.log());
+    assert!(!reports.receives(b"errno", NEVER), "{:?}", reports.received());
+    assert!(agent.log().contains("has expired"), "{}", agent.log());
+}

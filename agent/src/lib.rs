@@ -10,6 +10,7 @@
 //! | [`policy`] | documents, the checked model, the compiler, the reference evaluator, diagnostics |
 //! | [`image`] | everything the kernel's tables hold, as plain collections |
 //! | [`plan`] | from one image to the next: the writes, in an order that is whole at each step |
+//! | [`time`] | times as files and people write them |
 //! | [`revocation`] | which live sockets a ruleset doesn't let pass any more |
 //! | [`flows`] | counters and events turned into edges |
 //! | [`history`] | what was seen over time |
@@ -36,3 +37,4 @@ pub mod probe;
 pub mod revocation;
 pub mod serve;
 pub mod sources;
+pub mod time;

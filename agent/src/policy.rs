@@ -12,6 +12,7 @@
 //! | [`reference`](mod@reference) | what policies mean, said as plainly as possible |
 //! | [`check`](mod@check) | what may not be meant |
 //! | [`explain`](mod@explain) | one flow judged, with the why |
+//! | [`expiry`] | what stops to hold by itself |
 //! | [`rules`] | the numbers by which the kernel names rules |
 //!
 //! Nothing here does I/O or names the kernel, a cluster or a clock.
@@ -21,6 +22,7 @@ pub mod compile;
 pub mod convert;
 pub mod diagnostic;
 pub mod document;
+pub mod expiry;
 pub mod explain;
 pub mod model;
 pub mod overrides;

@@ -4,7 +4,6 @@
 //! latter counts; after another boot the former, and a clock that stands before the beginning ends it too. So it may
 //! end early after a reboot, but it never lasts longer than asked.
 
-use jiff::Timestamp;
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -72,22 +71,6 @@ impl Deadline {
     }
 }
 
-/// A time as people and programs read it (RFC 3339, to the second).
-pub fn rfc3339(milliseconds: u64) -> String {
-    let seconds = i64::try_from(milliseconds / 1000).unwrap_or(i64::MAX);
-    Timestamp::from_second(seconds).map_or_else(|_| format!("{milliseconds} ms"), |t| t.to_string())
-}
-
-/// Milliseconds since 1970 of a time in RFC 3339; what lies before that is 0.
-///
-/// # Errors
-/// What is wrong with it.
-pub fn parse_rfc3339(text: &str) -> Result<u64, String> {
-    let time: Timestamp =
-        text.parse().map_err(|e| format!("`{text}` isn't a time such as 2026-12-31T18:00:00Z: {e}"))?;
-    Ok(u64::try_from(time.as_millisecond()).unwrap_or(0))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -114,16 +97,5 @@ mod tests {
             d.is_over(&clock(999_999, "b", 0)),
             "the clock was set back, so it can't be told how long it has lasted"
         );
-    }
-
-    #[test]
-    fn times_are_read_as_they_are_written() {
-        assert_eq!(parse_rfc3339("1970-01-01T00:00:05Z"), Ok(5000));
-        assert_eq!(parse_rfc3339("1970-01-01T01:00:05+01:00"), Ok(5000));
-        assert_eq!(rfc3339(5000), "1970-01-01T00:00:05Z");
-        for bad in ["tomorrow", "2026-12-31", "2026-12-31T18:00:00"] {
-            assert!(parse_rfc3339(bad).expect_err(bad).contains("isn't a time"));
-        }
-        assert!(Clock::now().wall > 1_700_000_000_000 && !Clock::now().boot.is_empty());
     }
 }

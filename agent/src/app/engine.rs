@@ -95,6 +95,8 @@ pub struct Engine<K: Kernel> {
     /// The policies as they are in force: those of the files, under what was commanded.
     in_force: PolicySet,
     cuts: cut::Cuts,
+    /// When the next of the policies or rules expires, milliseconds since 1970.
+    expires: Option<u64>,
     /// How often it was looked after what was commanded.
     looks: u32,
 }
@@ -154,6 +156,7 @@ impl<K: Kernel> Engine<K> {
             overrides,
             in_force: PolicySet::default(),
             cuts: cut::Cuts::default(),
+            expires: None,
             looks: 0,
         };
         this.tend(&Clock::now())?;
@@ -374,7 +377,7 @@ impl<K: Kernel> Engine<K> {
     fn draft(&mut self, policies: PolicySet, overrides: &Overrides) -> anyhow::Result<Draft> {
         let name = self.file.display().to_string();
         let mut assembled = assemble(&name, &self.config, &self.scan, &self.host, &mut self.roster)?;
-        let set = overrides.apply(policies, &mut assembled.inventory);
+        let set = overrides.apply(policy::expiry::at(policies, super::clock::now()), &mut assembled.inventory);
         let mut compiled = policy::compile(&set, &assembled.inventory, &mut self.rules);
         if !self.scan.unlisted.is_empty() {
             compiled.image.baselines.insert(Class::Host.id(), HOST);
@@ -386,6 +389,7 @@ impl<K: Kernel> Engine<K> {
     /// Numbers are on disk before they are used.
     fn put_in_force(&mut self) -> anyhow::Result<Option<Cutting>> {
         let started = Instant::now();
+        self.expires = policy::expiry::next(&self.policies.set, super::clock::now());
         let overrides = self.overrides.clone();
         let Draft { assembled, set, compiled } = self.draft(self.policies.set.clone(), &overrides)?;
         (self.assembled, self.in_force) = (assembled, set);

@@ -4,11 +4,12 @@
 //! It is one file on disk, written whole before anything of it is in force, and read before anything else at a start.
 //! Pure but for the two functions that read and write it; the time is handed in.
 
-use super::clock::{Clock, Deadline, rfc3339};
+use super::clock::{Clock, Deadline};
 use crate::identity::SpiffeId;
 use crate::inventory::{Inventory, Posture};
 use crate::policy::{self, Mode, Policy, PolicySet, Scope};
 use crate::sources::state::State;
+use crate::time::rfc3339;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -169,7 +170,7 @@ impl Overrides {
     pub fn from_file(&mut self, text: &str, written: u64, clock: &Clock) {
         let mut words = text.trim().splitn(2, char::is_whitespace);
         let first = words.next().unwrap_or_default();
-        let until = super::clock::parse_rfc3339(first);
+        let until = crate::time::parse_rfc3339(first);
         let reason = if until.is_ok() { words.next().unwrap_or_default() } else { text }.trim();
         let asked = until.map_or(UNSAID, |u| Duration::from_millis(u.saturating_sub(written)));
         let passed = Duration::from_millis(clock.wall.saturating_sub(written));

@@ -4,8 +4,8 @@ use super::exit::Answer;
 use super::orders::counted;
 use super::table::{table, text, verdict};
 use super::{Socket, client};
-use crate::app::clock::rfc3339;
 use crate::serve::api::{Overridden, Status};
+use crate::time::rfc3339;
 use anyhow::Context;
 
 #[derive(clap::Args)]

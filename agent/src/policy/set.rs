@@ -47,6 +47,13 @@ impl PolicySet {
         self
     }
 
+    /// Those of the policies that are to stay.
+    #[must_use]
+    pub fn only(mut self, mut stays: impl FnMut(&Policy) -> bool) -> Self {
+        self.policies.retain(|_, policy| stays(policy));
+        self
+    }
+
     /// The same policies with this above them.
     #[must_use]
     pub fn under(self, overrides: Overrides) -> Self {

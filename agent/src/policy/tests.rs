@@ -116,14 +116,14 @@ fn text(words: &impl std::fmt::Debug) -> Arc<str> {
 fn rule() -> impl Strategy<Value = At<Rule>> {
     (peers(), ports()).prop_map(|(peers, ports)| {
         let text = text(&(listed(&peers), ports_listed(&ports)));
-        at(Rule { peers, ports, text })
+        at(Rule { peers, ports, text, expires: None })
     })
 }
 
 fn edge() -> impl Strategy<Value = At<Edge>> {
     (peers(), peers(), ports()).prop_map(|(from, to, ports)| {
         let text = text(&(listed(&from), listed(&to), ports_listed(&ports)));
-        at(Edge { from, to, ports, text })
+        at(Edge { from, to, ports, text, expires: None })
     })
 }
 
@@ -132,7 +132,7 @@ fn deny() -> impl Strategy<Value = At<Deny>> {
         .prop_map(|(from, to, ports)| at(Except { from, to, ports }));
     (peers(), peers(), ports(), prop::collection::vec(except, 0..3)).prop_map(|(from, to, ports, except)| {
         let text = text(&(&from, &to, &ports, &except));
-        at(Deny { from, to, ports, except, text })
+        at(Deny { from, to, ports, except, text, expires: None })
     })
 }
 
@@ -165,6 +165,7 @@ fn policy() -> impl Strategy<Value = Policy> {
             edges,
             denies,
             sockets: 0,
+            expires: None,
         }
     })
 }

@@ -3,7 +3,7 @@
 //! An order is on disk before it is in force. One that can't be put in force is taken back, so that what is on disk is
 //! what holds.
 
-use super::super::clock::{Clock, Deadline, rfc3339};
+use super::super::clock::{Clock, Deadline};
 use super::super::kernel::Kernel;
 use super::super::overrides::{self, BREAK_GLASS, BreakGlass, Enforced, Overrides, Revoked, Target};
 use super::{Draft, Engine};
@@ -11,6 +11,7 @@ use crate::identity::SpiffeId;
 use crate::policy::{self, PolicySet};
 use crate::serve::api::printable;
 use crate::serve::orders::{Cutting, Done, Order, Refusal};
+use crate::time::rfc3339;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -208,11 +209,16 @@ impl<K: Kernel> Engine<K> {
                 tracing::warn!("{notice}");
             }
         }
-        match self.tend(&Clock::now()) {
-            Ok(changed) => changed,
+        let now = Clock::now();
+        let expired = self.expires.is_some_and(|t| t <= now.wall);
+        if expired {
+            tracing::warn!("a policy or a rule has expired");
+        }
+        match self.tend(&now) {
+            Ok(changed) => changed || expired,
             Err(e) => {
                 tracing::error!("what was commanded can't be looked after: {e:#}");
-                false
+                expired
             }
         }
     }

@@ -24,11 +24,13 @@ impl<K: Kernel> Engine<K> {
             break_glass: overrides.opens(&w.identity),
             cgroups: self.assembled.instances.iter().filter(|i| i.workload == index).map(|i| i.path.clone()).collect(),
         });
+        let expiring = policy::expiry::findings(&self.policies.set, super::super::clock::now());
         let findings = self
             .config_faults
             .iter()
             .chain(&self.policies.findings)
             .chain(&self.assembled.warnings)
+            .chain(&expiring)
             .map(|d| Finding { error: d.severity == Severity::Error, text: d.to_string() })
             .chain(self.compile_warnings.iter().map(|text| Finding { error: false, text: text.clone() }));
         let policies = self.in_force.iter().map(|p| PolicyStatus {

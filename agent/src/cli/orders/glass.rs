@@ -1,7 +1,7 @@
 //! `bulkhead break-glass`: by the agent if it lives, else on what it left pinned.
 
 use super::{length, show};
-use crate::app::clock::{Clock, Deadline, rfc3339};
+use crate::app::clock::{Clock, Deadline};
 use crate::app::overrides::{BreakGlass, LONGEST, Overrides};
 use crate::cli::client;
 use crate::cli::exit::Answer;
@@ -11,6 +11,7 @@ use crate::policy::Scope;
 use crate::serve::api::printable;
 use crate::serve::orders::{Done, Order};
 use crate::sources::state::State;
+use crate::time::rfc3339;
 use anyhow::{Context, bail, ensure};
 use bulkhead_common::PeerId;
 use std::collections::BTreeSet;
