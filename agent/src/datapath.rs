@@ -10,6 +10,7 @@
 
 mod counters;
 mod destroy;
+mod drift;
 mod error;
 mod events;
 mod features;
@@ -29,6 +30,7 @@ mod watch;
 
 pub use counters::{MapFill, Totals};
 pub use destroy::{Cut, Walk};
+pub use drift::Drift;
 pub use error::{AttachError, CommitError, OpenError, UninstallError};
 pub use events::Events;
 pub use features::{Feature, features};

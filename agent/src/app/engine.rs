@@ -5,6 +5,7 @@
 //! state in force and is told as a fault; the next look tries again.
 
 mod cut;
+mod health;
 mod obey;
 mod status;
 
@@ -19,7 +20,7 @@ use crate::flows::{self, Edges};
 use crate::image::Image;
 use crate::policy::{self, Compiled, Diagnostic, PolicySet, RuleTable, Severity};
 use crate::revocation::Reach;
-use crate::serve::api::{Commit, Decision, NotContained};
+use crate::serve::api::{Commit, Decision, DriftStatus, NotContained};
 use crate::serve::orders::{Cutting, Request};
 use crate::sources::assemble::{Assembled, assemble};
 use crate::sources::hierarchy::{Hierarchy, Scan};
@@ -95,6 +96,9 @@ pub struct Engine<K: Kernel> {
     /// The policies as they are in force: those of the files, under what was commanded.
     in_force: PolicySet,
     cuts: cut::Cuts,
+    drift: DriftStatus,
+    /// For how long nothing was attached since the machine was started, milliseconds; `None`: not known.
+    open_since_boot: Option<u64>,
     /// When the next of the policies or rules expires, milliseconds since 1970.
     expires: Option<u64>,
     /// How often it was looked after what was commanded.
@@ -156,6 +160,8 @@ impl<K: Kernel> Engine<K> {
             overrides,
             in_force: PolicySet::default(),
             cuts: cut::Cuts::default(),
+            drift: DriftStatus::default(),
+            open_since_boot: None,
             expires: None,
             looks: 0,
         };
@@ -172,6 +178,7 @@ impl<K: Kernel> Engine<K> {
         self.put_in_force().map_err(Failure::Load)?;
         self.kernel.attach().map_err(Failure::Attach)?;
         self.ready = true;
+        self.note_boot(&Clock::now()).map_err(Failure::Other)?;
         // While nobody looked, something may have gone on that the ruleset doesn't let pass.
         self.cut(Reach::Everything, Instant::now());
         self.check();
@@ -237,6 +244,7 @@ impl<K: Kernel> Engine<K> {
                             self.step(Dirty::ALL);
                         }
                         self.check();
+                        self.verify();
                     });
                 }
                 _ = follow.tick() => {

@@ -4,7 +4,7 @@ mod datapath;
 
 pub use datapath::{features, open};
 
-use crate::datapath::Walk;
+use crate::datapath::{Drift, Walk};
 use crate::image::Image;
 use crate::revocation::Reach;
 use crate::serve::api::{Commit, Feature, MapFill, Program};
@@ -32,6 +32,18 @@ pub trait Kernel: Send + 'static {
     /// # Errors
     /// Then the next commit does it first.
     fn settle(&mut self) -> anyhow::Result<()>;
+    /// Whether a former agent's programs were attached already when this one came.
+    fn adopted(&self) -> bool;
+    /// Compares what stands in the tables with what should be; `None` while that can't be told.
+    ///
+    /// # Errors
+    /// When they can't be read.
+    fn verify(&self, image: &Image) -> anyhow::Result<Option<Drift>>;
+    /// Puts a ruleset into force, going by what stands in the tables.
+    ///
+    /// # Errors
+    /// When that isn't possible.
+    fn realign(&mut self, image: &Image) -> anyhow::Result<Commit>;
     /// Attaches the programs, after the first commit.
     ///
     /// # Errors

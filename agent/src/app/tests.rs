@@ -4,7 +4,7 @@ mod orders;
 
 use super::kernel::{Events, Kernel};
 use super::*;
-use crate::datapath::{Cut, Walk};
+use crate::datapath::{Cut, Drift, Walk};
 use crate::image::Image;
 use crate::revocation::Reach;
 use crate::serve::api::{Commit, Decision, EdgeLine, Explained, Feature, MapFill, Program, Status};
@@ -34,6 +34,8 @@ struct Memory {
     /// Whether web is connected to db.
     live: bool,
     walks: Vec<(Reach, bool)>,
+    /// Entries that got lost.
+    missing: u64,
 }
 
 struct Fake {
@@ -70,6 +72,17 @@ impl Kernel for Fake {
     }
     fn settle(&mut self) -> anyhow::Result<()> {
         Ok(())
+    }
+    fn adopted(&self) -> bool {
+        false
+    }
+    fn verify(&self, _: &Image) -> anyhow::Result<Option<Drift>> {
+        let missing = self.memory().missing;
+        Ok(Some(Drift { missing, ..Drift::default() }))
+    }
+    fn realign(&mut self, image: &Image) -> anyhow::Result<Commit> {
+        self.memory().missing = 0;
+        self.commit(image)
     }
     fn attach(&mut self) -> anyhow::Result<()> {
         let mut m = self.memory();

@@ -4,6 +4,7 @@ use super::exit::Answer;
 use super::orders::counted;
 use super::table::{table, text, verdict};
 use super::{Socket, client};
+use crate::datapath::Drift;
 use crate::serve::api::{Overridden, Status};
 use crate::time::rfc3339;
 use anyhow::Context;
@@ -69,6 +70,14 @@ fn render(s: &Status) -> String {
     }
     for r in revoked {
         line(format!("REVOKED: {} since {} ({})", r.what, rfc3339(r.since), r.reason));
+    }
+    if let Some(ms) = s.open_since_boot_ms {
+        line(format!("open since boot: {}.{:03} s, until the programs were attached", ms / 1000, ms % 1000));
+    }
+    let d = &s.drift;
+    if let Some(Drift { missing, changed, foreign, .. }) = d.last {
+        let times = format!("{} times, put right {} times", d.found, d.repaired);
+        line(format!("DRIFT: {times}; the last: {missing} entries missing, {changed} changed, {foreign} foreign"));
     }
     if let Some(c) = &s.last_cut {
         let sockets = counted(c.sockets, "socket");

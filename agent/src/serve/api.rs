@@ -2,6 +2,7 @@
 //!
 //! Fields may be added; none changes its meaning. Every type reads what it writes.
 
+use crate::datapath::Drift;
 use crate::flows::{Count, Edge, PeerName};
 use crate::inventory::Posture;
 use crate::serve::orders::Cutting;
@@ -49,12 +50,31 @@ pub struct Status {
     /// What was commanded and holds above the files.
     #[serde(default)]
     pub overrides: Overridden,
+    /// Whether the tables still said what was compiled.
+    #[serde(default)]
+    pub drift: DriftStatus,
+    /// For how long nothing was attached since the machine was started, milliseconds; absent: not known.
+    #[serde(default)]
+    pub open_since_boot_ms: Option<u64>,
     /// Sockets that were cut since the agent started.
     #[serde(default)]
     pub cut_sockets: u64,
     /// The last time that live connections were cut.
     #[serde(default)]
     pub last_cut: Option<Cutting>,
+}
+
+/// What came of reading the kernel's tables back, since the agent started.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct DriftStatus {
+    /// How often that was done.
+    pub verified: u64,
+    /// How often they didn't say what was compiled.
+    pub found: u64,
+    /// How often that was put right.
+    pub repaired: u64,
+    /// The last difference.
+    pub last: Option<Drift>,
 }
 
 /// What was commanded.

@@ -66,6 +66,8 @@ impl<K: Kernel> Engine<K> {
                 faults,
                 not_contained: self.not_contained.clone(),
                 overrides: overridden(&self.overrides),
+                drift: self.drift(),
+                open_since_boot_ms: self.open_since_boot,
                 cut_sockets: self.cuts.sockets,
                 last_cut: self.cuts.last.clone(),
             },
