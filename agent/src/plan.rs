@@ -107,6 +107,8 @@ pub enum Cell {
     Slot(Table, u32),
     /// An element of [`maps::BASELINES`].
     Baseline(PeerId),
+    /// The size of a searched table, less one.
+    Mask(Table),
 }
 
 /// An entry of one of the tables.
@@ -239,6 +241,8 @@ pub struct Plan {
     pub writes: Vec<Write>,
     /// Entries to take away.
     pub removals: Vec<Write>,
+    /// Tables that get another size: everything in them is added there and taken away here.
+    pub sizes: Vec<(Table, u32)>,
     /// Baselines that differ, with what the next epoch finds.
     pub baselines: Vec<(PeerId, u64)>,
     /// The levels to look at.
@@ -279,7 +283,9 @@ pub struct State {
 pub struct Found {
     /// Entries of the present epoch.
     pub entries: BTreeMap<Key, Entry>,
-    /// Places without an entry where a search doesn't end.
+    /// The sizes of the searched tables.
+    pub sizes: BTreeMap<Table, u32>,
+    /// Places without an entry that don't say so, or where a search doesn't end.
     pub gone: Vec<(Table, u32)>,
     /// Baselines that are there.
     pub baselines: BTreeMap<PeerId, u64>,
@@ -300,11 +306,11 @@ pub struct BadIndex {
 }
 
 impl State {
-    /// Nothing, in tables of these sizes.
+    /// Nothing, in the smallest tables.
     pub fn new(capacities: Capacities, seed: u64) -> Self {
         let searched = Table::ALL.into_iter().filter(|t| *t != Table::Prefixes);
         Self {
-            seats: searched.map(|t| (t, Seats::new(places::places(capacities.of(t))))).collect(),
+            seats: searched.map(|t| (t, Seats::new(places::SMALLEST))).collect(),
             capacities,
             seed,
             entries: BTreeMap::new(),
@@ -322,14 +328,19 @@ impl State {
     /// When an entry stands where it can't be.
     pub fn restore(capacities: Capacities, seed: u64, found: Found) -> Result<(Self, Vec<Cell>), BadIndex> {
         let mut state = Self::new(capacities, seed);
+        for (table, seats) in &mut state.seats {
+            let size = found.sizes.get(table).copied().unwrap_or_default();
+            if size.is_power_of_two() && size <= places::places(capacities.of(*table)) {
+                *seats = Seats::new(size);
+            }
+        }
         let mut used = BTreeSet::new();
         for (key, entry) in &found.entries {
             let bad = BadIndex { key: *key, index: entry.index };
             match state.seats.get_mut(&key.table()) {
                 Some(seats) => {
-                    let size = places::places(capacities.of(key.table()));
-                    let way = entry.index.wrapping_sub(key.home(seed)) & (size - 1);
-                    if entry.index >= size || way >= PROBES || seats.is_taken(entry.index) {
+                    let way = entry.index.wrapping_sub(key.home(seed)) & (seats.size() - 1);
+                    if !seats.has(entry.index) || way >= PROBES || seats.is_taken(entry.index) {
                         return Err(bad);
                     }
                     seats.take(entry.index);
@@ -343,17 +354,17 @@ impl State {
         state.fresh = used.last().map_or(1, |last| last + 1);
         state.free = (1..state.fresh).filter(|i| !used.contains(i)).collect();
         for (table, place) in &found.gone {
-            if let Some(seats) = state.seats.get_mut(table) {
+            if let Some(seats) = state.seats.get_mut(table).filter(|s| s.has(*place)) {
                 seats.mark_gone(*place);
             }
         }
         let mut clear = Vec::new();
         for (table, place) in &found.gone {
-            if state.seats.get(table).is_some_and(|s| s.is_gone(*place)) {
+            if state.seats.get(table).is_some_and(|s| !s.has(*place) || s.is_gone(*place)) {
                 clear.extend(state.leave(*table, *place));
             }
         }
-        let Found { entries, gone: _, baselines, levels, built_ins } = found;
+        let Found { entries, sizes: _, gone: _, baselines, levels, built_ins } = found;
         Ok((Self { entries, baselines, levels, built_ins, ..state }, clear))
     }
 
@@ -393,7 +404,6 @@ impl State {
     /// When it doesn't fit.
     pub fn plan(&self, next: &Image) -> Result<Plan, Refused> {
         let mut plan = Plan { levels: next.levels, built_ins: next.built_ins, ..Plan::default() };
-        let mut indexes = self.free.iter().copied().chain(self.fresh..);
         let mut used: BTreeMap<Table, usize> = BTreeMap::new();
 
         for (key, old, new) in join(self.entries.iter().map(|(k, e)| (*k, *e)), payloads(next)) {
@@ -416,19 +426,13 @@ impl State {
                 return Err(Refused::Full { map: table.name(), needed: *needed, capacity });
             }
         }
-        let mut promised: BTreeMap<Table, HashSet<u32>> = BTreeMap::new();
-        for insert in &mut plan.inserts {
-            let table = insert.key.table();
-            if let Some(seats) = self.seats.get(&table) {
-                let promised = promised.entry(table).or_default();
-                let place = seats.first(insert.key.home(self.seed), promised);
-                insert.index = place.ok_or(Refused::Crowded { map: table.name() })?;
-                insert.present = if seats.is_gone(insert.index) { GONE } else { ABSENT };
-                promised.insert(insert.index);
-            } else {
-                insert.index = indexes.next().unwrap_or(u32::MAX);
-                insert.present = self.shadowed(&insert.key);
-            }
+        let mut indexes = self.free.iter().copied().chain(self.fresh..);
+        for insert in plan.inserts.iter_mut().filter(|i| i.key.table() == Table::Prefixes) {
+            insert.index = indexes.next().unwrap_or(u32::MAX);
+            insert.present = self.shadowed(&insert.key);
+        }
+        for (table, seats) in &self.seats {
+            self.seat(*table, seats, used.get(table).copied().unwrap_or(0), next, &mut plan)?;
         }
         for (id, old, new) in
             join(self.baselines.iter().map(|(k, v)| (*k, *v)), next.baselines.iter().map(|(k, v)| (*k, v.encode())))
@@ -450,6 +454,51 @@ impl State {
         Ok(plan)
     }
 
+    /// Finds places for what a plan adds to a searched table. Where there are too few, everything in the table gets a
+    /// place in a larger one.
+    fn seat(&self, table: Table, seats: &Seats, needed: usize, next: &Image, plan: &mut Plan) -> Result<(), Refused> {
+        let most = places::places(self.capacities.of(table));
+        let wanted = places::places(u32::try_from(needed).unwrap_or(u32::MAX));
+        if wanted <= seats.size() {
+            let mut promised = HashSet::new();
+            let new = plan.inserts.iter_mut().filter(|i| i.key.table() == table);
+            let all_sit = new.fold(true, |so_far, insert| {
+                let Some(place) = seats.first(insert.key.home(self.seed), &promised) else { return false };
+                promised.insert(place);
+                insert.index = place;
+                insert.present = if seats.is_gone(place) { GONE } else { ABSENT };
+                so_far
+            });
+            if all_sit {
+                return Ok(());
+            }
+        }
+        let mut size = wanted.max(seats.size() * 2);
+        loop {
+            if size > most {
+                return Err(Refused::Crowded { map: table.name() });
+            }
+            let (seats, mut taken) = (Seats::new(size), HashSet::new());
+            let mut inserts = Vec::new();
+            for (key, next) in payloads(next).filter(|(k, _)| k.table() == table) {
+                let Some(index) = seats.first(key.home(self.seed), &taken) else { break };
+                taken.insert(index);
+                inserts.push(Insert { key, index, present: ABSENT, next });
+            }
+            if inserts.len() == payloads(next).filter(|(k, _)| k.table() == table).count() {
+                plan.inserts.retain(|i| i.key.table() != table);
+                plan.writes.retain(|w| w.key.table() != table);
+                plan.removals.retain(|w| w.key.table() != table);
+                plan.inserts.append(&mut inserts);
+                let old = self.entries.iter().filter(|(k, _)| k.table() == table);
+                plan.removals.extend(old.map(|(key, e)| Write { key: *key, index: e.index, next: GONE }));
+                plan.sizes.push((table, size));
+                return Ok(());
+            }
+            size *= 2;
+        }
+    }
+
     /// What a reader of the present epoch finds at a key that isn't there.
     fn shadowed(&self, key: &Key) -> u64 {
         let Key::Prefix(prefix) = key else { return ABSENT };
@@ -463,14 +512,15 @@ impl State {
 
     /// The plan is in force: this is what the kernel holds now. Places that it gave up aren't free yet.
     fn advance(&mut self, plan: &Plan) {
+        // What moves to a larger table is taken away and added.
+        for Write { key, .. } in &plan.removals {
+            self.entries.remove(key);
+        }
         for Insert { key, index, next, .. } in &plan.inserts {
             self.entries.insert(*key, Entry { index: *index, payload: *next });
         }
         for Write { key, index, next } in &plan.writes {
             self.entries.insert(*key, Entry { index: *index, payload: *next });
-        }
-        for Write { key, .. } in &plan.removals {
-            self.entries.remove(key);
         }
         for (id, payload) in &plan.baselines {
             if *payload == ABSENT {
@@ -481,6 +531,17 @@ impl State {
         }
         self.levels = plan.levels;
         self.built_ins = plan.built_ins;
+    }
+
+    /// Gives tables other sizes. Gives back how they were.
+    fn resize(&mut self, sizes: &[(Table, u32)]) -> Vec<(Table, Seats)> {
+        let swap = |(table, size): &(Table, u32)| self.seats.insert(*table, Seats::new(*size)).map(|old| (*table, old));
+        sizes.iter().filter_map(swap).collect()
+    }
+
+    /// The size of a searched table, less one.
+    fn mask(&self, table: Table) -> u64 {
+        self.seats.get(&table).map_or(0, |s| u64::from(s.size() - 1))
     }
 
     /// A key stands at this place from now on.
@@ -498,6 +559,10 @@ impl State {
             self.free.insert(index);
             return Vec::new();
         };
+        if !seats.has(index) {
+            // Of a table that was too small.
+            return vec![Cell::Slot(table, index)];
+        }
         seats.leave(index).into_iter().map(|place| Cell::Slot(table, place)).collect()
     }
 }

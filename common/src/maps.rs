@@ -46,7 +46,7 @@ pub const SOCKETS: &str = "SOCKETS";
 /// `HASH`: socket cookie (`u64`) to role (`u32`), for sockets that are older than the programs.
 pub const OLD_SOCKETS: &str = "OLD_SOCKETS";
 
-/// How many entries each map holds; a table has at least twice as many [`crate::places::places`]. The loader may raise
+/// How many entries each map holds; a table has more [`crate::places`]. The loader may raise
 /// those of the rules; a full map is a deny and an alarm.
 pub mod capacity {
     /// Elements of [`super::SLOTS`]: one for each prefix, and the one that is never used.
@@ -93,8 +93,9 @@ pub struct Control {
     pub level_list: u64,
     /// The seed of [`crate::places::home`].
     pub seed: u64,
-    /// The last place of each table, a power of two less one: [`CGROUPS`], [`ADDRESSES`], [`ADDRESS_PORTS`], [`RULES`].
-    pub masks: [u32; 4],
+    /// The size of each table less one, for even epochs and for odd ones: [`CGROUPS`], [`ADDRESSES`], [`ADDRESS_PORTS`],
+    /// [`RULES`].
+    pub masks: [[u32; 2]; 4],
 }
 
 impl Control {
@@ -325,8 +326,8 @@ pub struct Stamp {
     pub flags: u32,
     /// Which end of a connection it is: [`role`].
     pub role: u32,
-    /// Zero.
-    pub pad: u32,
+    /// The epoch in which `instance` and `peer` were looked up; 0: from the packets, not from the maker.
+    pub epoch: u32,
 }
 
 impl Stamp {
@@ -433,7 +434,7 @@ impl CachedVerdict {
 
 const _: () = {
     use core::mem::{offset_of, size_of};
-    assert!(size_of::<Control>() == 64 && offset_of!(Control, host_netns) == 16);
+    assert!(size_of::<Control>() == 80 && offset_of!(Control, host_netns) == 16);
     assert!(size_of::<AddrPort>() == 20 && offset_of!(AddrPort, port) == 16);
     assert!(size_of::<PrefixKey>() == 20 && offset_of!(PrefixKey, addr) == 4);
     assert!(size_of::<RuleKey>() == 12 && offset_of!(RuleKey, size) == 11);

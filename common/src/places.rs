@@ -1,7 +1,9 @@
 //! Tables that are searched by key in memory which the agent has mapped: one load from afar for most searches, and a
 //! write that is in force at once.
 //!
-//! A table is an array of places, a power of two of them. A place is a row of `u64` words: first the payload's two
+//! A table of `size` places, a power of two, lies in its array at the places from `size` to `2 * size`, so tables of
+//! different sizes never overlap: one that has become too small is written anew beside the old one, which readers of the
+//! former epoch go on using ([`crate::maps::Control::masks`] has two slots too). A place is a row of `u64` words: first the payload's two
 //! slots, one for even epochs and one for odd ones ([`crate::slots`]), then the key's words, then what else the table
 //! keeps there. A key is searched for from its [`home`] onwards, place by place ([`next`]):
 //!
@@ -34,10 +36,28 @@ pub const RULE_WORDS: usize = 8;
 /// only grow as long as the place holds the rule.
 pub const RULE_COUNTS: usize = 4;
 
+/// The smallest table has so many places.
+pub const SMALLEST: u32 = 16;
+
 /// How many places a table has that shall hold so many entries: at most every second one is taken.
 pub const fn places(entries: u32) -> u32 {
-    let most = 1 << 30;
-    if entries >= most / 2 { most } else { (entries * 2).next_power_of_two() }
+    let most = 1 << 29;
+    if entries >= most / 2 {
+        return most;
+    }
+    let places = (entries * 2).next_power_of_two();
+    if places < SMALLEST { SMALLEST } else { places }
+}
+
+/// How many places the array of a table has that shall hold up to so many entries.
+pub const fn array(entries: u32) -> u32 {
+    places(entries) * 2
+}
+
+/// The place at which a search has arrived, in the table whose size is one more than `mask`.
+#[inline(always)]
+pub const fn place(at: u32, mask: u32) -> u32 {
+    (at & mask).wrapping_add(mask).wrapping_add(1)
 }
 
 /// Where the search for a key begins, before it is cut to the table's size. The seed is the table's secret, so that
@@ -159,8 +179,20 @@ mod tests {
 
     #[test]
     fn a_table_has_twice_the_places() {
-        assert_eq!(places(3), 8);
+        assert_eq!(places(3), SMALLEST);
         assert_eq!(places(1 << 17), 1 << 18);
-        assert_eq!(places(u32::MAX), 1 << 30);
+        assert_eq!(array(u32::MAX), 1 << 30);
+    }
+
+    #[test]
+    fn tables_of_different_sizes_do_not_overlap() {
+        let mut all = HashSet::new();
+        for mask in [15, 31, 63] {
+            for at in u32::MAX - 10..=u32::MAX {
+                assert!((mask + 1..2 * (mask + 1)).contains(&place(at, mask)));
+            }
+            all.extend((0..=mask).map(|at| place(at, mask)));
+        }
+        assert_eq!(all.len(), 16 + 32 + 64);
     }
 }

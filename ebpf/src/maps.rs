@@ -4,7 +4,7 @@ use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingB
 use aya_ebpf::macros::btf_map;
 use bulkhead_common::event::Event;
 use bulkhead_common::maps::{Control, EdgeKey, FlowKey, FlowValue, Retired, SocketState, capacity as cap, totals};
-use bulkhead_common::places::{ADDRESS_PORT_WORDS, ADDRESS_WORDS, CGROUP_WORDS, RULE_WORDS, places};
+use bulkhead_common::places::{ADDRESS_PORT_WORDS, ADDRESS_WORDS, CGROUP_WORDS, RULE_WORDS, array};
 
 use crate::storage::SocketStorage;
 
@@ -21,15 +21,15 @@ pub static SLOTS: Array<[u64; 2], { cap::SLOTS as usize }, MMAPABLE> = Array::ne
 #[btf_map]
 pub static BASELINES: Array<[u64; 2], { cap::IDENTITIES as usize }, MMAPABLE> = Array::new();
 #[btf_map]
-pub static CGROUPS: Array<[u64; CGROUP_WORDS], { places(cap::CGROUPS) as usize }, MMAPABLE> = Array::new();
+pub static CGROUPS: Array<[u64; CGROUP_WORDS], { array(cap::CGROUPS) as usize }, MMAPABLE> = Array::new();
 #[btf_map]
-pub static ADDRESSES: Array<[u64; ADDRESS_WORDS], { places(cap::ADDRESSES) as usize }, MMAPABLE> = Array::new();
+pub static ADDRESSES: Array<[u64; ADDRESS_WORDS], { array(cap::ADDRESSES) as usize }, MMAPABLE> = Array::new();
 #[btf_map]
-pub static ADDRESS_PORTS: Array<[u64; ADDRESS_PORT_WORDS], { places(cap::ADDRESS_PORTS) as usize }, MMAPABLE> = Array::new();
+pub static ADDRESS_PORTS: Array<[u64; ADDRESS_PORT_WORDS], { array(cap::ADDRESS_PORTS) as usize }, MMAPABLE> = Array::new();
 #[btf_map]
 pub static PREFIXES: LpmTrie<[u8; 16], u32, { cap::PREFIXES as usize }, NO_PREALLOC> = LpmTrie::new();
 #[btf_map]
-pub static RULES: Array<[u64; RULE_WORDS], { places(cap::RULES) as usize }, MMAPABLE> = Array::new();
+pub static RULES: Array<[u64; RULE_WORDS], { array(cap::RULES) as usize }, MMAPABLE> = Array::new();
 #[btf_map]
 pub static EDGES: HashMap<EdgeKey, u64, { cap::EDGES as usize }> = HashMap::new();
 #[btf_map]

@@ -47,7 +47,7 @@ impl Decision {
 }
 
 #[inline(always)]
-fn add_one(p: *mut u64) {
+pub fn add_one(p: *mut u64) {
     // core offers no fetch_add for this target, since older BPF has no compare-and-swap; the instruction is there.
     // SAFETY: a map's value is aligned to eight bytes and only ever added to.
     unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(p, 1) };
@@ -64,9 +64,8 @@ fn total(index: u32) {
 fn count(s: Snapshot, flow: &Flow, direction: Direction, outcome: Outcome, reason: Reason) {
     // By far the most is what a rule for just that port allows.
     if matches!(outcome, Outcome::Allowed) && matches!(reason, Reason::Rule) {
-        let beside = s.rule_count(flow, direction);
-        if !beside.is_null() {
-            return add_one(beside);
+        if s.count_beside(flow, direction) {
+            return;
         }
     }
     let key = EdgeKey {

@@ -12,6 +12,7 @@ use bulkhead_common::{Addr, Class, Direction, Flow, Judgement, PeerId, Reason, T
 use core::ptr::{addr_of, read_volatile};
 
 use crate::maps::{ADDRESS_PORTS, ADDRESSES, BASELINES, CGROUPS, CONTROL, MMAPABLE, PREFIXES, RULES, SLOTS};
+use crate::record::add_one;
 use crate::words::settle;
 
 /// The tables as of one epoch.
@@ -22,10 +23,10 @@ pub struct Snapshot {
 
 /// A field of the one [`Control`], read whole; 0 if there is none, which the kernel rules out.
 macro_rules! control {
-    ($field:ident$([$n:literal])?) => {
+    ($field:ident) => {
         match CONTROL.get_ptr(0) {
             // SAFETY: the element exists as long as the map; the agent writes its fields whole.
-            Some(c) => unsafe { read_volatile(addr_of!((*c).$field$([$n])?)) },
+            Some(c) => unsafe { read_volatile(addr_of!((*c).$field)) },
             None => 0,
         }
     };
@@ -53,23 +54,31 @@ impl Snapshot {
         control!(host_netns)
     }
 
+    /// The size of the n-th searched table, less one.
+    #[inline(always)]
+    fn mask(&self, n: usize) -> u32 {
+        match CONTROL.get_ptr(0) {
+            // SAFETY: as above; `n` is a constant below 4, and the other index 0 or 1.
+            Some(c) => unsafe {
+                read_volatile(addr_of!((*c).masks[n]).cast::<u32>().add((self.epoch & 1) as usize))
+            },
+            None => 0,
+        }
+    }
+
     /// Who the cgroup with this id is bound to.
     #[inline(always)]
     pub fn cgroup(self, id: u64) -> Option<Binding> {
-        Binding::decode(self.find(&CGROUPS, control!(masks[0]), [id]).0)
+        Binding::decode(bulkhead_find_cgroup(self.epoch, id))
     }
 
-    /// Where a flow is counted that the rule for exactly this pair and port allows, seen from this direction; null if
-    /// there is no such rule.
+    /// Counts a flow beside the rule for exactly its pair and port, seen from this direction. Tells whether there is
+    /// such a rule.
     #[inline(always)]
-    pub fn rule_count(self, flow: &Flow, direction: Direction) -> *mut u64 {
+    pub fn count_beside(self, flow: &Flow, direction: Direction) -> bool {
         let key = RuleKey { src: flow.src.0, dst: flow.dst.0, port: flow.port, proto: flow.proto, size: 16 };
-        let (_, place) = self.find(&RULES, control!(masks[3]), places::rule(&key));
-        if place.is_null() {
-            return core::ptr::null_mut();
-        }
-        // SAFETY: a place is longer than that; a direction is 0 or 1.
-        unsafe { place.cast::<u64>().cast_mut().add(RULE_COUNTS + (direction as usize & 1)) }
+        let [a, b] = places::rule(&key);
+        bulkhead_count_beside(self.epoch, a, b, direction as u32) == 1
     }
 
     /// Searches a table for a key as [`bulkhead_common::places`] says. Gives the payload and the place, or
@@ -84,7 +93,7 @@ impl Snapshot {
         let mut at = places::home(control!(seed), &key);
         let mut n = 0;
         while n < PROBES {
-            let Some(place) = table.get_ptr(at & mask) else { break };
+            let Some(place) = table.get_ptr(places::place(at, mask)) else { break };
             let slot = self.half(Some(place.cast()));
             if slot == ABSENT {
                 break;
@@ -108,14 +117,6 @@ impl Snapshot {
     }
 
     #[inline(always)]
-    fn slot(&self, index: Option<*const u32>) -> u64 {
-        let Some(index) = index else { return ABSENT };
-        // SAFETY: a map's value stays readable for this run, and an index never changes while its entry lives.
-        let index = unsafe { *index };
-        self.half(SLOTS.get_ptr(index))
-    }
-
-    #[inline(always)]
     fn half(&self, slots: Option<*const [u64; 2]>) -> u64 {
         let Some(slots) = slots else { return ABSENT };
         // SAFETY: the element exists as long as the map, and the index is 0 or 1; one aligned u64 is read whole.
@@ -126,7 +127,8 @@ impl Snapshot {
 impl Tables for Snapshot {
     #[inline(always)]
     fn rule(&self, key: &RuleKey) -> u64 {
-        self.find(&RULES, control!(masks[3]), places::rule(key)).0
+        let [a, b] = places::rule(key);
+        bulkhead_find_rule(self.epoch, a, b)
     }
 
     #[inline(always)]
@@ -136,18 +138,20 @@ impl Tables for Snapshot {
 
     #[inline(always)]
     fn address(&self, addr: &Addr) -> u64 {
-        self.find(&ADDRESSES, control!(masks[1]), places::address(addr)).0
+        let [a, b] = places::address(addr);
+        bulkhead_find_address(self.epoch, a, b)
     }
 
     #[inline(always)]
     fn address_port(&self, key: &AddrPort) -> u64 {
-        self.find(&ADDRESS_PORTS, control!(masks[2]), places::address_port(key)).0
+        let [a, b, c] = places::address_port(key);
+        bulkhead_find_address_port(self.epoch, a, b, c)
     }
 
     #[inline(always)]
     fn prefix(&self, addr: &Addr) -> u64 {
-        let key = Key::new(128, addr.0);
-        self.slot(PREFIXES.get(&key).map(core::ptr::from_ref))
+        let [a, b] = places::address(addr);
+        bulkhead_find_prefix(self.epoch, a, b)
     }
 
     #[inline(always)]
@@ -158,6 +162,62 @@ impl Tables for Snapshot {
 
 // The functions named `bulkhead_…` are global ones: the verifier looks at each once, not at every call, and knows nothing of
 // their arguments but their types. Hence raw pointers, checked for null.
+
+/// A search in [`CGROUPS`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn bulkhead_find_cgroup(epoch: u32, id: u64) -> u64 {
+    let s = Snapshot { epoch };
+    s.find(&CGROUPS, s.mask(0), [id]).0
+}
+
+/// A search in [`ADDRESSES`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn bulkhead_find_address(epoch: u32, a: u64, b: u64) -> u64 {
+    let s = Snapshot { epoch };
+    s.find(&ADDRESSES, s.mask(1), [a, b]).0
+}
+
+/// A search in [`ADDRESS_PORTS`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn bulkhead_find_address_port(epoch: u32, a: u64, b: u64, c: u64) -> u64 {
+    let s = Snapshot { epoch };
+    s.find(&ADDRESS_PORTS, s.mask(2), [a, b, c]).0
+}
+
+/// A search in [`PREFIXES`], by the words of an address.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn bulkhead_find_prefix(epoch: u32, a: u64, b: u64) -> u64 {
+    let key = Key::new(128, places::to_address([a, b]).0);
+    let Some(index) = PREFIXES.get(&key) else { return ABSENT };
+    // An index never changes while its entry lives.
+    Snapshot { epoch }.half(SLOTS.get_ptr(*index))
+}
+
+/// A search in [`RULES`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn bulkhead_find_rule(epoch: u32, a: u64, b: u64) -> u64 {
+    let s = Snapshot { epoch };
+    s.find(&RULES, s.mask(3), [a, b]).0
+}
+
+/// Counts beside the rule with this key. Gives 1, or 0 if there is none.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn bulkhead_count_beside(epoch: u32, a: u64, b: u64, direction: u32) -> u32 {
+    let s = Snapshot { epoch };
+    let (_, place) = s.find(&RULES, s.mask(3), [a, b]);
+    if place.is_null() {
+        return 0;
+    }
+    // SAFETY: a place is longer than that.
+    add_one(unsafe { place.cast::<u64>().cast_mut().add(RULE_COUNTS + (direction & 1) as usize) });
+    1
+}
 
 /// [`Tables::pair`].
 #[unsafe(no_mangle)]
@@ -171,10 +231,9 @@ pub extern "C" fn bulkhead_resolve(epoch: u32, addr: *const Addr, proto: u32, po
     if addr.is_null() {
         return ABSENT;
     }
-    // A copy on the stack, which the compiler mustn't see through: 6.1 takes no map key out of an argument's memory.
     // SAFETY: the verifier has checked at each call that this points to an address.
-    let addr = unsafe { read_volatile(addr) };
-    verdict::resolve(&Snapshot { epoch }, &addr, proto as u8, port as u16).encode()
+    let addr = unsafe { &*addr };
+    verdict::resolve(&Snapshot { epoch }, addr, proto as u8, port as u16).encode()
 }
 
 /// Who is at this address.

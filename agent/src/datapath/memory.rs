@@ -131,9 +131,9 @@ impl ControlWords {
         self.memory.word64(offset_of!(Control, seed))
     }
 
-    /// The last place of the n-th searched table.
-    pub(super) fn mask(&self, n: usize) -> &AtomicU32 {
-        self.memory.word32(offset_of!(Control, masks) + n * 4)
+    /// The size of the n-th searched table less one, in one of the two slots.
+    pub(super) fn mask(&self, n: usize, half: usize) -> &AtomicU32 {
+        self.memory.word32(offset_of!(Control, masks) + n * 8 + (half & 1) * 4)
     }
 
     pub(super) fn generation(&self) -> &AtomicU64 {

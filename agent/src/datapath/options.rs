@@ -1,7 +1,7 @@
 //! What the datapath is told, and what it tells of itself: plain data.
 
 use crate::plan::Capacities;
-use bulkhead_common::places::places;
+use bulkhead_common::places::array;
 use bulkhead_common::{Hook, maps};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -59,12 +59,12 @@ impl Default for Limits {
 impl Limits {
     pub(super) fn by_map(&self) -> [(&'static str, u32); 10] {
         [
-            (maps::CGROUPS, places(self.cgroups)),
-            (maps::ADDRESSES, places(self.addresses)),
-            (maps::ADDRESS_PORTS, places(self.address_ports)),
+            (maps::CGROUPS, array(self.cgroups)),
+            (maps::ADDRESSES, array(self.addresses)),
+            (maps::ADDRESS_PORTS, array(self.address_ports)),
             (maps::PREFIXES, self.prefixes),
             (maps::SLOTS, self.prefixes.saturating_add(1)),
-            (maps::RULES, places(self.rules)),
+            (maps::RULES, array(self.rules)),
             (maps::EDGES, self.edges),
             (maps::RETIRED, self.edges),
             (maps::FLOWS, self.flows),

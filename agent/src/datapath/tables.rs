@@ -95,8 +95,10 @@ impl Tables {
     /// Makes new maps ready: how they are searched, and by which seed.
     pub(super) fn begin(&mut self, seed: u64) -> io::Result<State> {
         self.control.seed().store(seed, Ordering::Release);
-        for (n, (table, _)) in SEARCHED.into_iter().enumerate() {
-            self.control.mask(n).store(self.rows(table).len().saturating_sub(1), Ordering::Release);
+        for n in 0..SEARCHED.len() {
+            for half in [0, 1] {
+                self.control.mask(n, half).store(places::SMALLEST - 1, Ordering::Release);
+            }
         }
         self.retired.begin()?;
         Ok(State::new(self.capacities, seed))
@@ -115,15 +117,18 @@ impl Tables {
             built_ins: self.control.flags().load(Ordering::Acquire) & Control::PASS_ALL,
             ..Found::default()
         };
-        for (table, _) in SEARCHED {
+        for (n, (table, _)) in SEARCHED.into_iter().enumerate() {
             let rows = self.rows(table);
+            let size = self.control.mask(n, present).load(Ordering::Acquire).saturating_add(1);
+            found.sizes.insert(table, size);
             for place in 0..rows.len() {
                 let payload = rows.slot(place, present);
-                if payload != ABSENT && payload != GONE {
+                let searched = (size..size.saturating_mul(2)).contains(&place);
+                if payload != ABSENT && payload != GONE && searched {
                     if let Some(key) = self.key(table, place) {
                         found.entries.insert(key, Entry { index: place, payload });
                     }
-                } else if payload == GONE || rows.slot(place, 1 - present) != ABSENT {
+                } else if payload != ABSENT || rows.slot(place, 1 - present) != ABSENT {
                     found.gone.push((table, place));
                 }
             }
@@ -166,6 +171,9 @@ impl Tables {
             return Err(BadIndex { key: *key, index: entry.index }.into());
         }
         self.grace.wait()?;
+        for (table, size) in &found.sizes {
+            self.write(Cell::Mask(*table), other, u64::from(size.saturating_sub(1)));
+        }
         for (key, entry) in &found.entries {
             self.rows(key.table()).set_slot(entry.index, other, entry.payload);
         }
@@ -247,6 +255,13 @@ impl Kernel for Tables {
         match cell {
             Cell::Slot(table, index) => self.rows(table).set_slot(index, half, payload),
             Cell::Baseline(id) => self.baselines.set_slot(id.0, half, payload),
+            Cell::Mask(table) => {
+                for (n, _) in SEARCHED.into_iter().enumerate().filter(|(_, (t, _))| *t == table) {
+                    // A mask is never wider: sizes are those of arrays.
+                    let mask = u32::try_from(payload).unwrap_or(u32::MAX);
+                    self.control.mask(n, half).store(mask, Ordering::Release);
+                }
+            }
         }
     }
 

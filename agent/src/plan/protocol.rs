@@ -48,6 +48,8 @@ pub struct Pending {
     pub cells: Vec<(Cell, u64)>,
     /// Entries that are in no epoch's ruleset any more, with their indexes.
     pub gone: Vec<(Key, u32)>,
+    /// Places of tables that were too small which are nobody's and don't say so.
+    pub left_over: Vec<Cell>,
     /// Whether levels or built-ins must still be narrowed to what the image has.
     pub words: bool,
     /// How much of it is done.
@@ -81,6 +83,10 @@ pub fn commit<K: Kernel>(kernel: &mut K, state: &mut State, plan: &Plan) -> Resu
     let epoch = kernel.epoch();
     let (present, next) = ((epoch & 1) as usize, (following(epoch) & 1) as usize);
 
+    let before = state.resize(&plan.sizes);
+    for (table, size) in &plan.sizes {
+        kernel.write(Cell::Mask(*table), next, u64::from(size - 1));
+    }
     for insert in &plan.inserts {
         let cell = Cell::Slot(insert.key.table(), insert.index);
         state.take(insert.key.table(), insert.index);
@@ -89,7 +95,12 @@ pub fn commit<K: Kernel>(kernel: &mut K, state: &mut State, plan: &Plan) -> Resu
         kernel.write(cell, next, insert.next);
     }
     if let Err(error) = kernel.insert(&prefixes(plan.inserts.iter().map(|i| (i.key, i.index)))) {
-        let pending = Pending { gone: plan.inserts.iter().map(|i| (i.key, i.index)).collect(), ..Pending::default() };
+        state.seats.extend(before);
+        let pending = Pending {
+            cells: plan.sizes.iter().map(|(table, _)| (Cell::Mask(*table), state.mask(*table))).collect(),
+            gone: plan.inserts.iter().map(|i| (i.key, i.index)).collect(),
+            ..Pending::default()
+        };
         return Err((error, pending));
     }
     for write in plan.writes.iter().chain(&plan.removals) {
@@ -108,8 +119,12 @@ pub fn commit<K: Kernel>(kernel: &mut K, state: &mut State, plan: &Plan) -> Resu
             .chain(plan.writes.iter().map(|w| (Cell::Slot(w.key.table(), w.index), w.next)))
             .chain(plan.removals.iter().map(|w| (Cell::Slot(w.key.table(), w.index), w.next)))
             .chain(plan.baselines.iter().map(|(id, payload)| (Cell::Baseline(*id), *payload)))
+            .chain(plan.sizes.iter().map(|(table, size)| (Cell::Mask(*table), u64::from(size - 1))))
             .collect(),
         gone: plan.removals.iter().map(|w| (w.key, w.index)).collect(),
+        left_over: (before.iter())
+            .flat_map(|(table, seats)| seats.all_gone().map(|place| Cell::Slot(*table, place)))
+            .collect(),
         words: state.built_ins() != plan.built_ins || state.levels() != plan.levels,
         done: Done::Nothing,
     };
@@ -149,10 +164,11 @@ pub fn settle<K: Kernel>(kernel: &mut K, state: &mut State, pending: &mut Pendin
                 kernel.write(cell, half, key.nothing());
             }
         }
-        for cell in state.leave(key.table(), index) {
-            kernel.write(cell, 0, ABSENT);
-            kernel.write(cell, 1, ABSENT);
-        }
+        pending.left_over.append(&mut state.leave(key.table(), index));
+    }
+    for cell in pending.left_over.drain(..) {
+        kernel.write(cell, 0, ABSENT);
+        kernel.write(cell, 1, ABSENT);
     }
     Ok(())
 }

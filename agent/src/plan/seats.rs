@@ -3,7 +3,7 @@
 //! A place is free (both slots absent, so that a search ends there), taken by a key, or gone: nobody's, but a search goes
 //! on beyond it, since the key that it sought may lie there. What is gone becomes free as soon as the place after it is.
 
-use bulkhead_common::places::{PROBES, next};
+use bulkhead_common::places::{PROBES, next, place as at_place};
 use std::collections::HashSet;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -13,7 +13,7 @@ enum Seat {
     Gone,
 }
 
-/// The places of one table.
+/// The places of one table: those of its array from its size on.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Seats {
     seats: Vec<Seat>,
@@ -25,6 +25,16 @@ impl Seats {
     pub(super) fn new(places: u32) -> Self {
         assert!(places.is_power_of_two(), "a table has a power of two of places");
         Self { seats: vec![Seat::Free; places as usize], mask: places - 1 }
+    }
+
+    /// How many places there are.
+    pub(super) fn size(&self) -> u32 {
+        self.mask + 1
+    }
+
+    /// Whether this place of the array belongs to the table.
+    pub(super) fn has(&self, place: u32) -> bool {
+        place & !self.mask == self.size()
     }
 
     fn at(&self, place: u32) -> Seat {
@@ -42,7 +52,7 @@ impl Seats {
         let mut at = home;
         // A table may have fewer places than a search looks at.
         for _ in 0..PROBES.min(self.mask.saturating_add(1)) {
-            let place = at & self.mask;
+            let place = at_place(at, self.mask);
             if self.at(place) != Seat::Taken && !promised.contains(&place) {
                 return Some(place);
             }
@@ -54,6 +64,11 @@ impl Seats {
     /// Whether a search goes on beyond this place although it is nobody's.
     pub(super) fn is_gone(&self, place: u32) -> bool {
         self.at(place) == Seat::Gone
+    }
+
+    /// All such places.
+    pub(super) fn all_gone(&self) -> impl Iterator<Item = u32> {
+        (self.size()..).zip(&self.seats).filter(|(_, seat)| **seat == Seat::Gone).map(|(place, _)| place)
     }
 
     /// Whether a key is there.
@@ -75,11 +90,11 @@ impl Seats {
     pub(super) fn leave(&mut self, place: u32) -> Vec<u32> {
         self.set(place, Seat::Gone);
         let mut freed = Vec::new();
-        let mut at = place & self.mask;
+        let mut at = place;
         while self.at(at) == Seat::Gone && self.at(next(at)) == Seat::Free {
             self.set(at, Seat::Free);
-            freed.push(at);
-            at = at.wrapping_sub(1) & self.mask;
+            freed.push(at_place(at, self.mask));
+            at = at.wrapping_sub(1);
         }
         freed
     }
@@ -93,16 +108,17 @@ mod tests {
     fn what_is_left_is_free_only_where_no_search_goes_on() {
         let mut seats = Seats::new(8);
         let nobody = HashSet::new();
-        for place in [7, 0, 1] {
+        for place in [15, 8, 9] {
             assert_eq!(seats.first(7, &nobody), Some(place));
             seats.take(place);
         }
-        assert_eq!(seats.leave(0), [] as [u32; 0], "1 may have been sought from 7");
-        assert!(seats.is_gone(0));
-        assert_eq!(seats.first(7, &nobody), Some(0));
-        assert_eq!(seats.leave(1), [1, 0]);
-        assert_eq!(seats.leave(7), [7]);
+        assert_eq!(seats.leave(8), [] as [u32; 0], "9 may have been sought from 15");
+        assert!(seats.is_gone(8));
+        assert_eq!(seats.first(7, &nobody), Some(8));
+        assert_eq!(seats.leave(9), [9, 8]);
+        assert_eq!(seats.leave(15), [15]);
         assert_eq!(seats, Seats::new(8));
+        assert!(seats.has(8) && seats.has(15) && !seats.has(7) && !seats.has(16));
     }
 
     #[test]
@@ -110,7 +126,7 @@ mod tests {
         let mut seats = Seats::new(2);
         let mut promised = HashSet::new();
         promised.extend(seats.first(1, &promised));
-        seats.take(0);
+        seats.take(2);
         assert_eq!(seats.first(1, &promised), None);
     }
 }

@@ -12,7 +12,7 @@ const SEED: u64 = 0x0123_4567_89ab_cdef;
 
 /// Tables so small that keys get in each other's way.
 const SMALL: Capacities =
-    Capacities { cgroups: 4, addresses: 4, address_ports: 4, prefixes: 16, rules: 8, identities: IDENTITIES };
+    Capacities { cgroups: 40, addresses: 40, address_ports: 4, prefixes: 16, rules: 80, identities: IDENTITIES };
 
 /// The kernel's maps, and who may be reading them.
 #[derive(Default)]
@@ -45,13 +45,14 @@ impl Model {
     /// As the kernel programs search.
     fn lookup(&self, key: &Key, epoch: u32) -> u64 {
         let (table, mut at) = (key.table(), key.home(SEED));
-        let mask = places::places(SMALL.of(table)) - 1;
+        let mask = u32::try_from(self.half(Cell::Mask(table), epoch)).expect("a mask");
         for _ in 0..PROBES {
-            let slot = self.half(Cell::Slot(table, at & mask), epoch);
+            let place = places::place(at, mask);
+            let slot = self.half(Cell::Slot(table, place), epoch);
             if slot == ABSENT {
                 break;
             }
-            if slot != GONE && self.names.get(&(table, at & mask)) == Some(key) {
+            if slot != GONE && self.names.get(&(table, place)) == Some(key) {
                 return slot;
             }
             at = places::next(at);
@@ -198,8 +199,13 @@ fn binding() -> impl Strategy<Value = Binding> {
 /// Images over few keys, so that two of them share many, and prefixes that lie in one another.
 fn image() -> impl Strategy<Value = Image> {
     let prefix = (0u32..=5, any::<u8>()).prop_map(|(bits, n)| PrefixKey { bits, addr: masked(&address(n), bits) });
-    let rule =
-        (256u32..258, 256u32..258, 0u16..3).prop_map(|(src, dst, port)| RuleKey { src, dst, port, proto: 6, size: 16 });
+    let rule = (256u32..258, 256u32..258, 0u16..20).prop_map(|(src, dst, port)| RuleKey {
+        src,
+        dst,
+        port,
+        proto: 6,
+        size: 16,
+    });
     let port = (0u8..3, 0u16..2).prop_map(|(n, port)| AddrPort { addr: address(n), port, proto: 6, pad: 0 });
     let baseline = (0u8..16).prop_map(|s| Baseline { sides: Sides(s), sockets_now: 0, sockets_audited: 0 });
     (
@@ -207,7 +213,7 @@ fn image() -> impl Strategy<Value = Image> {
         prop::collection::btree_map((0u8..4).prop_map(address), binding(), 0..4),
         prop::collection::btree_map(port, binding(), 0..3),
         prop::collection::btree_map(prefix, binding(), 0..8),
-        prop::collection::btree_map(rule, (1u64..4).prop_map(|n| n | 1 << 63), 0..6),
+        prop::collection::btree_map(rule, (1u64..4).prop_map(|n| n | 1 << 63), 0..24),
         prop::collection::btree_map((0..IDENTITIES).prop_map(PeerId), baseline, 0..4),
         0u32..16,
         0u32..16,
@@ -226,6 +232,9 @@ fn image() -> impl Strategy<Value = Image> {
 
 /// Commits, with the model looking on.
 fn run(model: &mut Model, state: &mut State, next: &Image) -> Result<Pending, (&'static str, Pending)> {
+    for table in Table::ALL {
+        model.cells.entry(Cell::Mask(table)).or_insert([u64::from(places::SMALLEST - 1); 2]);
+    }
     let plan = state.plan(next).expect("small images fit");
     model.readers.insert(u32::MAX, next.clone());
     let result = commit(model, state, &plan);
@@ -257,6 +266,9 @@ fn assert_settled(model: &Model, state: &State, image: &Image) {
                 found.baselines.insert(id, halves[0]);
             }
             Cell::Baseline(_) => {}
+            Cell::Mask(table) => {
+                found.sizes.insert(table, u32::try_from(halves[0]).expect("a mask") + 1);
+            }
         }
     }
     for (prefix, index) in &model.prefixes {
@@ -274,7 +286,7 @@ fn assert_settled(model: &Model, state: &State, image: &Image) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 8, ..ProptestConfig::default() })]
 
     #[test]
     fn every_reader_sees_its_epoch_and_nothing_is_left_over(images in prop::collection::vec(image(), 1..5)) {
@@ -323,6 +335,7 @@ fn a_plan_that_does_not_fit_is_refused_with_the_map_and_both_numbers() {
 #[test]
 fn keys_that_all_begin_their_search_at_one_place_are_refused() {
     let state = State::new(Capacities::default(), SEED);
+    // In the largest table too.
     let mask = places::places(Capacities::default().cgroups) - 1;
     let together = (0..).filter(|id| Key::Cgroup(*id).home(SEED) & mask == 5).take(PROBES as usize + 1);
     let mut image = Image::default();
@@ -360,13 +373,13 @@ fn restoring_refuses_an_entry_that_no_search_finds() {
         entries: entries.iter().map(|(k, i)| (*k, Entry { index: *i, payload: 1 << 63 })).collect(),
         ..Found::default()
     };
-    let mask = places::places(Capacities::default().cgroups) - 1;
+    let mask = places::SMALLEST - 1;
     let (a, b) = (Key::Cgroup(1), Key::Cgroup(2));
-    let (home_a, home_b) = (a.home(SEED) & mask, b.home(SEED) & mask);
+    let (home_a, home_b) = (places::place(a.home(SEED), mask), places::place(b.home(SEED), mask));
     let restore = |entries: &[(Key, u32)]| State::restore(Capacities::default(), SEED, found(entries)).map(drop);
     assert_eq!(restore(&[(a, home_a), (b, home_b)]), Ok(()));
-    assert_eq!(restore(&[(a, home_a.wrapping_sub(1) & mask)]).map_err(|e| e.key), Err(a));
-    assert_eq!(restore(&[(a, mask + 1)]).map_err(|e| e.key), Err(a));
+    assert_eq!(restore(&[(a, home_a + places::SMALLEST)]).map_err(|e| e.key), Err(a), "of another table");
+    assert_eq!(restore(&[(a, 0)]).map_err(|e| e.key), Err(a));
     let (c, d) = (
         Key::Prefix(PrefixKey { bits: 0, addr: Addr::default() }),
         Key::Prefix(PrefixKey { bits: 1, addr: Addr::default() }),
