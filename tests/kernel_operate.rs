@@ -1,7 +1,12 @@
 //! The real binary under orders: revoke, break-glass with the agent alive and dead, and enforcement on trial.
 
+use bulkhead::datapath::Drift;
+use bulkhead::inventory::Posture;
+use bulkhead_common::slots::{Baseline, Sides};
+use bulkhead_common::{maps, places};
 use bulkhead_tests::talk::{client, tcp_server};
-use bulkhead_tests::{Agent, Estate, NEVER, Process, Reply, SOON, Via, at, passes, wait_for};
+use bulkhead_tests::vandal::Array;
+use bulkhead_tests::{Agent, Enforced, Estate, NEVER, Process, Reply, SOON, Via, at, passes, wait_for};
 use socket2::Type;
 use std::fs;
 use std::process::Output;
@@ -206,4 +211,73 @@ fn what_expires_is_cut() {
     assert!(web.receives(b"errno", SOON) && server.receives(b"errno", SOON), "{}", agent.log());
     assert!(!reports.receives(b"errno", NEVER), "{:?}", reports.received());
     assert!(agent.log().contains("has expired"), "{}", agent.log());
+}
+
+#[test]
+fn what_somebody_else_wrote_into_the_tables_is_found_and_put_right() {
+    let estate = Estate::new(&["web", "intruder", "database"]);
+    let mut enforced = Enforced::over(&estate, Posture::Enforce, &POLICY.replace(", {id: spiffe://test/reports}", ""));
+    let image = enforced.compile(&POLICY.replace(", {id: spiffe://test/reports}", ""));
+    let mut server = estate.get("database").serve(&[PORT], Reply::Nothing).expect("a server");
+    enforced.datapath().settle().expect("settled");
+    let drift = |enforced: &mut Enforced| enforced.datapath().verify(&image).expect("read").expect("settled");
+    assert_eq!(drift(&mut enforced), Drift::default());
+
+    // Defaults that allow everything.
+    let open = Baseline { sides: Sides::ALL, sockets_now: 7, sockets_audited: 7 }.encode();
+    let baselines = Array::pinned(enforced.instance(), maps::BASELINES);
+    for who in ["intruder", "database"] {
+        assert!(baselines.write(enforced.peer(who).0, &[open, open]));
+    }
+    assert!(reaches(&estate, "intruder", &mut server), "the tables were really written to");
+    assert_eq!(drift(&mut enforced), Drift { changed: 2, ..Drift::default() });
+    enforced.datapath().realign(&image).expect("put right");
+    assert!(!reaches(&estate, "intruder", &mut server));
+
+    // No rules at all any more.
+    let rules = Array::pinned(enforced.instance(), maps::RULES);
+    let nothing = [0; places::RULE_WORDS];
+    assert!((0..).take_while(|n| rules.write(*n, &nothing)).count() > 0);
+    assert!(!reaches(&estate, "web", &mut server), "the tables were really written to");
+    enforced.datapath().settle().expect("settled");
+    let lost = drift(&mut enforced);
+    assert!(lost.missing > 0 && lost.changed == 0 && lost.foreign == 0, "{lost:?}");
+    enforced.datapath().realign(&image).expect("put right");
+    assert!(reaches(&estate, "web", &mut server) && !reaches(&estate, "intruder", &mut server));
+    enforced.datapath().settle().expect("settled");
+    assert_eq!(drift(&mut enforced), Drift::default());
+}
+
+#[test]
+fn after_a_boot_the_last_ruleset_is_in_force_before_an_agent_is() {
+    let estate = Estate::new(&["web", "intruder", "database"]);
+    let mut server = estate.get("database").serve(&[PORT], Reply::Nothing).expect("a server");
+    let mut agent = enforcing(&estate);
+    let (status, _) = agent.status();
+    assert!(status["open_since_boot_ms"].as_u64().is_some_and(|ms| ms > 0), "{status:#}");
+    agent.kill();
+    fine(&agent.ask("uninstall", &[]));
+    assert!(reaches(&estate, "intruder", &mut server), "as after a boot");
+
+    // Neither of the files is good any more.
+    let policy = agent.policies().join("database.yaml");
+    fs::write(&policy, "kind: nonsense\n").expect("a file");
+    let good = fs::read_to_string(agent.config()).expect("the file");
+    fs::write(agent.config(), "posture: nonsense\n").expect("a file");
+    let state = agent.folder().join("state");
+    let early = agent.ask("early", &["--state", state.to_str().expect("a path"), "--instance", "test"]);
+    let said = fine(&early);
+    assert!(said.contains("the last good configuration is taken") && said.contains("in force until an agent comes"));
+    assert!(!reaches(&estate, "intruder", &mut server), "in force without an agent");
+    assert!(reaches(&estate, "web", &mut server), "the last good policy");
+
+    fs::write(agent.config(), good).expect("a file");
+    fs::write(&policy, POLICY).expect("a file");
+    agent.start(&[]);
+    assert!(agent.log().contains("adopted"), "{}", agent.log());
+    let (after, _) = agent.status();
+    assert!(after["open_since_boot_ms"].as_u64() > status["open_since_boot_ms"].as_u64(), "{after:#}");
+    assert!(!reaches(&estate, "intruder", &mut server) && reaches(&estate, "web", &mut server));
+    let again = agent.ask("early", &[]);
+    assert_eq!(again.status.code(), Some(15), "{}", text(&again));
 }

@@ -16,6 +16,7 @@ pub use failure::Failure;
 pub use snapshot::{Names, Snapshot};
 
 use crate::config::Config;
+use crate::serve::api::Status;
 use crate::serve::{control, metrics};
 use crate::sources::hierarchy::Hierarchy;
 use crate::sources::state::State;
@@ -56,16 +57,7 @@ pub async fn run<K: Kernel>(
     end: impl Future<Output = ()>,
 ) -> Result<(), Failure> {
     let Start { file, config, hierarchy } = start;
-    let state = State::open(&config.state, &config.instance).map_err(Failure::Other)?;
-    let Some(_lock) = state.lock().map_err(Failure::Other)? else {
-        return Err(Failure::AlreadyRunning(config.instance));
-    };
-    for path in &config.attach {
-        let directory = hierarchy.directory(path);
-        std::fs::create_dir_all(&directory)
-            .with_context(|| format!("the attach point {} doesn't exist and can't be made", directory.display()))
-            .map_err(Failure::Attach)?;
-    }
+    let (state, _lock) = claim(&config, &hierarchy)?;
     // Bound before anything is in force, so that a bad address is found while it is still harmless.
     let control = control::bind(&config.socket).map_err(Failure::Other)?;
     let scrape = match config.metrics {
@@ -130,6 +122,38 @@ pub async fn run<K: Kernel>(
         tracing::warn!("some tasks didn't end within {} s and are dropped", DRAIN.as_secs());
     }
     outcome
+}
+
+/// Puts in force what the files, or their last good forms, say now, and ends: for a machine that has just been started,
+/// before there is a network. The agent that comes later adopts it.
+///
+/// # Errors
+/// Why it couldn't be.
+pub async fn once<K: Kernel>(
+    start: Start,
+    open: impl FnOnce(&Config, &Hierarchy) -> Result<K, Failure>,
+) -> Result<Status, Failure> {
+    let Start { file, config, hierarchy } = start;
+    let (state, _lock) = claim(&config, &hierarchy)?;
+    let kernel = open(&config, &hierarchy)?;
+    let mut engine = Engine::new(file, config, hierarchy, state, kernel).map_err(Failure::Other)?;
+    engine.first().await?;
+    Ok(engine.snapshot().status)
+}
+
+/// Takes the state folder for this process, and makes sure of the attach points.
+fn claim(config: &Config, hierarchy: &Hierarchy) -> Result<(State, std::fs::File), Failure> {
+    let state = State::open(&config.state, &config.instance).map_err(Failure::Other)?;
+    let Some(lock) = state.lock().map_err(Failure::Other)? else {
+        return Err(Failure::AlreadyRunning(config.instance.clone()));
+    };
+    for path in &config.attach {
+        let directory = hierarchy.directory(path);
+        std::fs::create_dir_all(&directory)
+            .with_context(|| format!("the attach point {} doesn't exist and can't be made", directory.display()))
+            .map_err(Failure::Attach)?;
+    }
+    Ok((state, lock))
 }
 
 /// What to say of a task that ended although nobody asked it to.

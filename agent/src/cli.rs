@@ -5,6 +5,7 @@
 
 mod agent;
 mod client;
+mod early;
 mod exit;
 mod explain;
 mod observe;
@@ -39,6 +40,11 @@ enum Command {
         15 another agent is there, 16 a bad configuration, 17 built without the eBPF programs,\n\
         18 the kernel refused to load them, 19 they couldn't be attached.")]
     Agent(agent::Args),
+    /// Put the last ruleset in force and end: for early boot, before the agent and the network
+    #[command(after_help = "Examples:\n  bulkhead early --config /etc/bulkhead/bulkhead.yaml\n\n\
+        deploy/bulkhead-early.service runs it. Files that aren't good count in their last good form.\n\n\
+        Exit codes: 0 in force, 1 something failed, 10 to 19 as for agent (15: an agent runs, so there is no need).")]
+    Early(early::Args),
     /// Show what is in force, what is wrong, and what isn't contained
     #[command(after_help = "Examples:\n  bulkhead status\n  bulkhead status --json | jq .not_contained\n\n\
         Exit codes: 0 fine, 1 there are faults, errors or things not contained, 2 the agent couldn't be asked.")]
@@ -118,6 +124,7 @@ pub fn main() -> ExitCode {
     }
     let answer = match command {
         Command::Agent(args) => agent::run(args),
+        Command::Early(args) => early::run(args),
         Command::Status(args) => status::run(&args),
         Command::Observe(args) => observe::run(&args),
         Command::Explain(args) => explain::run(&args),

@@ -59,6 +59,8 @@ const HOST: Baseline = Baseline {
 };
 /// The stored numbers of rules.
 const RULES: &str = "rules.json";
+/// The last good configuration, for a machine that starts with one that isn't.
+pub const LAST_CONFIG: &str = "config.yaml";
 
 /// The state, the sources and the kernel side.
 pub struct Engine<K: Kernel> {
@@ -166,6 +168,9 @@ impl<K: Kernel> Engine<K> {
             looks: 0,
         };
         this.tend(&Clock::now())?;
+        if let Some(text) = this.text.as_ref().filter(|t| config::parse("", t).is_ok()) {
+            this.state.put(LAST_CONFIG, text.as_bytes())?;
+        }
         Ok(this)
     }
 
@@ -317,6 +322,7 @@ impl<K: Kernel> Engine<K> {
                 match config::parse(&name, &text).and_then(|new| self.adoptable(&name, new)) {
                     Ok(new) => {
                         tracing::info!("the configuration changed");
+                        self.state.put(LAST_CONFIG, text.as_bytes())?;
                         self.config = new;
                         self.config_faults.clear();
                     }

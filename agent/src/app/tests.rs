@@ -398,3 +398,15 @@ async fn a_task_that_ends_early_ends_the_agent() {
     let ended = tokio::time::timeout(Duration::from_secs(10), agent).await.expect("in time").expect("no panic");
     assert!(matches!(ended, Err(Failure::Other(e)) if format!("{e:#}").contains("events failed")));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_that_drifted_are_put_right_and_counted() {
+    let rig = Rig::start().await;
+    rig.memory().missing = 3;
+    rig.until("they are put right", || async { rig.memory().missing == 0 }).await;
+    rig.until("that is told", || async { rig.status().await.drift.repaired == 1 }).await;
+    let status = rig.status().await;
+    assert_eq!((status.drift.found, status.drift.last.map(|d| d.missing)), (1, Some(3)), "{status:?}");
+    assert_eq!(status.epoch, 2);
+    rig.stop().await;
+}

@@ -69,6 +69,7 @@ fn open_set(set: &Set, revoked: &impl Fn(u64) -> BTreeSet<PeerId>) -> io::Result
     let revoked = revoked(tables.control.generation().load(Ordering::Acquire));
     let found = tables.read()?;
     let mut cells: Vec<(Cell, u64)> = found.gone.iter().map(|(t, place)| (Cell::Slot(*t, *place), GONE)).collect();
+    cells.extend(found.sizes.iter().map(|(t, size)| (Cell::Mask(*t), u64::from(size.saturating_sub(1)))));
     for (key, entry) in &found.entries {
         // A prefix that isn't in force was left by an interrupted commit; it decides nothing by itself.
         if entry.payload != 0 {

@@ -247,6 +247,9 @@ pub struct Decision {
     pub egress_rule: Option<String>,
     /// The destination's rule.
     pub ingress_rule: Option<String>,
+    /// Whether break-glass held for it.
+    #[serde(default)]
+    pub break_glass: bool,
 }
 
 /// `GET /explain`: the same story for people and for programs.
