@@ -173,13 +173,12 @@ impl<'a> Known<'a> {
         if let Some(other) = self.connected.get(&(end, s.local)) {
             return Some(other);
         }
-        if !addr.is_loopback() && addr != s.local.0 {
-            // Its address may be another host's: only the connection itself would have told.
-            return None;
-        }
+        // Whoever is bound to the very address shows that it is one of this namespace's; whoever takes any address only
+        // counts where the peer is known to be inside.
+        let inside = addr.is_loopback() || addr == s.local.0;
         let unspecified = |a: &Addr| *a == Addr::UNSPECIFIED || *a == Addr::v4([0; 4]);
         let takers = self.open.get(&(s.proto, port)).into_iter().flatten();
-        takers.copied().find(|o| o.local.0 == addr || unspecified(&o.local.0))
+        takers.copied().find(|o| o.local.0 == addr || inside && unspecified(&o.local.0))
     }
 }
 

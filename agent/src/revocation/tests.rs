@@ -1,3 +1,5 @@
+//! Live sockets against small images; and what a commit can have cut.
+
 use super::*;
 use crate::image::Image;
 use bulkhead_common::maps::{PrefixKey, RuleKey};

@@ -1,3 +1,5 @@
+//! What is commanded over its life: stored, applied, ended.
+
 use super::*;
 use crate::identity::Identity;
 use crate::inventory::IdentityFacts;
