@@ -14,6 +14,10 @@
 //! | [`revocation`] | which live sockets a ruleset doesn't let pass any more |
 //! | [`flows`] | counters and events turned into edges |
 //! | [`history`] | what was seen over time |
+//! | [`judge`] | a policy set that can be asked about the links of a history |
+//! | [`effect`] | two policy sets compared by what they allow |
+//! | [`suggest`] | rules for what was seen, with the evidence and the proof |
+//! | [`simulate`] | what another policy set would have done to what was seen |
 //! | [`config`] | the agent's file |
 //! | [`sources`] | cgroups, files, addresses: what changes on the host |
 //! | [`datapath`] | the kernel side: load, pin, attach, commit, watch |
@@ -26,15 +30,19 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod datapath;
+pub mod effect;
 pub mod flows;
 pub mod history;
 pub mod identity;
 pub mod image;
 pub mod inventory;
+pub mod judge;
 pub mod plan;
 pub mod policy;
 pub mod probe;
 pub mod revocation;
 pub mod serve;
+pub mod simulate;
 pub mod sources;
+pub mod suggest;
 pub mod time;

@@ -13,6 +13,7 @@
 //! | [`check`](mod@check) | what may not be meant |
 //! | [`explain`](mod@explain) | one flow judged, with the why |
 //! | [`expiry`] | what stops to hold by itself |
+//! | [`trial`] | tables of cases, and the rules that none of them touches |
 //! | [`rules`] | the numbers by which the kernel names rules |
 //!
 //! Nothing here does I/O or names the kernel, a cluster or a clock.
@@ -31,6 +32,7 @@ pub mod pattern;
 pub mod reference;
 pub mod rules;
 pub mod set;
+pub mod trial;
 
 pub use check::check;
 pub use compile::{Compiled, Warning, compile};

@@ -27,6 +27,11 @@ const PURE: &[&str] = &[
     "agent/src/policy",
     "agent/src/flows",
     "agent/src/revocation",
+    "agent/src/history",
+    "agent/src/judge",
+    "agent/src/effect",
+    "agent/src/suggest",
+    "agent/src/simulate",
 ];
 
 /// Crates of the outside world. A crate whose name goes on with `_` belongs to the same family (`aya_log`).
