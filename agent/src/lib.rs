@@ -10,6 +10,8 @@
 //! | [`policy`] | documents, the checked model, the compiler, the reference evaluator, diagnostics |
 //! | [`image`] | everything the kernel's tables hold, as plain collections |
 //! | [`plan`] | from one image to the next: the writes, in an order that is whole at each step |
+//! | [`time`] | times as files and people write them |
+//! | [`revocation`] | which live sockets a ruleset doesn't let pass any more |
 //! | [`flows`] | counters and events turned into edges |
 //! | [`history`] | what was seen over time |
 //! | [`judge`] | a policy set that can be asked about the links of a history |
@@ -38,7 +40,9 @@ pub mod judge;
 pub mod plan;
 pub mod policy;
 pub mod probe;
+pub mod revocation;
 pub mod serve;
 pub mod simulate;
 pub mod sources;
 pub mod suggest;
+pub mod time;

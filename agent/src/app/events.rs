@@ -6,6 +6,7 @@ use super::kernel::Events;
 use super::snapshot::{Names, Snapshot};
 use crate::config::narrow;
 use crate::flows::{self, Edge};
+use crate::policy::Overrides;
 use crate::serve::api::{Decision, printable};
 use bulkhead_common::event::Event;
 use bulkhead_common::{Addr, Hook, Outcome, PeerId};
@@ -42,7 +43,8 @@ pub async fn run<E: Events>(
             if !followed && !logged {
                 continue;
             }
-            let decision = Arc::new(decision(event, &snapshot.names, super::engine::now()));
+            let above = snapshot.policies.overrides();
+            let decision = Arc::new(decision(event, &snapshot.names, above, super::clock::now()));
             if logged {
                 log(&decision, rate.left_out());
             }
@@ -54,7 +56,7 @@ pub async fn run<E: Events>(
 }
 
 /// An event with names. The executable is looked up now, best effort: the process may be gone, or have become another.
-fn decision(event: &Event, names: &Names, time: u64) -> Decision {
+fn decision(event: &Event, names: &Names, above: &Overrides, time: u64) -> Decision {
     let Event {
         time: _,
         epoch,
@@ -100,6 +102,8 @@ fn decision(event: &Event, names: &Names, time: u64) -> Decision {
             .map(|exe| printable(exe.as_os_str().as_bytes())),
         egress_rule: names.rule(egress_rule),
         ingress_rule: names.rule(ingress_rule),
+        break_glass: above.open_everywhere()
+            || [src, dst].iter().filter_map(|p| names.identities.get(&PeerId(*p))).any(|i| above.opens(i)),
     }
 }
 
@@ -127,6 +131,7 @@ fn log(d: &Decision, left_out: u64) {
         executable = d.executable.as_deref().unwrap_or_default(),
         egress_rule = d.egress_rule.as_deref().unwrap_or_default(),
         ingress_rule = d.ingress_rule.as_deref().unwrap_or_default(),
+        break_glass = d.break_glass,
         left_out,
         "{}",
         d.edge.outcome
@@ -196,7 +201,7 @@ mod tests {
             ..Event::default()
         };
         event.comm[..5].copy_from_slice(b"a\x1b[2J");
-        let d = decision(&event, &Names::default(), 5);
+        let d = decision(&event, &Names::default(), &Overrides::default(), 5);
         assert_eq!((d.edge.source.id.as_str(), d.edge.destination.id.as_str()), ("remote-node", "world"));
         assert_eq!((d.hook.as_str(), d.edge.reason.as_str()), ("connect", "no-egress-rule"));
         assert_eq!((d.source_address.as_str(), d.destination_address.as_str()), ("", "192.0.2.1:443"));

@@ -45,6 +45,7 @@ pub(super) fn run(args: &Args) -> Result {
     let (set, complaints) = PolicySet::assemble(documents, &PolicySet::default());
     findings.extend(complaints);
     findings.extend(policy::check(&set, inventory.as_ref()));
+    findings.extend(policy::expiry::findings(&set, crate::app::clock::now()));
     findings.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
     let errors = findings.iter().filter(|f| f.is_error()).count();
     let warnings = findings.len() - errors;
