@@ -7,7 +7,9 @@
 pub mod engine;
 pub mod events;
 pub mod failure;
+pub mod keep;
 pub mod kernel;
+pub mod sightings;
 pub mod snapshot;
 
 pub use failure::Failure;
@@ -17,9 +19,12 @@ use crate::config::Config;
 use crate::serve::{control, metrics};
 use crate::sources::hierarchy::Hierarchy;
 use crate::sources::state::State;
+use crate::store::{Sqlite, Store};
 use anyhow::{Context, anyhow};
 use engine::Engine;
+use keep::Keep;
 use kernel::Kernel;
+use sightings::Sightings;
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -31,6 +36,9 @@ use tokio::task::JoinSet;
 const DRAIN: Duration = Duration::from_secs(5);
 /// How many decisions a follower may be behind before it misses some.
 const FOLLOWER_BACKLOG: usize = 4096;
+
+/// The file of the history in the state folder.
+const HISTORY: &str = "history.db";
 
 /// What an agent starts from.
 pub struct Start {
@@ -76,14 +84,21 @@ pub async fn run<K: Kernel>(
     let mut kernel = open(&config, &hierarchy)?;
     let (events, log) = (kernel.take_events(), kernel.take_log());
     let (decisions, _) = broadcast::channel(FOLLOWER_BACKLOG);
-    let mut engine = Engine::new(file, config, hierarchy, state, kernel).map_err(Failure::Other)?;
+    let history = Sqlite::new(&state.path(HISTORY), config.history);
+    let (healthy, health) = watch::channel(history.health());
+    let mut engine = Engine::new(file, config, hierarchy, state, kernel, health).map_err(Failure::Other)?;
     engine.first().await?;
 
     let (publish, snapshots) = watch::channel(Arc::new(engine.snapshot()));
     let (stop, stopped) = watch::channel(false);
     let mut tasks: JoinSet<(&'static str, anyhow::Result<()>)> = JoinSet::new();
+    let sightings = Sightings::default();
+    let stored = history.last();
+    let keep = Keep::new(Box::new(history), stored, snapshots.clone(), sightings.clone());
+    let task = keep.clone().run(healthy, stopped.clone());
+    tasks.spawn(async move { ("the history", task.await) });
     if let Some(events) = events {
-        let task = events::run(events, snapshots.clone(), decisions.clone(), stopped.clone());
+        let task = events::run(events, snapshots.clone(), decisions.clone(), sightings, stopped.clone());
         tasks.spawn(async move { ("events", task.await) });
     }
     if let Some(log) = log {
@@ -96,7 +111,7 @@ pub async fn run<K: Kernel>(
             ("the kernel's log", Err(broken))
         });
     }
-    let task = control::serve(control, snapshots.clone(), decisions.clone(), stopped.clone());
+    let task = control::serve(control, snapshots.clone(), decisions.clone(), keep, stopped.clone());
     tasks.spawn(async move { ("the control socket", task.await) });
     if let Some(listener) = scrape {
         let task = metrics::serve(listener, snapshots.clone(), stopped.clone());

@@ -12,6 +12,7 @@
 //! | [`plan`] | from one image to the next: the writes, in an order that is whole at each step |
 //! | [`flows`] | counters and events turned into edges |
 //! | [`history`] | what was seen over time |
+//! | [`store`] | the history of this host, on disk |
 //! | [`config`] | the agent's file |
 //! | [`sources`] | cgroups, files, addresses: what changes on the host |
 //! | [`datapath`] | the kernel side: load, pin, attach, commit, watch |
@@ -34,3 +35,4 @@ pub mod policy;
 pub mod probe;
 pub mod serve;
 pub mod sources;
+pub mod store;

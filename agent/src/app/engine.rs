@@ -21,6 +21,7 @@ use crate::sources::roster::Roster;
 use crate::sources::state::State;
 use crate::sources::watch::{Dirty, Watcher};
 use crate::sources::{addresses, strays};
+use crate::store;
 use anyhow::Context;
 use bulkhead_common::slots::{Baseline, Sides};
 use bulkhead_common::{Addr, Class, Outcome};
@@ -83,6 +84,8 @@ pub struct Engine<K: Kernel> {
     /// Out of order at the last look at the kernel.
     kernel_faults: Vec<String>,
     not_contained: Vec<NotContained>,
+    /// How the history is.
+    history: watch::Receiver<store::Health>,
 }
 
 impl<K: Kernel> Engine<K> {
@@ -90,7 +93,14 @@ impl<K: Kernel> Engine<K> {
     ///
     /// # Errors
     /// When the state folder is damaged, or nothing can be watched.
-    pub fn new(file: PathBuf, config: Config, hierarchy: Hierarchy, state: State, kernel: K) -> anyhow::Result<Self> {
+    pub fn new(
+        file: PathBuf,
+        config: Config,
+        hierarchy: Hierarchy,
+        state: State,
+        kernel: K,
+        history: watch::Receiver<store::Health>,
+    ) -> anyhow::Result<Self> {
         let generation = kernel.generation();
         let roster = state.roster(generation)?;
         let rules = match state.text(RULES)? {
@@ -128,6 +138,7 @@ impl<K: Kernel> Engine<K> {
             source_faults: Vec::new(),
             kernel_faults: Vec::new(),
             not_contained: Vec::new(),
+            history,
         })
     }
 
@@ -316,6 +327,8 @@ impl<K: Kernel> Engine<K> {
             ("bpffs", new.bpffs != old.bpffs),
             ("log", new.log != old.log),
             ("limits", new.limits != old.limits),
+            ("history", new.history != old.history),
+            ("decisionLog", new.decision_log != old.decision_log),
         ];
         let faults: Vec<_> = fixed
             .iter()
@@ -429,6 +442,8 @@ impl<K: Kernel> Engine<K> {
         });
         let mut faults = self.source_faults.clone();
         faults.extend(self.kernel_faults.iter().cloned());
+        let history = self.history.borrow().clone();
+        faults.extend(history.faults.iter().cloned());
         let maps = self.kernel.fill().unwrap_or_else(|e| {
             faults.push(format!("the tables' fill can't be read: {e:#}"));
             Vec::new()
@@ -454,6 +469,8 @@ impl<K: Kernel> Engine<K> {
                 faults,
                 not_contained: self.not_contained.clone(),
             },
+            generation: self.kernel.generation(),
+            history,
             inventory: self.assembled.inventory.clone(),
             policies: self.policies.set.clone(),
             names: self.names(),

@@ -6,6 +6,7 @@ use crate::identity::Identity;
 use crate::inventory::Inventory;
 use crate::policy::{PolicySet, RuleTable};
 use crate::serve::api::{EdgeLine, Filter, Status};
+use crate::store;
 use bulkhead_common::PeerId;
 use std::collections::BTreeMap;
 
@@ -38,6 +39,10 @@ impl Names {
 pub struct Snapshot {
     /// For `status`.
     pub status: Status,
+    /// The set of maps that the counters are of.
+    pub generation: u64,
+    /// How the history is.
+    pub history: store::Health,
     /// What the ruleset was compiled from ...
     pub inventory: Inventory,
     /// ... and its policies.

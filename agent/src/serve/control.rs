@@ -5,6 +5,7 @@
 
 use super::api::{Decision, Explained, Filter};
 use crate::app::Snapshot;
+use crate::app::keep::Keep;
 use crate::policy::{self, Party};
 use anyhow::Context;
 use axum::Router;
@@ -74,6 +75,7 @@ impl Listener for RootOnly {
 struct Shared {
     snapshots: watch::Receiver<Arc<Snapshot>>,
     decisions: broadcast::Sender<Arc<Decision>>,
+    keep: Keep,
     stopped: watch::Receiver<bool>,
 }
 
@@ -85,14 +87,16 @@ pub async fn serve(
     listener: UnixListener,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     decisions: broadcast::Sender<Arc<Decision>>,
+    keep: Keep,
     mut stopped: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
-    let shared = Shared { snapshots, decisions, stopped: stopped.clone() };
+    let shared = Shared { snapshots, decisions, keep, stopped: stopped.clone() };
     let router = Router::new()
         .route("/status", get(|State(s): State<Shared>| async move { Json(s.now().status.clone()).into_response() }))
         .route("/edges", get(|State(s): State<Shared>, Query(f): Query<Filter>| async move { Json(s.now().edges(&f)) }))
         .route("/observe", get(observe))
         .route("/explain", get(explain))
+        .route("/history", get(history))
         .with_state(shared);
     let end = async move { while !*stopped.borrow_and_update() && stopped.changed().await.is_ok() {} };
     Ok(axum::serve(RootOnly(listener), router).with_graceful_shutdown(end).await?)
@@ -154,5 +158,24 @@ async fn explain(State(shared): State<Shared>, Query(q): Query<Question>) -> Res
             }
         }
         Err(e) => (StatusCode::BAD_REQUEST, e.to_string()).into_response(),
+    }
+}
+
+/// Which time is asked about, milliseconds since 1970.
+#[derive(serde::Deserialize)]
+struct Span {
+    since: Option<u64>,
+    until: Option<u64>,
+}
+
+/// What was seen in that time: a [`crate::history::History`].
+async fn history(State(shared): State<Shared>, Query(span): Query<Span>) -> Response {
+    let Span { since, until } = span;
+    let keep = shared.keep.clone();
+    let read = move || keep.history(since.unwrap_or(0), until.unwrap_or(u64::MAX));
+    match tokio::task::spawn_blocking(read).await {
+        Ok(Ok(history)) => Json(history).into_response(),
+        Ok(Err(e)) => (StatusCode::INTERNAL_SERVER_ERROR, e.to_string()).into_response(),
+        Err(e) => (StatusCode::INTERNAL_SERVER_ERROR, format!("the history couldn't be read: {e}")).into_response(),
     }
 }

@@ -80,7 +80,7 @@ type Labels = Vec<(&'static str, String)>;
 impl Collector for Page {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let e = &mut encoder;
-        let Snapshot { status, edges, series, .. } = &*self.0;
+        let Snapshot { status, edges, series, history, .. } = &*self.0;
 
         let build = vec![("version", status.version.clone()), ("instance", status.instance.clone())];
         info(e, "build", "The agent", &build)?;
@@ -152,6 +152,28 @@ impl Collector for Page {
         gauges(e, "program_attached", "1 while a program is attached", attached)?;
 
         let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+        gauge(e, "history_bytes", "What the history takes up on disk", history.bytes)?;
+        gauge(e, "history_rows", "Rows of the history, when it was last tidied", history.rows)?;
+        gauge(
+            e,
+            "history_written_timestamp_seconds",
+            "When the history was last written; 0: not yet by this agent",
+            history.written / 1000,
+        )?;
+        counter(
+            e,
+            "history_failures",
+            "Writes of the history that failed; the next one makes up for it",
+            history.failures,
+        )?;
+        gauge(e, "history_faults", "What is wrong with the history now; status says it", count(history.faults.len()))?;
+        gauge(e, "history_damaged_files", "Damaged histories that were kept aside and still lie there", history.aside)?;
+        counter(
+            e,
+            "history_overflow",
+            "Executables, addresses and names that found no room in the history; their connections are counted",
+            history.overflow,
+        )?;
         let findings = [true, false].map(|error| {
             let n = status.findings.iter().filter(|f| f.error == error).count();
             (vec![("severity", if error { "error" } else { "warning" }.to_owned())], count(n))

@@ -26,6 +26,9 @@ const PURE: &[&str] = &[
     "agent/src/plan",
     "agent/src/policy",
     "agent/src/flows",
+    "agent/src/history",
+    "agent/src/graph",
+    "agent/src/report",
 ];
 
 /// Crates of the outside world. A crate whose name goes on with `_` belongs to the same family (`aya_log`).
