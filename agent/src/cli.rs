@@ -7,6 +7,7 @@ mod agent;
 mod client;
 mod exit;
 mod explain;
+mod graph;
 mod observe;
 mod policy;
 mod preflight;
@@ -47,6 +48,11 @@ enum Command {
         bulkhead observe --follow --id spiffe://example.org/payments/api --json\n\n\
         Exit codes: 0 shown, 2 the agent couldn't be asked.")]
     Observe(observe::Args),
+    /// Draw who talked to whom, over all the time that is kept
+    #[command(after_help = "Examples:\n  bulkhead graph\n  bulkhead graph --since 24h --namespace payments\n  \
+        bulkhead graph --as svg -o graph.svg\n  bulkhead graph --as html --verdict would-deny -o graph.html\n\n\
+        Exit codes: 0 drawn, 2 the agent or the file couldn't be asked.")]
+    Graph(graph::Args),
     /// Tell whether a connection is allowed, and by which rule
     #[command(after_help = "Examples:\n  \
         bulkhead explain --from spiffe://example.org/web --to spiffe://example.org/db --port 5432\n  \
@@ -93,6 +99,7 @@ pub fn main() -> ExitCode {
         Command::Agent(args) => agent::run(args),
         Command::Status(args) => status::run(&args),
         Command::Observe(args) => observe::run(&args),
+        Command::Graph(args) => graph::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Policy(command) => policy::run(&command),
         Command::Preflight(args) => preflight::run(&args),

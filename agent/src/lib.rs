@@ -13,6 +13,7 @@
 //! | [`flows`] | counters and events turned into edges |
 //! | [`history`] | what was seen over time |
 //! | [`store`] | the history of this host, on disk |
+//! | [`graph`] | a history drawn: dot, mermaid, SVG, HTML, text |
 //! | [`config`] | the agent's file |
 //! | [`sources`] | cgroups, files, addresses: what changes on the host |
 //! | [`datapath`] | the kernel side: load, pin, attach, commit, watch |
@@ -26,6 +27,7 @@ pub mod cli;
 pub mod config;
 pub mod datapath;
 pub mod flows;
+pub mod graph;
 pub mod history;
 pub mod identity;
 pub mod image;
