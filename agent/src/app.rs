@@ -9,11 +9,12 @@ pub mod events;
 pub mod failure;
 pub mod keep;
 pub mod kernel;
+pub mod log;
 pub mod sightings;
 pub mod snapshot;
 
 pub use failure::Failure;
-pub use snapshot::{Names, Snapshot};
+pub use snapshot::{Accounts, Names, Snapshot};
 
 use crate::config::Config;
 use crate::serve::{control, metrics};
@@ -82,11 +83,14 @@ pub async fn run<K: Kernel>(
         None => None,
     };
     let mut kernel = open(&config, &hierarchy)?;
-    let (events, log) = (kernel.take_events(), kernel.take_log());
+    let (events, kernel_log) = (kernel.take_events(), kernel.take_log());
     let (decisions, _) = broadcast::channel(FOLLOWER_BACKLOG);
     let history = Sqlite::new(&state.path(HISTORY), config.history);
     let (healthy, health) = watch::channel(history.health());
-    let mut engine = Engine::new(file, config, hierarchy, state, kernel, health).map_err(Failure::Other)?;
+    let (logged, log_health) = watch::channel(None);
+    let decision_log = config.decision_log.clone();
+    let accounts = Accounts { history: health, log: log_health };
+    let mut engine = Engine::new(file, config, hierarchy, state, kernel, accounts).map_err(Failure::Other)?;
     engine.first().await?;
 
     let (publish, snapshots) = watch::channel(Arc::new(engine.snapshot()));
@@ -97,11 +101,18 @@ pub async fn run<K: Kernel>(
     let keep = Keep::new(Box::new(history), stored, snapshots.clone(), sightings.clone());
     let task = keep.clone().run(healthy, stopped.clone());
     tasks.spawn(async move { ("the history", task.await) });
+    let log = decision_log.map(|config| {
+        let (way, ear) = log::way();
+        let task = log::run(config, ear, snapshots.clone(), logged, stopped.clone());
+        tasks.spawn(async move { ("the decision log", task.await) });
+        way
+    });
     if let Some(events) = events {
-        let task = events::run(events, snapshots.clone(), decisions.clone(), sightings, stopped.clone());
+        let listeners = events::Listeners { decisions: decisions.clone(), sightings, log };
+        let task = events::run(events, snapshots.clone(), listeners, stopped.clone());
         tasks.spawn(async move { ("events", task.await) });
     }
-    if let Some(log) = log {
+    if let Some(log) = kernel_log {
         let mut stopped = stopped.clone();
         tasks.spawn(async move {
             let broken = tokio::select! {

@@ -138,6 +138,11 @@ impl Edges {
         all
     }
 
+    /// What one counter stood at when it was last read.
+    pub fn count(&self, key: &EdgeKey) -> Option<&Count> {
+        self.readings.get(key)
+    }
+
     /// What each counter stood at when it was last read.
     pub fn readings(&self) -> impl Iterator<Item = (&EdgeKey, &Count)> {
         self.readings.iter()

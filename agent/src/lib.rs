@@ -14,6 +14,7 @@
 //! | [`history`] | what was seen over time |
 //! | [`store`] | the history of this host, on disk |
 //! | [`graph`] | a history drawn: dot, mermaid, SVG, HTML, text |
+//! | [`declog`] | the decision log: lines, their chain, their files |
 //! | [`config`] | the agent's file |
 //! | [`sources`] | cgroups, files, addresses: what changes on the host |
 //! | [`datapath`] | the kernel side: load, pin, attach, commit, watch |
@@ -26,6 +27,7 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod datapath;
+pub mod declog;
 pub mod flows;
 pub mod graph;
 pub mod history;

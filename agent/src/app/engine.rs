@@ -6,7 +6,7 @@
 
 use super::failure::Failure;
 use super::kernel::Kernel;
-use super::snapshot::{Names, Snapshot};
+use super::snapshot::{Accounts, Names, Snapshot};
 use crate::config::{self, Config, Workload};
 use crate::flows::series::Series;
 use crate::flows::{self, Edges};
@@ -21,7 +21,6 @@ use crate::sources::roster::Roster;
 use crate::sources::state::State;
 use crate::sources::watch::{Dirty, Watcher};
 use crate::sources::{addresses, strays};
-use crate::store;
 use anyhow::Context;
 use bulkhead_common::slots::{Baseline, Sides};
 use bulkhead_common::{Addr, Class, Outcome};
@@ -84,8 +83,7 @@ pub struct Engine<K: Kernel> {
     /// Out of order at the last look at the kernel.
     kernel_faults: Vec<String>,
     not_contained: Vec<NotContained>,
-    /// How the history is.
-    history: watch::Receiver<store::Health>,
+    accounts: Accounts,
 }
 
 impl<K: Kernel> Engine<K> {
@@ -99,7 +97,7 @@ impl<K: Kernel> Engine<K> {
         hierarchy: Hierarchy,
         state: State,
         kernel: K,
-        history: watch::Receiver<store::Health>,
+        accounts: Accounts,
     ) -> anyhow::Result<Self> {
         let generation = kernel.generation();
         let roster = state.roster(generation)?;
@@ -138,7 +136,7 @@ impl<K: Kernel> Engine<K> {
             source_faults: Vec::new(),
             kernel_faults: Vec::new(),
             not_contained: Vec::new(),
-            history,
+            accounts,
         })
     }
 
@@ -442,8 +440,7 @@ impl<K: Kernel> Engine<K> {
         });
         let mut faults = self.source_faults.clone();
         faults.extend(self.kernel_faults.iter().cloned());
-        let history = self.history.borrow().clone();
-        faults.extend(history.faults.iter().cloned());
+        faults.extend(self.accounts.faults());
         let maps = self.kernel.fill().unwrap_or_else(|e| {
             faults.push(format!("the tables' fill can't be read: {e:#}"));
             Vec::new()
@@ -468,9 +465,10 @@ impl<K: Kernel> Engine<K> {
                 findings: findings.collect(),
                 faults,
                 not_contained: self.not_contained.clone(),
+                decision_log: self.accounts.log.borrow().clone(),
             },
             generation: self.kernel.generation(),
-            history,
+            history: self.accounts.history.borrow().clone(),
             inventory: self.assembled.inventory.clone(),
             policies: self.policies.set.clone(),
             names: self.names(),

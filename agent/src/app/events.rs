@@ -3,6 +3,7 @@
 //! The log is bounded in rate, and says how much it left out; counters have everything.
 
 use super::kernel::Events;
+use super::log::{Heard, Way};
 use super::sightings::{Executables, Sightings};
 use super::snapshot::{Names, Snapshot};
 use crate::config::narrow;
@@ -18,6 +19,16 @@ use tokio::sync::{broadcast, watch};
 /// Denials logged in a burst, and then per second.
 const LOG_RATE: u32 = 20;
 
+/// Who hears of events.
+pub struct Listeners {
+    /// Whoever follows.
+    pub decisions: broadcast::Sender<Arc<Decision>>,
+    /// The history's details.
+    pub sightings: Sightings,
+    /// The decision log.
+    pub log: Option<Way>,
+}
+
 /// Passes events on until told to stop.
 ///
 /// # Errors
@@ -25,10 +36,10 @@ const LOG_RATE: u32 = 20;
 pub async fn run<E: Events>(
     mut events: E,
     snapshots: watch::Receiver<Arc<Snapshot>>,
-    decisions: broadcast::Sender<Arc<Decision>>,
-    sightings: Sightings,
+    listeners: Listeners,
     mut stopped: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
+    let Listeners { decisions, sightings, log: way } = listeners;
     let mut executables = Executables::default();
     let mut rate = Rate::new(LOG_RATE, Instant::now());
     loop {
@@ -43,6 +54,9 @@ pub async fn run<E: Events>(
             let (instant, time) = (Instant::now(), super::engine::now());
             let executable = executables.of(event, instant);
             sightings.note(event, executable.as_ref(), time);
+            if let Some(way) = way.as_ref().filter(|_| refused) {
+                way.tell(Heard { event: *event, executable: executable.clone(), time });
+            }
             let logged = refused && rate.take(instant);
             if !followed && !logged {
                 continue;

@@ -1,5 +1,6 @@
 //! What the one task publishes for everybody else: whole, immutable, one epoch.
 
+use crate::declog;
 use crate::flows::series::Series;
 use crate::flows::{Edges, PeerName};
 use crate::identity::Identity;
@@ -9,6 +10,7 @@ use crate::serve::api::{EdgeLine, Filter, Status};
 use crate::store;
 use bulkhead_common::PeerId;
 use std::collections::BTreeMap;
+use tokio::sync::watch;
 
 /// What numbers mean.
 #[derive(Clone, Debug, Default)]
@@ -31,6 +33,24 @@ impl Names {
             return None;
         }
         Some(self.rules.rule(number).map_or_else(|| format!("rule {number}"), ToString::to_string))
+    }
+}
+
+/// How those are who write down what happens.
+#[derive(Clone, Debug)]
+pub struct Accounts {
+    /// The history.
+    pub history: watch::Receiver<store::Health>,
+    /// The decision log, if there is one.
+    pub log: watch::Receiver<Option<declog::Health>>,
+}
+
+impl Accounts {
+    /// What is wrong with them.
+    pub fn faults(&self) -> Vec<String> {
+        let mut faults = self.history.borrow().faults.clone();
+        faults.extend(self.log.borrow().as_ref().and_then(|l| l.fault.clone()));
+        faults
     }
 }
 

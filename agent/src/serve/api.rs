@@ -2,6 +2,7 @@
 //!
 //! Fields may be added; none changes its meaning. Every type reads what it writes.
 
+use crate::declog;
 use crate::flows::{Count, Edge, PeerName};
 use crate::inventory::Posture;
 use serde::{Deserialize, Serialize};
@@ -45,6 +46,9 @@ pub struct Status {
     pub faults: Vec<String>,
     /// What isn't contained here, and why.
     pub not_contained: Vec<NotContained>,
+    /// How the decision log is, if one is written.
+    #[serde(default)]
+    pub decision_log: Option<declog::Health>,
 }
 
 /// One application of a ruleset.

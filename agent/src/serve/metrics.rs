@@ -174,6 +174,18 @@ impl Collector for Page {
             "Executables, addresses and names that found no room in the history; their connections are counted",
             history.overflow,
         )?;
+        if let Some(log) = &status.decision_log {
+            counter(e, "decision_log_lines", "Lines of the decision log written since the agent started", log.written)?;
+            let dropped = [("kernel", log.dropped.kernel), ("queue", log.dropped.queue), ("disk", log.dropped.disk)];
+            let dropped = dropped.map(|(at, n)| (vec![("at", at.to_owned())], n));
+            counters(e, "decision_log_dropped", "Lines missing in the decision log, by where they were lost", dropped)?;
+            gauge(
+                e,
+                "decision_log_faulty",
+                "1 while the decision log can't be written",
+                u64::from(log.fault.is_some()),
+            )?;
+        }
         let findings = [true, false].map(|error| {
             let n = status.findings.iter().filter(|f| f.error == error).count();
             (vec![("severity", if error { "error" } else { "warning" }.to_owned())], count(n))

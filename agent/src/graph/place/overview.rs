@@ -28,7 +28,7 @@ struct Cluster<'a> {
     boxed: bool,
     columns: usize,
     cell: f64,
-    notes: Vec<(String, Vec<usize>)>,
+    notes: Vec<Note>,
     inside: usize,
 }
 
@@ -45,6 +45,9 @@ impl Cluster<'_> {
         (width.max(title).max(notes), height)
     }
 }
+
+/// A text, and the edges that it stands for.
+type Note = (String, Vec<usize>);
 
 /// What goes from one box to another with one outcome (its rank and word): the edges.
 type Between<'a> = BTreeMap<(usize, usize, u8, &'a str), Vec<usize>>;
@@ -151,7 +154,7 @@ fn hubs(clusters: &[Cluster<'_>], between: &Between<'_>) -> BTreeSet<usize> {
 /// Turns what goes to and from hubs into notes, the worst first, and gives what is left to be drawn.
 fn note<'a>(clusters: &mut [Cluster<'_>], between: Between<'a>, hubs: &BTreeSet<usize>) -> Between<'a> {
     let mut drawn = Between::new();
-    let mut notes: BTreeMap<(usize, Reverse<u8>), Vec<(String, Vec<usize>)>> = BTreeMap::new();
+    let mut notes: BTreeMap<(usize, Reverse<u8>), Vec<Note>> = BTreeMap::new();
     for (key, edges) in between {
         let (from, to, rank, outcome) = key;
         let (own, hub, arrow) = match (hubs.contains(&from), hubs.contains(&to)) {
