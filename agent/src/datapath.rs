@@ -18,6 +18,7 @@ mod object;
 mod old_sockets;
 mod options;
 mod pins;
+mod retired;
 pub mod sock_diag;
 mod sys;
 mod tables;
@@ -117,14 +118,16 @@ impl Datapath {
 
         let set = Set::unused(&folder);
         set.create().opening(|| format!("making the folder {}", set.folder.display()))?;
-        let (ebpf, maps, tables) = load(&options, &set).inspect_err(|_| {
+        let (ebpf, maps, mut tables) = load(&options, &set).inspect_err(|_| {
             // Half a set enforces nothing; if it can't be removed the next start supersedes it.
             drop(set.remove());
         })?;
-        tables.control.generation().store(random().opening(|| "drawing a random number".into())?, Ordering::Release);
+        let drawn = || random().opening(|| "drawing a random number".into());
+        let state = tables.begin(drawn()?).opening(|| "making the tables ready".into())?;
+        tables.control.generation().store(drawn()?, Ordering::Release);
         tables.control.abi().store(ABI, Ordering::Release);
         let origin = reason.map_or(Origin::New, Origin::Replacing);
-        let parts = (set, origin, superseded, ebpf, maps, tables, State::default());
+        let parts = (set, origin, superseded, ebpf, maps, tables, state);
         Self::assemble(options, lock, parts, started)
     }
 
@@ -201,7 +204,7 @@ impl Datapath {
     pub fn commit(&mut self, image: &Image) -> Result<Committed, CommitError> {
         let started = Instant::now();
         self.settle()?;
-        let plan = self.state.plan(image, &self.options.limits.capacities())?;
+        let plan = self.state.plan(image)?;
         let same_words = plan.levels == self.state.levels() && plan.built_ins == self.state.built_ins();
         if !(plan.is_empty() && same_words && self.epoch() != 0) {
             match protocol::commit(&mut self.tables, &mut self.state, &plan) {
@@ -364,7 +367,7 @@ fn load(options: &Options, set: &Set) -> Result<(Ebpf, BTreeMap<&'static str, Ow
     let find = |name: &str| {
         maps.get(name).map(|fd: &OwnedFd| fd.as_fd()).ok_or_else(|| io::Error::other(format!("no map {name}")))
     };
-    let tables = Tables::new(find).opening(|| "mapping the tables into memory".into())?;
+    let tables = Tables::new(find, options.limits.capacities()).opening(|| "mapping the tables into memory".into())?;
     Ok((ebpf, maps, tables))
 }
 

@@ -1,7 +1,7 @@
 //! The contract between Bulkhead's kernel programs and its agent.
 //!
 //! Both sides compile this crate, so it holds what must never differ between them: the keys and values of
-//! the maps ([`maps`]), what their slots mean ([`slots`]), who a peer can be ([`peer`]), the words of an outcome
+//! the maps ([`maps`]), how a table is searched ([`places`]), what their slots mean ([`slots`]), who a peer can be ([`peer`]), the words of an outcome
 //! ([`outcome`]), and the one function that decides ([`verdict`]).
 //!
 //! It must not depend on std, alloc, aya or the kernel, and everything in it is total: there is no input for which
@@ -13,6 +13,7 @@ pub mod event;
 pub mod maps;
 pub mod outcome;
 pub mod peer;
+pub mod places;
 pub mod slots;
 pub mod verdict;
 
@@ -23,7 +24,7 @@ pub use verdict::{Flow, Judgement, Side, Tables};
 
 /// The version of the layouts in this crate. It names the folder of pinned maps, so raise it with every change to a
 /// struct, a slot's bits or the meaning of a map: an agent never adopts maps of another version.
-pub const ABI: u32 = 1;
+pub const ABI: u32 = 2;
 
 /// IP protocol numbers that Bulkhead tells apart (IANA "Assigned Internet Protocol Numbers").
 pub mod proto {

@@ -1,12 +1,11 @@
 //! The maps that the kernel programs and the agent share: names, key and value shapes, capacities.
 //!
-//! **How a commit stays whole.** The hash and trie maps below hold no verdict data. Their value is a number, an index
-//! into the array [`SLOTS`], and it never changes while the entry lives. The array is mapped into the agent's memory;
-//! each element is two `u64` slots, and a program run uses slot `epoch & 1` throughout, with the epoch that it read
-//! once, first. To commit, the agent writes the other slot of each entry that changes, inserts new entries (absent in
-//! the present slot) and then stores `epoch + 1`. Later it waits for a grace period, makes both slots equal, deletes
-//! the entries that are absent in both, and waits for another grace period before the next insert. So an element of
-//! a map is never used again while a run may still look at it, and no run sees a mixture of two rulesets.
+//! **How a commit stays whole.** Whatever a verdict depends on stands in memory that the agent has mapped, as two `u64`
+//! slots, and a program run uses slot `epoch & 1` throughout, with the epoch that it read once, first. To commit, the
+//! agent writes the other slot of each entry that changes, and then stores `epoch + 1`. Later it waits for a grace period
+//! and makes both slots equal. So no run sees a mixture of two rulesets. The slots stand in tables that are searched by
+//! key ([`crate::places`]), or at a number. Only [`PREFIXES`] is a map of the kernel's own: its value is an index into
+//! [`SLOTS`] that never changes while the entry lives, and what is deleted there is followed by another grace period.
 //!
 //! All integers are in host byte order unless a field says otherwise.
 
@@ -15,22 +14,25 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// `ARRAY`, memory-mapped, one [`Control`].
 pub const CONTROL: &str = "CONTROL";
-/// `ARRAY`, memory-mapped: two `u64` slots an element. Index 0 is never used.
+/// `ARRAY`, memory-mapped: two slots of a [`crate::slots::Binding`] an element, for [`PREFIXES`]. Index 0 is never used.
 pub const SLOTS: &str = "SLOTS";
 /// `ARRAY`, memory-mapped: two slots of a [`crate::slots::Baseline`] an element, at the identity's number.
 pub const BASELINES: &str = "BASELINES";
-/// `HASH`: cgroup id (`u64`) to the index of a [`crate::slots::Binding`].
+/// Places by cgroup id (`u64`): a [`crate::slots::Binding`].
 pub const CGROUPS: &str = "CGROUPS";
-/// `HASH`: [`Addr`] to the index of a [`crate::slots::Binding`].
+/// Places by [`Addr`]: a [`crate::slots::Binding`].
 pub const ADDRESSES: &str = "ADDRESSES";
-/// `HASH`: [`AddrPort`] to the index of a [`crate::slots::Binding`].
+/// Places by [`AddrPort`]: a [`crate::slots::Binding`].
 pub const ADDRESS_PORTS: &str = "ADDRESS_PORTS";
 /// `LPM_TRIE`: [`PrefixKey`] to the index of a [`crate::slots::Binding`], the effective one for that prefix.
 pub const PREFIXES: &str = "PREFIXES";
-/// `HASH`: [`RuleKey`] to the index of a [`crate::slots::Permit`] or [`crate::slots::PairHeader`].
+/// Places by [`RuleKey`]: a [`crate::slots::Permit`] or [`crate::slots::PairHeader`], and what the rule allowed.
 pub const RULES: &str = "RULES";
-/// `HASH`: [`EdgeKey`] to a `u64` that only grows.
+/// `HASH`: [`EdgeKey`] to a `u64` that only grows. What a rule for just that port allows is counted beside the rule.
 pub const EDGES: &str = "EDGES";
+/// `HASH`: [`EdgeKey`] to [`Retired`]: what was counted beside rules that are gone. The agent's alone; its entry under
+/// [`Retired::nobody`] takes what finds no room.
+pub const RETIRED: &str = "RETIRED";
 /// `PERCPU_ARRAY` of `u64`: see [`totals`].
 pub const TOTALS: &str = "TOTALS";
 /// `LRU_HASH`: [`FlowKey`] to [`FlowValue`], for flows with peers inside the cluster.
@@ -44,10 +46,11 @@ pub const SOCKETS: &str = "SOCKETS";
 /// `HASH`: socket cookie (`u64`) to role (`u32`), for sockets that are older than the programs.
 pub const OLD_SOCKETS: &str = "OLD_SOCKETS";
 
-/// How many entries each map holds. The loader may raise those of the rules; a full map is a deny and an alarm.
+/// How many entries each map holds; a table has more [`crate::places`]. The loader may raise
+/// those of the rules; a full map is a deny and an alarm.
 pub mod capacity {
-    /// Elements of [`super::SLOTS`].
-    pub const SLOTS: u32 = 1 << 19;
+    /// Elements of [`super::SLOTS`]: one for each prefix, and the one that is never used.
+    pub const SLOTS: u32 = PREFIXES + 1;
     /// Elements of [`super::BASELINES`], hence the number of identities.
     pub const IDENTITIES: u32 = 1 << 16;
     /// Entries of [`super::CGROUPS`].
@@ -59,7 +62,7 @@ pub mod capacity {
     /// Entries of [`super::PREFIXES`].
     pub const PREFIXES: u32 = 1 << 14;
     /// Entries of [`super::RULES`].
-    pub const RULES: u32 = 1 << 18;
+    pub const RULES: u32 = 1 << 17;
     /// Entries of [`super::EDGES`].
     pub const EDGES: u32 = 1 << 16;
     /// Entries of [`super::FLOWS`] and of [`super::WORLD_FLOWS`].
@@ -88,6 +91,11 @@ pub struct Control {
     pub generation: u64,
     /// The same as `levels`, as the programs read it: [`pack_levels`].
     pub level_list: u64,
+    /// The seed of [`crate::places::home`].
+    pub seed: u64,
+    /// The size of each table less one, for even epochs and for odd ones: [`CGROUPS`], [`ADDRESSES`], [`ADDRESS_PORTS`],
+    /// [`RULES`].
+    pub masks: [[u32; 2]; 4],
 }
 
 impl Control {
@@ -210,6 +218,43 @@ pub struct EdgeKey {
     pub pad: [u8; 2],
 }
 
+/// Counts of a rule that is gone, and one that is on its way here: it isn't lost and not added twice, wherever the agent
+/// is killed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Retired {
+    /// The sum, with the one that is on its way.
+    pub total: u64,
+    /// The count that is on its way: until it is zero where it was, it stands in both.
+    pub moving: u64,
+    /// One more than the place in [`RULES`] from where; 0: nothing is on its way.
+    pub from: u64,
+}
+
+impl Retired {
+    /// The key under which what finds no room is added up, for one direction.
+    pub const fn nobody(direction: crate::Direction) -> EdgeKey {
+        let rule = RuleKey { src: 0, dst: 0, port: 0, proto: 0, size: 0 };
+        EdgeKey::of_rule(&rule, direction)
+    }
+}
+
+impl EdgeKey {
+    /// What is counted beside a rule for a single port.
+    pub const fn of_rule(rule: &RuleKey, direction: crate::Direction) -> Self {
+        Self {
+            src: rule.src,
+            dst: rule.dst,
+            port: rule.port,
+            proto: rule.proto,
+            direction: direction as u8,
+            outcome: crate::Outcome::Allowed as u8,
+            reason: crate::Reason::Rule as u8,
+            pad: [0; 2],
+        }
+    }
+}
+
 /// Indexes into [`TOTALS`].
 pub mod totals {
     use crate::outcome::{Direction, Outcome, REASONS, Reason};
@@ -281,8 +326,8 @@ pub struct Stamp {
     pub flags: u32,
     /// Which end of a connection it is: [`role`].
     pub role: u32,
-    /// Zero.
-    pub pad: u32,
+    /// The epoch in which `instance` and `peer` were looked up; 0: from the packets, not from the maker.
+    pub epoch: u32,
 }
 
 impl Stamp {
@@ -389,11 +434,12 @@ impl CachedVerdict {
 
 const _: () = {
     use core::mem::{offset_of, size_of};
-    assert!(size_of::<Control>() == 40 && offset_of!(Control, host_netns) == 16);
+    assert!(size_of::<Control>() == 80 && offset_of!(Control, host_netns) == 16);
     assert!(size_of::<AddrPort>() == 20 && offset_of!(AddrPort, port) == 16);
     assert!(size_of::<PrefixKey>() == 20 && offset_of!(PrefixKey, addr) == 4);
     assert!(size_of::<RuleKey>() == 12 && offset_of!(RuleKey, size) == 11);
     assert!(size_of::<EdgeKey>() == 16 && offset_of!(EdgeKey, outcome) == 12);
+    assert!(size_of::<Retired>() == 24);
     assert!(size_of::<FlowKey>() == 28 && offset_of!(FlowKey, proto) == 24);
     assert!(size_of::<FlowValue>() == 16);
     assert!(size_of::<Stamp>() == 48 && offset_of!(Stamp, flags) == 36);

@@ -34,6 +34,13 @@ fn pid() -> u32 {
     (unsafe { bpf_get_current_pid_tgid() } >> 32) as u32
 }
 
+/// The cgroup of the calling process.
+#[inline(always)]
+fn current_cgroup() -> u64 {
+    // SAFETY: the helper has no precondition.
+    unsafe { bpf_get_current_cgroup_id() }
+}
+
 /// Writes the caller's command name. On failure the helper zeroes it.
 #[inline(always)]
 fn comm(name: *mut [u32; 4]) {
@@ -45,7 +52,8 @@ fn comm(name: *mut [u32; 4]) {
 #[inline(always)]
 pub fn create(sk: *mut bpf_sock) -> bool {
     let s = Snapshot::take();
-    let own = caller(s);
+    let cgroup = current_cgroup();
+    let own = caller(s, core::ptr::null(), cgroup);
     // SAFETY: the verifier checks each field of the context; the cookie helper takes this context.
     let (kind, protocol, cookie) = unsafe {
         (read_volatile(addr_of!((*sk).type_)), read_volatile(addr_of!((*sk).protocol)), bpf_get_netns_cookie(sk.cast()))
@@ -53,8 +61,8 @@ pub fn create(sk: *mut bpf_sock) -> bool {
     let mut space = MaybeUninit::uninit();
     let state = SocketState::zeroed(&mut space);
     let stamp = &mut state.stamp;
-    // SAFETY: the helper has no precondition.
-    stamp.cgroup = unsafe { bpf_get_current_cgroup_id() };
+    stamp.cgroup = cgroup;
+    stamp.epoch = s.epoch;
     stamp.instance = own.instance;
     stamp.peer = own.peer.0;
     stamp.pid = pid();
@@ -149,17 +157,17 @@ fn look<const V6: bool>(ctx: *mut bpf_sock_addr, sk: *mut bpf_sock, d: &mut Deci
     d.flow.port = d.ends.peer_port;
 }
 
-/// Whether the socket was made by another workload than the caller's.
+/// Whether the socket was made by another workload than the caller's, which is in this cgroup.
 #[inline(always)]
-fn foreign(own: &Binding, stamp: *const Stamp) -> bool {
+fn foreign(own: &Binding, stamp: *const Stamp, cgroup: u64) -> bool {
     if stamp.is_null() {
         return false;
     }
-    // SAFETY: a non-null stamp points to the socket's storage; the helper has no precondition.
+    // SAFETY: a non-null stamp points to the socket's storage.
     unsafe {
         // Without a cgroup it was made from what the packets told, and nobody knows the maker.
         (*stamp).cgroup != 0
-            && (*stamp).cgroup != bpf_get_current_cgroup_id()
+            && (*stamp).cgroup != cgroup
             && (own.instance == 0 || (*stamp).instance != own.instance)
     }
 }
@@ -217,6 +225,31 @@ fn open(d: &mut Decision, own: &Binding, peer: &Binding) {
     d.flow.port = d.ends.peer_port;
 }
 
+/// Judges the flow that a call is about. For a server's it is its client's flow; but a datagram that isn't a reply which
+/// the rules allow may still open a flow of its own, which is then told.
+#[inline(always)]
+fn judge_either(s: Snapshot, d: &mut Decision, own: &Binding, peer: &Binding, as_role: &mut u32) -> bool {
+    if *as_role != role::SERVER {
+        judge(s, &d.flow, &mut d.judgement);
+        return false;
+    }
+    reverse(d, own, peer);
+    judge(s, &d.flow, &mut d.judgement);
+    let reply = d.judgement;
+    if reply.outcome() == Outcome::Allowed {
+        return false;
+    }
+    open(d, own, peer);
+    judge(s, &d.flow, &mut d.judgement);
+    if (d.judgement.outcome() as u8) < reply.outcome() as u8 {
+        *as_role = role::CLIENT;
+        return true;
+    }
+    reverse(d, own, peer);
+    settle(&mut d.judgement, reply);
+    false
+}
+
 /// cgroup/connect4 and connect6.
 #[inline(always)]
 pub fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
@@ -225,9 +258,9 @@ pub fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
     if sk.is_null() {
         return false;
     }
-    let own = &caller(s);
     let mut kept = SOCKETS.get(sk);
-    let stamp = storage::stamp(kept);
+    let (stamp, cgroup) = (storage::stamp(kept), current_cgroup());
+    let own = &caller(s, stamp, cgroup);
     let mut space = MaybeUninit::uninit();
     let d = undecided(&mut space, own, Hook::Connect);
     look::<V6>(ctx, sk, d);
@@ -235,7 +268,7 @@ pub fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
     // Whether this opens a flow that hasn't been counted.
     let mut fresh = true;
 
-    if foreign(own, stamp) {
+    if foreign(own, stamp, cgroup) {
         settle(&mut d.judgement, Judgement::unruled(&s, own.peer, Direction::Egress, Reason::ForeignSocket));
     } else {
         match meet(s, ctx, own, stamp, &d.ends) {
@@ -250,10 +283,11 @@ pub fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
                     fresh = recorded.epoch() == 0;
                     if recorded.role() == role::SERVER {
                         as_role = role::SERVER;
-                        reverse(d, own, &peer);
                     }
                 }
-                judge(s, &d.flow, &mut d.judgement);
+                if judge_either(s, d, own, &peer, &mut as_role) {
+                    fresh = true;
+                }
                 if held_back(&peer, d) {
                     return true;
                 }
@@ -304,13 +338,13 @@ pub fn sendmsg<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
     if sk.is_null() {
         return false;
     }
-    let own = &caller(s);
     let state = SOCKETS.get(sk);
-    let stamp = storage::stamp(state);
+    let (stamp, cgroup) = (storage::stamp(state), current_cgroup());
+    let own = &caller(s, stamp, cgroup);
     let mut space = MaybeUninit::uninit();
     let d = undecided(&mut space, own, Hook::Sendmsg);
     look::<V6>(ctx, sk, d);
-    if foreign(own, stamp) {
+    if foreign(own, stamp, cgroup) {
         settle(&mut d.judgement, Judgement::unruled(&s, own.peer, Direction::Egress, Reason::ForeignSocket));
         tell(s, d);
         return d.judgement.outcome().passes();
@@ -332,23 +366,8 @@ pub fn sendmsg<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
         Met::Peer(peer) => peer,
     };
     d.flow.dst = peer.peer;
-    if as_role == role::SERVER {
-        reverse(d, own, &peer);
-        judge(s, &d.flow, &mut d.judgement);
-        let reply = d.judgement;
-        if reply.outcome() != Outcome::Allowed {
-            // It isn't a reply that the rules allow. Then it may still open a flow of its own.
-            open(d, own, &peer);
-            judge(s, &d.flow, &mut d.judgement);
-            if (d.judgement.outcome() as u8) < reply.outcome() as u8 {
-                (as_role, fresh) = (role::CLIENT, true);
-            } else {
-                reverse(d, own, &peer);
-                settle(&mut d.judgement, reply);
-            }
-        }
-    } else {
-        judge(s, &d.flow, &mut d.judgement);
+    if judge_either(s, d, own, &peer, &mut as_role) {
+        fresh = true;
     }
     if held_back(&peer, d) {
         return true;

@@ -2,17 +2,15 @@
 
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
-use bulkhead_common::Addr;
 use bulkhead_common::event::Event;
-use bulkhead_common::maps::{
-    AddrPort, Control, EdgeKey, FlowKey, FlowValue, RuleKey, SocketState, capacity as cap, totals,
-};
+use bulkhead_common::maps::{Control, EdgeKey, FlowKey, FlowValue, Retired, SocketState, capacity as cap, totals};
+use bulkhead_common::places::{ADDRESS_PORT_WORDS, ADDRESS_WORDS, CGROUP_WORDS, RULE_WORDS, array};
 
 use crate::storage::SocketStorage;
 
 /// Kernel: include/uapi/linux/bpf.h.
 const NO_PREALLOC: usize = 1 << 0;
-const MMAPABLE: usize = 1 << 10;
+pub const MMAPABLE: usize = 1 << 10;
 /// Accepted sockets get a copy of their listener's value.
 const CLONE: usize = 1 << 9;
 
@@ -23,17 +21,19 @@ pub static SLOTS: Array<[u64; 2], { cap::SLOTS as usize }, MMAPABLE> = Array::ne
 #[btf_map]
 pub static BASELINES: Array<[u64; 2], { cap::IDENTITIES as usize }, MMAPABLE> = Array::new();
 #[btf_map]
-pub static CGROUPS: HashMap<u64, u32, { cap::CGROUPS as usize }, NO_PREALLOC> = HashMap::new();
+pub static CGROUPS: Array<[u64; CGROUP_WORDS], { array(cap::CGROUPS) as usize }, MMAPABLE> = Array::new();
 #[btf_map]
-pub static ADDRESSES: HashMap<Addr, u32, { cap::ADDRESSES as usize }, NO_PREALLOC> = HashMap::new();
+pub static ADDRESSES: Array<[u64; ADDRESS_WORDS], { array(cap::ADDRESSES) as usize }, MMAPABLE> = Array::new();
 #[btf_map]
-pub static ADDRESS_PORTS: HashMap<AddrPort, u32, { cap::ADDRESS_PORTS as usize }, NO_PREALLOC> = HashMap::new();
+pub static ADDRESS_PORTS: Array<[u64; ADDRESS_PORT_WORDS], { array(cap::ADDRESS_PORTS) as usize }, MMAPABLE> = Array::new();
 #[btf_map]
 pub static PREFIXES: LpmTrie<[u8; 16], u32, { cap::PREFIXES as usize }, NO_PREALLOC> = LpmTrie::new();
 #[btf_map]
-pub static RULES: HashMap<RuleKey, u32, { cap::RULES as usize }, NO_PREALLOC> = HashMap::new();
+pub static RULES: Array<[u64; RULE_WORDS], { array(cap::RULES) as usize }, MMAPABLE> = Array::new();
 #[btf_map]
 pub static EDGES: HashMap<EdgeKey, u64, { cap::EDGES as usize }> = HashMap::new();
+#[btf_map]
+pub static RETIRED: HashMap<EdgeKey, Retired, { cap::EDGES as usize }, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 pub static TOTALS: PerCpuArray<u64, { totals::LEN as usize }> = PerCpuArray::new();
 #[btf_map]

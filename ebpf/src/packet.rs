@@ -33,6 +33,7 @@ pub struct Packet {
 }
 
 /// TCP flags (RFC 9293, 3.1).
+const FIN: u8 = 0x01;
 const SYN: u8 = 0x02;
 const RST: u8 = 0x04;
 const ACK: u8 = 0x10;
@@ -42,6 +43,12 @@ impl Packet {
     #[inline(always)]
     pub const fn opens(&self) -> bool {
         self.kind & (SYN | ACK | RST) == SYN
+    }
+
+    /// A TCP acknowledgement and nothing else.
+    #[inline(always)]
+    pub const fn acknowledges(&self) -> bool {
+        self.kind & (SYN | ACK | RST | FIN) == ACK && self.bare
     }
 
     /// A TCP reset that carries no data.

@@ -90,6 +90,10 @@ pub fn packet<const OUT: bool>(skb: *mut __sk_buff) -> bool {
     // A connected datagram socket may still send elsewhere (sendto), so its packets are looked at on the way out; on
     // the way in the kernel gives it only what its peer sent.
     let connected = if tcp { state != TCP_LISTEN } else { kind != SOCK_RAW && remote != 0 };
+    if tcp && OUT && !connected {
+        // A listener's own packets are the answers to SYNs that were judged on their way in. They carry nothing.
+        return true;
+    }
     if connected && (tcp || !OUT) {
         let kept = storage::verdict(SOCKETS.get(sk), cookie(skb));
         if !kept.is_null() {
@@ -155,7 +159,8 @@ fn view<const OUT: bool>(skb: *mut __sk_buff, sk: *mut bpf_sock, s: Snapshot) ->
     let device = unsafe {
         if OUT { read_volatile(addr_of!((*skb).ifindex)) } else { read_volatile(addr_of!((*skb).ingress_ifindex)) }
     };
-    View { skb, sk, kept: SOCKETS.get(sk), own: holder(s, skb), via_loopback: device == LOOPBACK_IFINDEX }
+    let kept = SOCKETS.get(sk);
+    View { skb, sk, kept, own: holder(s, skb, storage::stamp(kept)), via_loopback: device == LOOPBACK_IFINDEX }
 }
 
 const fn direction(out: bool) -> Direction {
@@ -212,19 +217,25 @@ fn tcp_packet<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot) -> bool {
     if sk.is_null() {
         return false;
     }
-    let v = &view::<OUT>(skb, sk, s);
+    // SAFETY: a full socket; the verifier checks the field.
+    let connected = unsafe { read_volatile(addr_of!((*sk).state)) } != TCP_LISTEN;
     let mut space = MaybeUninit::uninit();
-    let (d, whole, segment) = {
+    let (v, d, whole, segment) = {
         let mut headers = MaybeUninit::uninit();
         let p = Packet::zeroed(&mut headers);
         let whole = parse(skb, p);
-        (undecided::<OUT>(&mut space, v, p), whole, Segment { opens: p.opens(), resets: p.resets() })
+        if !OUT && !connected && whole && p.acknowledges() {
+            // The end of a handshake whose SYN was judged. The new socket's first packet, either way, is judged again.
+            return true;
+        }
+        let v = view::<OUT>(skb, sk, s);
+        let d = undecided::<OUT>(&mut space, &v, p);
+        (v, d, whole, Segment { opens: p.opens(), resets: p.resets() })
     };
+    let v = &v;
     if !whole {
         return refuse::<OUT>(s, v, d, Reason::Malformed);
     }
-    // SAFETY: a full socket; the verifier checks the field.
-    let connected = unsafe { read_volatile(addr_of!((*sk).state)) } != TCP_LISTEN;
     let kept = if connected { storage::verdict(v.kept, cookie(skb)) } else { core::ptr::null_mut() };
     let old = if kept.is_null() { CachedVerdict(0) } else { cached(kept) };
     let excused = segment.resets && old.once_allowed();

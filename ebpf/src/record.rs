@@ -1,7 +1,8 @@
 //! Counting, and telling the agent.
 //!
-//! Counters are the truth: they only grow, by atomic adds, and one that finds no room in the map of edges is added to
-//! a total by direction, outcome and reason instead, so sums stay exact. Events carry detail and may be lost; how many
+//! Counters are the truth: they only grow, by atomic adds. What a rule for just that port allows is counted beside the
+//! rule, everything else in the map of edges, and what finds no room there in a total by direction, outcome and reason,
+//! so sums stay exact. Events carry detail and may be lost; how many
 //! were is counted.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
@@ -46,7 +47,7 @@ impl Decision {
 }
 
 #[inline(always)]
-fn add_one(p: *mut u64) {
+pub fn add_one(p: *mut u64) {
     // core offers no fetch_add for this target, since older BPF has no compare-and-swap; the instruction is there.
     // SAFETY: a map's value is aligned to eight bytes and only ever added to.
     unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(p, 1) };
@@ -60,7 +61,13 @@ fn total(index: u32) {
 }
 
 #[inline(always)]
-fn count(flow: &Flow, direction: Direction, outcome: Outcome, reason: Reason) {
+fn count(s: Snapshot, flow: &Flow, direction: Direction, outcome: Outcome, reason: Reason) {
+    // By far the most is what a rule for just that port allows.
+    if matches!(outcome, Outcome::Allowed) && matches!(reason, Reason::Rule) {
+        if s.count_beside(flow, direction) {
+            return;
+        }
+    }
     let key = EdgeKey {
         src: flow.src.0,
         dst: flow.dst.0,
@@ -103,7 +110,7 @@ pub extern "C" fn bulkhead_record(epoch: u32, d: *const Decision) -> u32 {
     let Decision { flow, direction, ends: e, judgement: j, hook, pid, comm } = d;
     let direction = *direction;
     let outcome = j.outcome();
-    count(flow, direction, outcome, j.reason);
+    count(s, flow, direction, outcome, j.reason);
     if !tells(s, outcome) {
         return 1;
     }

@@ -3,13 +3,16 @@
 //! A program run makes one [`Snapshot`], first, and reads everything through it, so it sees the ruleset of one epoch
 //! and never a mixture (see [`bulkhead_common::maps`]).
 
+use aya_ebpf::btf_maps::Array;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use bulkhead_common::maps::{AddrPort, RuleKey};
+use bulkhead_common::places::{self, GONE, KEY, PROBES, RULE_COUNTS};
 use bulkhead_common::slots::{ABSENT, Binding};
-use bulkhead_common::{Addr, Class, Flow, Judgement, PeerId, Reason, Tables, verdict};
+use bulkhead_common::{Addr, Class, Direction, Flow, Judgement, PeerId, Reason, Tables, verdict};
 use core::ptr::{addr_of, read_volatile};
 
-use crate::maps::{ADDRESS_PORTS, ADDRESSES, BASELINES, CGROUPS, CONTROL, PREFIXES, RULES, SLOTS};
+use crate::maps::{ADDRESS_PORTS, ADDRESSES, BASELINES, CGROUPS, CONTROL, MMAPABLE, PREFIXES, RULES, SLOTS};
+use crate::record::add_one;
 use crate::words::settle;
 
 /// The tables as of one epoch.
@@ -51,18 +54,66 @@ impl Snapshot {
         control!(host_netns)
     }
 
+    /// The size of the n-th searched table, less one.
+    #[inline(always)]
+    fn mask(&self, n: usize) -> u32 {
+        match CONTROL.get_ptr(0) {
+            // SAFETY: as above; `n` is a constant below 4, and the other index 0 or 1.
+            Some(c) => unsafe {
+                read_volatile(addr_of!((*c).masks[n]).cast::<u32>().add((self.epoch & 1) as usize))
+            },
+            None => 0,
+        }
+    }
+
     /// Who the cgroup with this id is bound to.
     #[inline(always)]
     pub fn cgroup(self, id: u64) -> Option<Binding> {
-        Binding::decode(self.slot(CGROUPS.get_ptr(&id)))
+        Binding::decode(bulkhead_find_cgroup(self.epoch, id))
     }
 
+    /// Counts a flow beside the rule for exactly its pair and port, seen from this direction. Tells whether there is
+    /// such a rule.
     #[inline(always)]
-    fn slot(&self, index: Option<*const u32>) -> u64 {
-        let Some(index) = index else { return ABSENT };
-        // SAFETY: a map's value stays readable for this run, and an index never changes while its entry lives.
-        let index = unsafe { *index };
-        self.half(SLOTS.get_ptr(index))
+    pub fn count_beside(self, flow: &Flow, direction: Direction) -> bool {
+        let key = RuleKey { src: flow.src.0, dst: flow.dst.0, port: flow.port, proto: flow.proto, size: 16 };
+        let [a, b] = places::rule(&key);
+        bulkhead_count_beside(self.epoch, a, b, direction as u32) == 1
+    }
+
+    /// Searches a table for a key as [`bulkhead_common::places`] says. Gives the payload and the place, or
+    /// [`ABSENT`] and null.
+    #[inline(always)]
+    fn find<const W: usize, const P: usize, const N: usize>(
+        &self,
+        table: &Array<[u64; P], N, MMAPABLE>,
+        mask: u32,
+        key: [u64; W],
+    ) -> (u64, *const [u64; P]) {
+        let mut at = places::home(control!(seed), &key);
+        let mut n = 0;
+        while n < PROBES {
+            let Some(place) = table.get_ptr(places::place(at, mask)) else { break };
+            let slot = self.half(Some(place.cast()));
+            if slot == ABSENT {
+                break;
+            }
+            if slot != GONE {
+                let mut same = true;
+                let mut w = 0;
+                while w < W {
+                    // SAFETY: a place is longer than its key.
+                    same &= unsafe { read_volatile(place.cast::<u64>().add(KEY + w)) } == key[w];
+                    w += 1;
+                }
+                if same {
+                    return (slot, place);
+                }
+            }
+            at = places::next(at);
+            n += 1;
+        }
+        (ABSENT, core::ptr::null())
     }
 
     #[inline(always)]
@@ -76,7 +127,8 @@ impl Snapshot {
 impl Tables for Snapshot {
     #[inline(always)]
     fn rule(&self, key: &RuleKey) -> u64 {
-        self.slot(RULES.get_ptr(key))
+        let [a, b] = places::rule(key);
+        bulkhead_find_rule(self.epoch, a, b)
     }
 
     #[inline(always)]
@@ -86,18 +138,20 @@ impl Tables for Snapshot {
 
     #[inline(always)]
     fn address(&self, addr: &Addr) -> u64 {
-        self.slot(ADDRESSES.get_ptr(addr))
+        let [a, b] = places::address(addr);
+        bulkhead_find_address(self.epoch, a, b)
     }
 
     #[inline(always)]
     fn address_port(&self, key: &AddrPort) -> u64 {
-        self.slot(ADDRESS_PORTS.get_ptr(key))
+        let [a, b, c] = places::address_port(key);
+        bulkhead_find_address_port(self.epoch, a, b, c)
     }
 
     #[inline(always)]
     fn prefix(&self, addr: &Addr) -> u64 {
-        let key = Key::new(128, addr.0);
-        self.slot(PREFIXES.get(&key).map(core::ptr::from_ref))
+        let [a, b] = places::address(addr);
+        bulkhead_find_prefix(self.epoch, a, b)
     }
 
     #[inline(always)]
@@ -108,6 +162,62 @@ impl Tables for Snapshot {
 
 // The functions named `bulkhead_…` are global ones: the verifier looks at each once, not at every call, and knows nothing of
 // their arguments but their types. Hence raw pointers, checked for null.
+
+/// A search in [`CGROUPS`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn bulkhead_find_cgroup(epoch: u32, id: u64) -> u64 {
+    let s = Snapshot { epoch };
+    s.find(&CGROUPS, s.mask(0), [id]).0
+}
+
+/// A search in [`ADDRESSES`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn bulkhead_find_address(epoch: u32, a: u64, b: u64) -> u64 {
+    let s = Snapshot { epoch };
+    s.find(&ADDRESSES, s.mask(1), [a, b]).0
+}
+
+/// A search in [`ADDRESS_PORTS`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn bulkhead_find_address_port(epoch: u32, a: u64, b: u64, c: u64) -> u64 {
+    let s = Snapshot { epoch };
+    s.find(&ADDRESS_PORTS, s.mask(2), [a, b, c]).0
+}
+
+/// A search in [`PREFIXES`], by the words of an address.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn bulkhead_find_prefix(epoch: u32, a: u64, b: u64) -> u64 {
+    let key = Key::new(128, places::to_address([a, b]).0);
+    let Some(index) = PREFIXES.get(&key) else { return ABSENT };
+    // An index never changes while its entry lives.
+    Snapshot { epoch }.half(SLOTS.get_ptr(*index))
+}
+
+/// A search in [`RULES`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn bulkhead_find_rule(epoch: u32, a: u64, b: u64) -> u64 {
+    let s = Snapshot { epoch };
+    s.find(&RULES, s.mask(3), [a, b]).0
+}
+
+/// Counts beside the rule with this key. Gives 1, or 0 if there is none.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn bulkhead_count_beside(epoch: u32, a: u64, b: u64, direction: u32) -> u32 {
+    let s = Snapshot { epoch };
+    let (_, place) = s.find(&RULES, s.mask(3), [a, b]);
+    if place.is_null() {
+        return 0;
+    }
+    // SAFETY: a place is longer than that.
+    add_one(unsafe { place.cast::<u64>().cast_mut().add(RULE_COUNTS + (direction & 1) as usize) });
+    1
+}
 
 /// [`Tables::pair`].
 #[unsafe(no_mangle)]
@@ -121,10 +231,9 @@ pub extern "C" fn bulkhead_resolve(epoch: u32, addr: *const Addr, proto: u32, po
     if addr.is_null() {
         return ABSENT;
     }
-    // A copy on the stack, which the compiler mustn't see through: 6.1 takes no map key out of an argument's memory.
     // SAFETY: the verifier has checked at each call that this points to an address.
-    let addr = unsafe { read_volatile(addr) };
-    verdict::resolve(&Snapshot { epoch }, &addr, proto as u8, port as u16).encode()
+    let addr = unsafe { &*addr };
+    verdict::resolve(&Snapshot { epoch }, addr, proto as u8, port as u16).encode()
 }
 
 /// Who is at this address.

@@ -7,9 +7,9 @@
 use aya_ebpf::bindings::{__sk_buff, BPF_F_CURRENT_NETNS, bpf_sock, bpf_sock_addr, bpf_sock_tuple};
 use aya_ebpf::helpers::generated::{
     bpf_get_current_ancestor_cgroup_id, bpf_sk_ancestor_cgroup_id, bpf_sk_lookup_tcp, bpf_sk_lookup_udp,
-    bpf_sk_release, bpf_skb_ancestor_cgroup_id,
+    bpf_sk_release, bpf_skb_ancestor_cgroup_id, bpf_skb_cgroup_id,
 };
-use bulkhead_common::maps::LEVELS;
+use bulkhead_common::maps::{LEVELS, Stamp};
 use bulkhead_common::slots::{ABSENT, Binding};
 use bulkhead_common::{Addr, Class, PeerId, proto};
 use core::ffi::c_void;
@@ -150,16 +150,38 @@ pub extern "C" fn bulkhead_holder(skb: *mut __sk_buff, epoch: u32) -> u64 {
     }
 }
 
-/// The workload of the calling process.
+/// What a socket's stamp says of this cgroup, if it is of this epoch: the same as a walk would find.
 #[inline(always)]
-pub fn caller(s: Snapshot) -> Binding {
-    Binding::decode(bulkhead_caller(s.epoch)).unwrap_or(UNKNOWN)
+fn stamped(s: Snapshot, stamp: *const Stamp, cgroup: u64) -> Option<Binding> {
+    if stamp.is_null() {
+        return None;
+    }
+    // SAFETY: a non-null stamp points to the socket's storage.
+    unsafe {
+        if (*stamp).epoch != s.epoch || (*stamp).cgroup != cgroup {
+            return None;
+        }
+        Some(Binding { peer: PeerId((*stamp).peer), instance: (*stamp).instance, flags: 0 })
+    }
+}
+
+/// The workload of the calling process, which is in this cgroup.
+#[inline(always)]
+pub fn caller(s: Snapshot, stamp: *const Stamp, cgroup: u64) -> Binding {
+    match stamped(s, stamp, cgroup) {
+        Some(b) => b,
+        None => Binding::decode(bulkhead_caller(s.epoch)).unwrap_or(UNKNOWN),
+    }
 }
 
 /// The workload of the packet's socket: the sender's at egress, the receiver's at ingress.
 #[inline(always)]
-pub fn holder(s: Snapshot, skb: *mut __sk_buff) -> Binding {
-    Binding::decode(bulkhead_holder(skb, s.epoch)).unwrap_or(UNKNOWN)
+pub fn holder(s: Snapshot, skb: *mut __sk_buff, stamp: *const Stamp) -> Binding {
+    // SAFETY: the helper takes this context.
+    match stamped(s, stamp, unsafe { bpf_skb_cgroup_id(skb) }) {
+        Some(b) => b,
+        None => Binding::decode(bulkhead_holder(skb, s.epoch)).unwrap_or(UNKNOWN),
+    }
 }
 
 /// The socket in this network namespace to which a packet from our end to the peer's would go; release it. A function

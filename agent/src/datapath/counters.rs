@@ -2,9 +2,10 @@
 
 use super::object::PINNED_MAPS;
 use super::{Datapath, sys};
-use crate::plan::Table;
-use bulkhead_common::maps::{self, EdgeKey, FlowKey, FlowValue, totals};
+use crate::plan::{Key, Table};
+use bulkhead_common::maps::{self, EdgeKey, FlowKey, FlowValue, Retired, totals};
 use bulkhead_common::{Direction, Outcome, Reason};
+use std::collections::BTreeMap;
 use std::io;
 
 /// How full a map is.
@@ -46,30 +47,51 @@ impl Totals {
 impl Datapath {
     /// Every counted edge, once. A count may already be higher when this returns.
     pub fn edges(&self) -> io::Result<Vec<(EdgeKey, u64)>> {
-        sys::map_read_all(self.map(maps::EDGES)?)
+        let mut sums: BTreeMap<EdgeKey, u64> = sys::map_read_all(self.map(maps::EDGES)?)?.into_iter().collect();
+        let there = self.state.entries().iter().map(|(key, entry)| (*key, entry.index));
+        let leaving = self.pending.iter().flat_map(|p| p.gone.iter().copied());
+        let rules =
+            there.chain(leaving).filter_map(|(k, i)| if let Key::Rule(rule) = k { Some((rule, i)) } else { None });
+        for (edge, count) in self.tables.counts(rules) {
+            *sums.entry(edge).or_default() += count;
+        }
+        Ok(sums.into_iter().collect())
     }
 
     /// The totals, summed over all CPUs.
     pub fn totals(&self) -> io::Result<Totals> {
-        Ok(Totals(sys::per_cpu_read_all(self.map(maps::TOTALS)?, totals::LEN)?))
+        let mut all = sys::per_cpu_read_all(self.map(maps::TOTALS)?, totals::LEN)?;
+        for (direction, n) in self.tables.without_room() {
+            if let Some(total) = all.get_mut(totals::overflow(direction, Outcome::Allowed, Reason::Rule) as usize) {
+                *total += n;
+            }
+        }
+        Ok(Totals(all))
     }
 
     /// How full each map is that can be full.
     pub fn fill(&self) -> io::Result<Vec<MapFill>> {
         let mut all = Vec::new();
         for name in PINNED_MAPS {
+            let table = Table::ALL.into_iter().find(|t| t.name() == name);
             let used = match name {
-                maps::EDGES => self.edges()?.len(),
+                maps::EDGES => sys::map_read_all::<EdgeKey, u64>(self.map(name)?)?.len(),
+                maps::RETIRED => sys::map_read_all::<EdgeKey, Retired>(self.map(name)?)?.len(),
                 maps::FLOWS | maps::WORLD_FLOWS => sys::map_read_all::<FlowKey, FlowValue>(self.map(name)?)?.len(),
                 maps::OLD_SOCKETS => sys::map_read_all::<u64, u32>(self.map(name)?)?.len(),
-                maps::SLOTS => self.state.entries().len() + 1,
+                maps::SLOTS => self.state.len(Table::Prefixes) + 1,
                 maps::BASELINES => self.state.baselines().len(),
-                _ => match Table::ALL.into_iter().find(|t| t.name() == name) {
+                _ => match table {
                     Some(table) => self.state.len(table),
                     None => continue,
                 },
             };
-            let capacity = u64::from(sys::map_info(self.map(name)?)?.max_entries);
+            // A table that is searched has more places than it may hold entries.
+            let capacity = match table {
+                Some(table) => self.state.capacities().of(table),
+                None => sys::map_info(self.map(name)?)?.max_entries,
+            };
+            let capacity = u64::from(capacity);
             all.push(MapFill { name, used: used as u64, capacity });
         }
         Ok(all)

@@ -53,28 +53,42 @@ impl Drop for Mapping {
     }
 }
 
-/// An array whose elements are two halves: [`bulkhead_common::maps::SLOTS`] or [`bulkhead_common::maps::BASELINES`].
+/// An array whose elements are rows of `u64` words, the first two of them a payload's slots.
 #[derive(Debug)]
-pub(super) struct Halves {
+pub(super) struct Rows {
     memory: Mapping,
+    words: usize,
     len: u32,
 }
 
-impl Halves {
-    pub(super) fn new(map: BorrowedFd<'_>, len: u32) -> io::Result<Self> {
-        Ok(Self { memory: Mapping::new(map, len as usize * 16)?, len })
+impl Rows {
+    pub(super) fn new(map: BorrowedFd<'_>, len: u32, words: usize) -> io::Result<Self> {
+        Ok(Self { memory: Mapping::new(map, len as usize * words * 8)?, words, len })
     }
 
     pub(super) fn len(&self) -> u32 {
         self.len
     }
 
-    pub(super) fn read(&self, index: u32, half: usize) -> u64 {
-        self.memory.word64(index as usize * 16 + (half & 1) * 8).load(Ordering::Acquire)
+    /// One word of a row.
+    pub(super) fn word(&self, row: u32, n: usize) -> &AtomicU64 {
+        assert!(n < self.words, "a row has {} words", self.words);
+        self.memory.word64((row as usize * self.words + n) * 8)
     }
 
-    pub(super) fn write(&self, index: u32, half: usize, payload: u64) {
-        self.memory.word64(index as usize * 16 + (half & 1) * 8).store(payload, Ordering::Release);
+    /// Words of a row from the n-th on.
+    pub(super) fn take<const N: usize>(&self, row: u32, n: usize) -> [u64; N] {
+        std::array::from_fn(|i| self.word(row, n + i).load(Ordering::Acquire))
+    }
+
+    /// One of the two slots.
+    pub(super) fn slot(&self, row: u32, half: usize) -> u64 {
+        self.word(row, half & 1).load(Ordering::Acquire)
+    }
+
+    /// Writes one of the two slots.
+    pub(super) fn set_slot(&self, row: u32, half: usize, payload: u64) {
+        self.word(row, half & 1).store(payload, Ordering::Release);
     }
 }
 
@@ -111,6 +125,15 @@ impl ControlWords {
 
     pub(super) fn host_netns(&self) -> &AtomicU64 {
         self.memory.word64(offset_of!(Control, host_netns))
+    }
+
+    pub(super) fn seed(&self) -> &AtomicU64 {
+        self.memory.word64(offset_of!(Control, seed))
+    }
+
+    /// The size of the n-th searched table less one, in one of the two slots.
+    pub(super) fn mask(&self, n: usize, half: usize) -> &AtomicU32 {
+        self.memory.word32(offset_of!(Control, masks) + n * 8 + (half & 1) * 4)
     }
 
     pub(super) fn generation(&self) -> &AtomicU64 {

@@ -41,7 +41,7 @@ pub(super) const MOUNTS: [Mount; 7] = [
 
 /// The maps that are pinned. Those that the compiler adds (constants) and the kernel's log belong to one load of the
 /// programs and aren't.
-pub(super) const PINNED_MAPS: [&str; 15] = [
+pub(super) const PINNED_MAPS: [&str; 16] = [
     maps::CONTROL,
     maps::SLOTS,
     maps::BASELINES,
@@ -51,6 +51,7 @@ pub(super) const PINNED_MAPS: [&str; 15] = [
     maps::PREFIXES,
     maps::RULES,
     maps::EDGES,
+    maps::RETIRED,
     maps::TOTALS,
     maps::FLOWS,
     maps::WORLD_FLOWS,

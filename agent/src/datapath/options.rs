@@ -1,6 +1,7 @@
 //! What the datapath is told, and what it tells of itself: plain data.
 
 use crate::plan::Capacities;
+use bulkhead_common::places::array;
 use bulkhead_common::{Hook, maps};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -56,24 +57,18 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Elements of the slot array: one for each entry that could be, and the one that is never used.
-    pub(super) fn slots(&self) -> u32 {
-        let Self { cgroups, addresses, address_ports, prefixes, rules, edges: _, flows: _ } = *self;
-        let sum = [cgroups, addresses, address_ports, prefixes, rules].into_iter().fold(1, u32::saturating_add);
-        sum.max(maps::capacity::SLOTS)
-    }
-
-    pub(super) fn by_map(&self) -> [(&'static str, u32); 9] {
+    pub(super) fn by_map(&self) -> [(&'static str, u32); 10] {
         [
-            (maps::CGROUPS, self.cgroups),
-            (maps::ADDRESSES, self.addresses),
-            (maps::ADDRESS_PORTS, self.address_ports),
+            (maps::CGROUPS, array(self.cgroups)),
+            (maps::ADDRESSES, array(self.addresses)),
+            (maps::ADDRESS_PORTS, array(self.address_ports)),
             (maps::PREFIXES, self.prefixes),
-            (maps::RULES, self.rules),
+            (maps::SLOTS, self.prefixes.saturating_add(1)),
+            (maps::RULES, array(self.rules)),
             (maps::EDGES, self.edges),
+            (maps::RETIRED, self.edges),
             (maps::FLOWS, self.flows),
             (maps::WORLD_FLOWS, self.flows),
-            (maps::SLOTS, self.slots()),
         ]
     }
 
@@ -84,7 +79,6 @@ impl Limits {
             address_ports: self.address_ports,
             prefixes: self.prefixes,
             rules: self.rules,
-            slots: self.slots(),
             identities: maps::capacity::IDENTITIES,
         }
     }

@@ -1,12 +1,14 @@
 //! The kernel's tables as the commit protocol sees them: [`Kernel`] over system calls and mapped memory.
 
-use super::memory::{ControlWords, Halves};
+use super::memory::{ControlWords, Rows};
+use super::retired::{Retirement, beside};
 use super::sys;
 use crate::plan::protocol::Kernel;
-use crate::plan::{BadIndex, Cell, Entry, Key, State, Table};
-use bulkhead_common::maps::{self, AddrPort, Control, PrefixKey, RuleKey};
+use crate::plan::{BadIndex, Capacities, Cell, Entry, Found, Key, State, Table};
+use bulkhead_common::maps::{self, Control, EdgeKey, PrefixKey, RuleKey};
+use bulkhead_common::places::{self, GONE, KEY};
 use bulkhead_common::slots::ABSENT;
-use bulkhead_common::{Addr, PeerId};
+use bulkhead_common::{Direction, PeerId};
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -36,14 +38,24 @@ impl Grace {
     }
 }
 
+/// The tables that are searched, in the order of [`Control::masks`], and how many words a place has.
+const SEARCHED: [(Table, usize); 4] = [
+    (Table::Cgroups, places::CGROUP_WORDS),
+    (Table::Addresses, places::ADDRESS_WORDS),
+    (Table::AddressPorts, places::ADDRESS_PORT_WORDS),
+    (Table::Rules, places::RULE_WORDS),
+];
+
 /// The maps that a commit writes.
 #[derive(Debug)]
 pub(super) struct Tables {
     pub(super) control: ControlWords,
-    slots: Halves,
-    baselines: Halves,
-    keyed: BTreeMap<Table, OwnedFd>,
+    rows: BTreeMap<Table, Rows>,
+    baselines: Rows,
+    prefixes: OwnedFd,
+    retired: Retirement,
     grace: Grace,
+    capacities: Capacities,
 }
 
 /// Why pinned tables can't be read back.
@@ -57,79 +69,167 @@ pub(super) enum RestoreError {
 
 impl Tables {
     /// Over maps whose shapes have been checked.
-    pub(super) fn new<'fd>(map: impl Fn(&str) -> io::Result<BorrowedFd<'fd>>) -> io::Result<Self> {
-        let halves = |name| {
+    pub(super) fn new<'fd>(
+        map: impl Fn(&str) -> io::Result<BorrowedFd<'fd>>,
+        capacities: Capacities,
+    ) -> io::Result<Self> {
+        let rows = |name, words| {
             let fd = map(name)?;
-            Halves::new(fd, sys::map_info(fd)?.max_entries)
+            Rows::new(fd, sys::map_info(fd)?.max_entries, words)
         };
-        let mut keyed = BTreeMap::new();
-        for table in Table::ALL {
-            keyed.insert(table, sys::duplicate(map(table.name())?)?);
+        let mut all = BTreeMap::from([(Table::Prefixes, rows(maps::SLOTS, 2)?)]);
+        for (table, words) in SEARCHED {
+            all.insert(table, rows(table.name(), words)?);
         }
         Ok(Self {
             control: ControlWords::new(map(maps::CONTROL)?)?,
-            slots: halves(maps::SLOTS)?,
-            baselines: halves(maps::BASELINES)?,
-            keyed,
+            rows: all,
+            baselines: rows(maps::BASELINES, 2)?,
+            prefixes: sys::duplicate(map(maps::PREFIXES)?)?,
+            retired: Retirement::new(map(maps::RETIRED)?)?,
             grace: Grace::new()?,
+            capacities,
         })
     }
 
-    fn fd(&self, table: Table) -> io::Result<BorrowedFd<'_>> {
-        self.keyed.get(&table).map(|fd| fd.as_fd()).ok_or_else(|| io::Error::other("a table without a map"))
+    /// Makes new maps ready: how they are searched, and by which seed.
+    pub(super) fn begin(&mut self, seed: u64) -> io::Result<State> {
+        self.control.seed().store(seed, Ordering::Release);
+        for n in 0..SEARCHED.len() {
+            for half in [0, 1] {
+                self.control.mask(n, half).store(places::SMALLEST - 1, Ordering::Release);
+            }
+        }
+        self.retired.begin()?;
+        Ok(State::new(self.capacities, seed))
+    }
+
+    fn rows(&self, table: Table) -> &Rows {
+        // Every table was put there by `new`.
+        &self.rows[&table]
+    }
+
+    /// What stands in the tables now, by the half of the present epoch. Changes nothing.
+    pub(super) fn read(&self) -> io::Result<Found> {
+        let present = (self.epoch() & 1) as usize;
+        let mut found = Found {
+            levels: self.control.levels().load(Ordering::Acquire),
+            built_ins: self.control.flags().load(Ordering::Acquire) & Control::PASS_ALL,
+            ..Found::default()
+        };
+        for (n, (table, _)) in SEARCHED.into_iter().enumerate() {
+            let rows = self.rows(table);
+            let size = self.control.mask(n, present).load(Ordering::Acquire).saturating_add(1);
+            found.sizes.insert(table, size);
+            for place in 0..rows.len() {
+                let payload = rows.slot(place, present);
+                let searched = (size..size.saturating_mul(2)).contains(&place);
+                if payload != ABSENT && payload != GONE && searched {
+                    if let Some(key) = self.key(table, place) {
+                        found.entries.insert(key, Entry { index: place, payload });
+                    }
+                } else if payload != ABSENT || rows.slot(place, 1 - present) != ABSENT {
+                    found.gone.push((table, place));
+                }
+            }
+        }
+        let slots = self.rows(Table::Prefixes);
+        for (key, index) in sys::map_read_all::<PrefixKey, u32>(self.prefixes.as_fd())? {
+            let payload = if index < slots.len() { slots.slot(index, present) } else { ABSENT };
+            found.entries.insert(Key::Prefix(key), Entry { index, payload });
+        }
+        for index in 0..self.baselines.len() {
+            let payload = self.baselines.slot(index, present);
+            if payload != ABSENT {
+                found.baselines.insert(PeerId(index), payload);
+            }
+        }
+        Ok(found)
+    }
+
+    /// The key of a place, in a table that is searched.
+    fn key(&self, table: Table, place: u32) -> Option<Key> {
+        let rows = self.rows(table);
+        Some(match table {
+            Table::Prefixes => return None,
+            Table::Cgroups => Key::Cgroup(rows.word(place, KEY).load(Ordering::Acquire)),
+            Table::Addresses => Key::Address(places::to_address(rows.take(place, KEY))),
+            Table::AddressPorts => Key::AddressPort(places::to_address_port(rows.take(place, KEY))),
+            Table::Rules => Key::Rule(places::to_rule(rows.take(place, KEY))),
+        })
     }
 
     /// Reads back what is in force, and clears away what an interrupted commit left: afterwards both halves are equal
     /// and every entry belongs to the present epoch.
     pub(super) fn restore(&mut self) -> Result<State, RestoreError> {
-        let epoch = self.epoch();
-        let (present, other) = ((epoch & 1) as usize, 1 - (epoch & 1) as usize);
-        let mut found = Vec::new();
-        found.extend(self.read::<u64>(Table::Cgroups)?.into_iter().map(|(k, i)| (Key::Cgroup(k), i)));
-        found.extend(self.read::<Addr>(Table::Addresses)?.into_iter().map(|(k, i)| (Key::Address(k), i)));
-        found.extend(self.read::<AddrPort>(Table::AddressPorts)?.into_iter().map(|(k, i)| (Key::AddressPort(k), i)));
-        found.extend(self.read::<PrefixKey>(Table::Prefixes)?.into_iter().map(|(k, i)| (Key::Prefix(k), i)));
-        found.extend(self.read::<RuleKey>(Table::Rules)?.into_iter().map(|(k, i)| (Key::Rule(k), i)));
-
-        if let Some((key, index)) = found.iter().find(|(_, i)| *i == 0 || *i >= self.slots.len()) {
-            return Err(BadIndex { key: *key, index: *index }.into());
+        let other = 1 - (self.epoch() & 1) as usize;
+        let mut found = self.read()?;
+        let slots = self.rows(Table::Prefixes).len();
+        let lost =
+            found.entries.iter().find(|(k, e)| k.table() == Table::Prefixes && (e.index == 0 || e.index >= slots));
+        if let Some((key, entry)) = lost {
+            return Err(BadIndex { key: *key, index: entry.index }.into());
         }
         self.grace.wait()?;
-        let (mut entries, mut gone) = (BTreeMap::new(), Vec::new());
-        for (key, index) in found {
-            let payload = self.slots.read(index, present);
-            self.slots.write(index, other, payload);
-            if payload == ABSENT {
-                gone.push(key);
-            } else {
-                entries.insert(key, Entry { index, payload });
-            }
+        for (table, size) in &found.sizes {
+            self.write(Cell::Mask(*table), other, u64::from(size.saturating_sub(1)));
         }
-        let mut baselines = BTreeMap::new();
+        for (key, entry) in &found.entries {
+            self.rows(key.table()).set_slot(entry.index, other, entry.payload);
+        }
         for index in 0..self.baselines.len() {
-            let payload = self.baselines.read(index, present);
-            if self.baselines.read(index, other) != payload {
-                self.baselines.write(index, other, payload);
-            }
-            if payload != ABSENT {
-                baselines.insert(PeerId(index), payload);
+            let payload = self.baselines.slot(index, 1 - other);
+            if self.baselines.slot(index, other) != payload {
+                self.baselines.set_slot(index, other, payload);
             }
         }
+        self.retired.resume(&self.rows[&Table::Rules])?;
+        let mut counted = Vec::new();
+        for (table, place) in &found.gone {
+            let rows = self.rows(*table);
+            rows.set_slot(*place, 0, GONE);
+            rows.set_slot(*place, 1, GONE);
+            if let Some(Key::Rule(rule)) = self.key(*table, *place) {
+                counted.push((rule, *place));
+            }
+        }
+        self.retire(&counted)?;
+        let gone: Vec<PrefixKey> = found
+            .entries
+            .iter()
+            .filter(|(_, e)| e.payload == ABSENT)
+            .filter_map(|(k, _)| if let Key::Prefix(p) = k { Some(*p) } else { None })
+            .collect();
         if !gone.is_empty() {
             self.delete(&gone)?;
             self.grace.wait()?;
         }
-        let levels = self.control.levels().load(Ordering::Acquire);
-        let built_ins = self.control.flags().load(Ordering::Acquire) & Control::PASS_ALL;
-        Ok(State::restore(entries, baselines, levels, built_ins, self.slots.len())?)
+        found.entries.retain(|_, e| e.payload != ABSENT);
+        let (state, clear) = State::restore(self.capacities, self.control.seed().load(Ordering::Acquire), found)?;
+        for cell in clear {
+            self.write(cell, 0, ABSENT);
+            self.write(cell, 1, ABSENT);
+        }
+        Ok(state)
     }
 
-    fn read<K: zerocopy::FromBytes + Clone>(&self, table: Table) -> io::Result<Vec<(K, u32)>> {
-        sys::map_read_all(self.fd(table)?)
+    /// What was counted beside these rules, and beside those that are gone.
+    pub(super) fn counts(&self, rules: impl Iterator<Item = (RuleKey, u32)>) -> Vec<(EdgeKey, u64)> {
+        let mut all: Vec<_> = self.retired.sums().collect();
+        for (rule, place) in rules {
+            for (edge, count) in beside(self.rows(Table::Rules), &rule, place) {
+                let n = count.load(Ordering::Acquire);
+                if n > 0 {
+                    all.push((edge, n));
+                }
+            }
+        }
+        all
     }
 
-    fn insert_all<K>(&self, table: Table, keys: &[K], indexes: &[u32]) -> io::Result<()> {
-        sys::map_update_all(self.fd(table)?, keys, indexes)
+    /// What was counted beside rules that are gone and found no room, by direction.
+    pub(super) fn without_room(&self) -> impl Iterator<Item = (Direction, u64)> {
+        self.retired.without_room()
     }
 
     /// Sets the flags given by `mask` to `value`, leaving the others.
@@ -137,32 +237,6 @@ impl Tables {
         let flags = self.control.flags();
         flags.fetch_or(value & mask, Ordering::AcqRel);
         flags.fetch_and(value | !mask, Ordering::AcqRel);
-    }
-}
-
-/// The keys of each table.
-#[derive(Default)]
-struct Split {
-    cgroups: Vec<u64>,
-    addresses: Vec<Addr>,
-    address_ports: Vec<AddrPort>,
-    prefixes: Vec<PrefixKey>,
-    rules: Vec<RuleKey>,
-}
-
-impl Split {
-    fn of<'k>(keys: impl Iterator<Item = &'k Key>) -> Self {
-        let mut split = Self::default();
-        for key in keys {
-            match *key {
-                Key::Cgroup(k) => split.cgroups.push(k),
-                Key::Address(k) => split.addresses.push(k),
-                Key::AddressPort(k) => split.address_ports.push(k),
-                Key::Prefix(k) => split.prefixes.push(k),
-                Key::Rule(k) => split.rules.push(k),
-            }
-        }
-        split
     }
 }
 
@@ -179,30 +253,51 @@ impl Kernel for Tables {
 
     fn write(&mut self, cell: Cell, half: usize, payload: u64) {
         match cell {
-            Cell::Slot(index) => self.slots.write(index, half, payload),
-            Cell::Baseline(id) => self.baselines.write(id.0, half, payload),
+            Cell::Slot(table, index) => self.rows(table).set_slot(index, half, payload),
+            Cell::Baseline(id) => self.baselines.set_slot(id.0, half, payload),
+            Cell::Mask(table) => {
+                for (n, _) in SEARCHED.into_iter().enumerate().filter(|(_, (t, _))| *t == table) {
+                    // A mask is never wider: sizes are those of arrays.
+                    let mask = u32::try_from(payload).unwrap_or(u32::MAX);
+                    self.control.mask(n, half).store(mask, Ordering::Release);
+                }
+            }
         }
     }
 
-    fn insert(&mut self, entries: &[(Key, u32)]) -> io::Result<()> {
-        let indexes = |table| -> Vec<u32> {
-            entries.iter().filter(|(k, _)| k.table() == table).map(|(_, index)| *index).collect()
+    fn name(&mut self, key: &Key, index: u32) {
+        let rows = self.rows(key.table());
+        let words = |words: &[u64]| {
+            for (n, word) in words.iter().enumerate() {
+                rows.word(index, KEY + n).store(*word, Ordering::Release);
+            }
         };
-        let keys = Split::of(entries.iter().map(|(k, _)| k));
-        self.insert_all(Table::Cgroups, &keys.cgroups, &indexes(Table::Cgroups))?;
-        self.insert_all(Table::Addresses, &keys.addresses, &indexes(Table::Addresses))?;
-        self.insert_all(Table::AddressPorts, &keys.address_ports, &indexes(Table::AddressPorts))?;
-        self.insert_all(Table::Prefixes, &keys.prefixes, &indexes(Table::Prefixes))?;
-        self.insert_all(Table::Rules, &keys.rules, &indexes(Table::Rules))
+        match key {
+            Key::Cgroup(id) => words(&[*id]),
+            Key::Address(a) => words(&places::address(a)),
+            Key::AddressPort(k) => words(&places::address_port(k)),
+            Key::Rule(k) => words(&places::rule(k)),
+            Key::Prefix(_) => {}
+        }
     }
 
-    fn delete(&mut self, keys: &[Key]) -> io::Result<()> {
-        let keys = Split::of(keys.iter());
-        sys::map_delete_all(self.fd(Table::Cgroups)?, &keys.cgroups)?;
-        sys::map_delete_all(self.fd(Table::Addresses)?, &keys.addresses)?;
-        sys::map_delete_all(self.fd(Table::AddressPorts)?, &keys.address_ports)?;
-        sys::map_delete_all(self.fd(Table::Prefixes)?, &keys.prefixes)?;
-        sys::map_delete_all(self.fd(Table::Rules)?, &keys.rules)
+    fn insert(&mut self, entries: &[(PrefixKey, u32)]) -> io::Result<()> {
+        let (keys, indexes): (Vec<PrefixKey>, Vec<u32>) = entries.iter().copied().unzip();
+        sys::map_update_all(self.prefixes.as_fd(), &keys, &indexes)
+    }
+
+    fn delete(&mut self, keys: &[PrefixKey]) -> io::Result<()> {
+        sys::map_delete_all(self.prefixes.as_fd(), keys)
+    }
+
+    fn retire(&mut self, rules: &[(RuleKey, u32)]) -> io::Result<()> {
+        let rows = &self.rows[&Table::Rules];
+        for (rule, place) in rules {
+            for (edge, count) in beside(rows, rule, *place) {
+                self.retired.take(edge, *place, count)?;
+            }
+        }
+        Ok(())
     }
 
     fn set_levels(&mut self, levels: u32) {
