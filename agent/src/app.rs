@@ -12,6 +12,7 @@ pub mod kernel;
 pub mod log;
 pub mod sightings;
 pub mod snapshot;
+pub mod surface;
 
 pub use failure::Failure;
 pub use snapshot::{Accounts, Names, Snapshot};
@@ -89,7 +90,8 @@ pub async fn run<K: Kernel>(
     let (healthy, health) = watch::channel(history.health());
     let (logged, log_health) = watch::channel(None);
     let decision_log = config.decision_log.clone();
-    let accounts = Accounts { history: health, log: log_health };
+    let (measured, surface) = watch::channel(None);
+    let accounts = Accounts { history: health, log: log_health, surface };
     let mut engine = Engine::new(file, config, hierarchy, state, kernel, accounts).map_err(Failure::Other)?;
     engine.first().await?;
 
@@ -101,6 +103,8 @@ pub async fn run<K: Kernel>(
     let keep = Keep::new(Box::new(history), stored, snapshots.clone(), sightings.clone());
     let task = keep.clone().run(healthy, stopped.clone());
     tasks.spawn(async move { ("the history", task.await) });
+    let task = surface::run(snapshots.clone(), measured, stopped.clone());
+    tasks.spawn(async move { ("the surface", task.await) });
     let log = decision_log.map(|config| {
         let (way, ear) = log::way();
         let task = log::run(config, ear, snapshots.clone(), logged, stopped.clone());

@@ -12,6 +12,7 @@ mod observe;
 mod policy;
 mod preflight;
 mod probe;
+mod report;
 mod status;
 mod table;
 mod uninstall;
@@ -72,6 +73,12 @@ enum Command {
         It makes cgroups and network namespaces of its own, and touches no other agent.\n\n\
         Exit codes: 0 what should be contained is, 1 something isn't, 2 it couldn't be tried; 10 to 13 as for agent.")]
     Probe(probe::Args),
+    /// Show whom each identity can reach, and the lateral-movement surface; or look a decision log over
+    #[command(after_help = "Examples:\n  bulkhead report\n  bulkhead report --json | jq .surface\n  \
+        bulkhead report verify /var/log/bulkhead/decisions.jsonl\n\n\
+        docs/blast-radius.md says what the numbers mean.\n\n\
+        Exit codes: 0 shown, 2 the agent couldn't be asked.")]
+    Report(report::Args),
     /// Take everything off: programs, links and maps; nothing is contained afterwards
     #[command(after_help = "Examples:\n  systemctl disable --now bulkhead && bulkhead uninstall\n  \
         bulkhead uninstall --config /etc/bulkhead/bulkhead.yaml\n\n\
@@ -104,6 +111,7 @@ pub fn main() -> ExitCode {
         Command::Policy(command) => policy::run(&command),
         Command::Preflight(args) => preflight::run(&args),
         Command::Probe(args) => probe::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Uninstall(args) => uninstall::run(&args),
     };
     exit::code(answer)

@@ -95,7 +95,7 @@ pub struct Revision {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Entry {
     /// When, RFC 3339, UTC.
-    pub time: String,
+    pub at: String,
     /// What.
     #[serde(flatten)]
     pub told: Told,

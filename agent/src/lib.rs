@@ -15,6 +15,7 @@
 //! | [`store`] | the history of this host, on disk |
 //! | [`graph`] | a history drawn: dot, mermaid, SVG, HTML, text |
 //! | [`declog`] | the decision log: lines, their chain, their files |
+//! | [`report`] | whom each identity can reach |
 //! | [`config`] | the agent's file |
 //! | [`sources`] | cgroups, files, addresses: what changes on the host |
 //! | [`datapath`] | the kernel side: load, pin, attach, commit, watch |
@@ -37,6 +38,7 @@ pub mod inventory;
 pub mod plan;
 pub mod policy;
 pub mod probe;
+pub mod report;
 pub mod serve;
 pub mod sources;
 pub mod store;

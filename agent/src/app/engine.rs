@@ -469,6 +469,7 @@ impl<K: Kernel> Engine<K> {
             },
             generation: self.kernel.generation(),
             history: self.accounts.history.borrow().clone(),
+            surface: *self.accounts.surface.borrow(),
             inventory: self.assembled.inventory.clone(),
             policies: self.policies.set.clone(),
             names: self.names(),

@@ -210,7 +210,7 @@ impl Writer {
             .map(|Heard { event, executable, time }| {
                 let policy = self.revision(event.epoch);
                 let told = Told::Decision(decision(&event, &snapshot.names, executable, time));
-                (time, Entry { time: rfc3339(time), told, policy })
+                (time, Entry { at: rfc3339(time), told, policy })
             })
             .collect();
         self.write(&entries);
@@ -236,7 +236,7 @@ impl Writer {
             let (egress_rule, ingress_rule) = self.rules_of(&key);
             let edge = flows::edge(&key, |p| snapshot.names.peer(p));
             let told = Told::Allowed(Allowed { edge, count, egress_rule, ingress_rule, since: self.since, epoch });
-            entries.push((now, Entry { time: rfc3339(now), told, policy: policy.clone() }));
+            entries.push((now, Entry { at: rfc3339(now), told, policy: policy.clone() }));
         }
         self.counted = counted;
         self.since = now;
@@ -302,7 +302,7 @@ impl Writer {
 
     fn now(&self, told: Told) -> (u64, Entry) {
         let now = super::engine::now();
-        (now, Entry { time: rfc3339(now), told, policy: self.health.policy.clone() })
+        (now, Entry { at: rfc3339(now), told, policy: self.health.policy.clone() })
     }
 
     /// Appends in pieces, and gives whether all went well. Entries of a piece that didn't are counted, unless they are

@@ -6,6 +6,7 @@ use crate::flows::{Edges, PeerName};
 use crate::identity::Identity;
 use crate::inventory::Inventory;
 use crate::policy::{PolicySet, RuleTable};
+use crate::report::Surface;
 use crate::serve::api::{EdgeLine, Filter, Status};
 use crate::store;
 use bulkhead_common::PeerId;
@@ -43,6 +44,8 @@ pub struct Accounts {
     pub history: watch::Receiver<store::Health>,
     /// The decision log, if there is one.
     pub log: watch::Receiver<Option<declog::Health>>,
+    /// The lateral-movement surface, once it was computed.
+    pub surface: watch::Receiver<Option<Surface>>,
 }
 
 impl Accounts {
@@ -63,6 +66,8 @@ pub struct Snapshot {
     pub generation: u64,
     /// How the history is.
     pub history: store::Health,
+    /// The lateral-movement surface, once it was computed.
+    pub surface: Option<Surface>,
     /// What the ruleset was compiled from ...
     pub inventory: Inventory,
     /// ... and its policies.

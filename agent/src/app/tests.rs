@@ -1,5 +1,7 @@
 //! The whole loop with a kernel side in memory: real files, real watches, a real control socket.
 
+mod accounts;
+
 use super::kernel::{Events, Kernel};
 use super::*;
 use crate::image::Image;
@@ -195,6 +197,12 @@ impl Rig {
         self.get("/status").await
     }
 
+    async fn stop_and(self, look: impl FnOnce()) {
+        // The folder goes with what is returned here.
+        let _folder = self.stop().await;
+        look();
+    }
+
     async fn stop(mut self) -> tempfile::TempDir {
         drop(self.end.take());
         self.agent.await.expect("no panic").unwrap_or_else(|e| panic!("{e}"));
@@ -365,34 +373,4 @@ async fn a_task_that_ends_early_ends_the_agent() {
     drop(events);
     let ended = tokio::time::timeout(Duration::from_secs(10), agent).await.expect("in time").expect("no panic");
     assert!(matches!(ended, Err(Failure::Other(e)) if format!("{e:#}").contains("events failed")));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_was_seen_outlives_the_agent_and_a_restart_counts_nothing_twice() {
-    use crate::history::History;
-    let key = EdgeKey { src: 256, dst: 257, port: 5432, proto: 6, ..EdgeKey::default() };
-    let rig = Rig::start().await;
-    let attempts = |h: &History| h.records.iter().map(|r| r.counts.attempts).sum::<u64>();
-    rig.memory().edges = vec![(key, 7)];
-    rig.until("it is stored", || async { attempts(&rig.get("/history").await) == 7 }).await;
-    let folder = rig.stop().await;
-
-    // The maps are the same, and counted on while nobody looked.
-    let rig = Rig::start_in(folder).await;
-    rig.memory().edges = vec![(key, 9)];
-    rig.until("the rest is added", || async { attempts(&rig.get("/history").await) == 9 }).await;
-    let h: History = rig.get("/history?since=0").await;
-    let r = &h.records[0];
-    assert_eq!((r.link.source.id.as_str(), r.link.destination.id.as_str()), ("spiffe://t/web", "spiffe://t/db"));
-    assert!(h.window.watched > 0 && h.window.watched <= h.window.to - h.window.from, "{:?}", h.window);
-    assert!(rig.get::<History>("/history?until=5").await.records.is_empty());
-    let folder = rig.stop().await;
-
-    // A damaged file is said, and service goes on.
-    std::fs::write(folder.path().join("state/default/history.db"), "x".repeat(9000)).expect("written");
-    let rig = Rig::start_in(folder).await;
-    rig.memory().edges = vec![(key, 9)];
-    rig.until("a new one is begun", || async { attempts(&rig.get("/history").await) == 9 }).await;
-    rig.until("it is told", || async { rig.status().await.faults.iter().any(|f| f.contains("damaged-1")) }).await;
-    rig.stop().await;
 }

@@ -36,7 +36,7 @@ struct Unmapped<'a> {
 
 /// An entry as an event.
 pub(super) fn activity<'a>(entry: &Entry, at: u64, seq: u64, prev: &'a Hash) -> Activity<'a> {
-    let Entry { time, told, policy } = entry;
+    let Entry { at: time, told, policy } = entry;
     let (activity, severity, fields, own) = match told {
         Told::Decision(d) => decision(d),
         Told::Allowed(a) => allowed(a, at),

@@ -1,6 +1,6 @@
 //! Looking a log over: is each line as it was written, and does each follow on the one before?
 
-use super::chain::{Chain, Hash, open};
+use super::chain::{Hash, open};
 use serde::Serialize;
 use std::io::{self, BufRead, Read};
 
@@ -31,9 +31,20 @@ pub struct Verified {
     pub hash: Option<String>,
     /// What is wrong.
     pub findings: Vec<Finding>,
+    /// A hash that was kept elsewhere and has to be in the log.
+    #[serde(skip)]
+    pub wanted: Option<String>,
 }
 
 impl Verified {
+    /// After the last file: whether the wanted hash was there.
+    pub fn end(&mut self) {
+        if let Some(hash) = self.wanted.take() {
+            let what = format!("no line has the hash {hash}: the log was cut off before it, or made anew");
+            self.findings.push(Finding { file: "the log".to_owned(), line: 0, what });
+        }
+    }
+
     /// Takes up the next file, in the order in which they were written.
     ///
     /// # Errors
@@ -62,6 +73,9 @@ impl Verified {
             );
         };
         let sequence = sealed.sequence;
+        if sealed.holds {
+            self.wanted.take_if(|w| w == sealed.hash.as_str());
+        }
         let before = self.last.zip(self.hash.as_ref());
         let what = match before {
             Some(_) if sealed.holds && sequence == 1 && sealed.previous == Hash::none() => {
@@ -94,11 +108,5 @@ impl Verified {
             self.hash = Some(sealed.hash.as_str().to_owned());
         }
         what
-    }
-
-    /// The end of the chain.
-    pub fn chain(&self) -> Chain {
-        let hash = self.hash.as_deref().and_then(Hash::read);
-        self.last.zip(hash).map_or_else(Chain::default, |(sequence, hash)| Chain { sequence, hash })
     }
 }

@@ -97,6 +97,7 @@ pub async fn serve(
         .route("/observe", get(observe))
         .route("/explain", get(explain))
         .route("/history", get(history))
+        .route("/report", get(report))
         .with_state(shared);
     let end = async move { while !*stopped.borrow_and_update() && stopped.changed().await.is_ok() {} };
     Ok(axum::serve(RootOnly(listener), router).with_graceful_shutdown(end).await?)
@@ -177,5 +178,14 @@ async fn history(State(shared): State<Shared>, Query(span): Query<Span>) -> Resp
         Ok(Ok(history)) => Json(history).into_response(),
         Ok(Err(e)) => (StatusCode::INTERNAL_SERVER_ERROR, e.to_string()).into_response(),
         Err(e) => (StatusCode::INTERNAL_SERVER_ERROR, format!("the history couldn't be read: {e}")).into_response(),
+    }
+}
+
+/// What can reach what by the ruleset in force: a [`crate::report::Report`].
+async fn report(State(shared): State<Shared>) -> Response {
+    let now = shared.now();
+    match tokio::task::spawn_blocking(move || crate::app::surface::of(&now)).await {
+        Ok(report) => Json(report).into_response(),
+        Err(e) => (StatusCode::INTERNAL_SERVER_ERROR, format!("the report couldn't be made: {e}")).into_response(),
     }
 }

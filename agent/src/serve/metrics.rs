@@ -80,7 +80,7 @@ type Labels = Vec<(&'static str, String)>;
 impl Collector for Page {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let e = &mut encoder;
-        let Snapshot { status, edges, series, history, .. } = &*self.0;
+        let Snapshot { status, edges, series, history, surface, .. } = &*self.0;
 
         let build = vec![("version", status.version.clone()), ("instance", status.instance.clone())];
         info(e, "build", "The agent", &build)?;
@@ -174,6 +174,31 @@ impl Collector for Page {
             "Executables, addresses and names that found no room in the history; their connections are counted",
             history.overflow,
         )?;
+        if let Some(s) = surface {
+            let pairs = [
+                ("all", s.pairs),
+                ("direct", s.direct),
+                ("reachable", s.reachable),
+                ("audited-direct", s.audited_direct),
+                ("audited-reachable", s.audited_reachable),
+            ];
+            let pairs = pairs.map(|(which, n)| (vec![("which", which.to_owned())], n));
+            gauges(
+                e,
+                "identity_pairs",
+                "Pairs of identities: all, and those of which one can get to the other",
+                pairs,
+            )?;
+            let mut m = e.encode_descriptor(
+                "lateral_movement_surface_ratio",
+                "The part of all pairs of identities of which one can get to the other, also by way of others",
+                None,
+                MetricType::Gauge,
+            )?;
+            for (verdict, n) in [("now", s.now()), ("audited", s.audited())] {
+                ConstGauge::new(n).encode(family(&mut m, &vec![("verdict", verdict.to_owned())])?)?;
+            }
+        }
         if let Some(log) = &status.decision_log {
             counter(e, "decision_log_lines", "Lines of the decision log written since the agent started", log.written)?;
             let dropped = [("kernel", log.dropped.kernel), ("queue", log.dropped.queue), ("disk", log.dropped.disk)];
