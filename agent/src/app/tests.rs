@@ -28,6 +28,7 @@ struct Memory {
     faults: Vec<String>,
     repaired: Vec<String>,
     refuse_commits: bool,
+    overflow: u64,
 }
 
 struct Fake {
@@ -79,7 +80,9 @@ impl Kernel for Fake {
         Ok(self.memory().edges.clone())
     }
     fn totals(&self) -> anyhow::Result<Vec<u64>> {
-        Ok(vec![0; usize::try_from(totals::LEN)?])
+        let mut all = vec![0; usize::try_from(totals::LEN)?];
+        all[usize::try_from(totals::OVERFLOW)?] = self.memory().overflow;
+        Ok(all)
     }
     fn fill(&self) -> anyhow::Result<Vec<MapFill>> {
         Ok(vec![MapFill { name: "RULES".to_owned(), used: 1, capacity: 10 }])

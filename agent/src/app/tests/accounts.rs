@@ -5,6 +5,7 @@ use crate::declog::verify::Verified;
 use crate::declog::{Entry, Told};
 use crate::history::History;
 use crate::report::Report;
+use std::collections::{BTreeMap, BTreeSet};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_seen_outlives_the_agent_and_a_restart_counts_nothing_twice() {
@@ -153,4 +154,107 @@ async fn the_report_is_of_what_is_in_force() {
     // The posture audits; the policy enforces what reaches db.
     assert_eq!((report.surface.pairs, report.surface.reachable, report.surface.audited_reachable), (2, 2, 0));
     rig.stop().await;
+}
+
+/// The metrics with their labels, as they are served when there is something of each kind.
+async fn served() -> BTreeMap<String, BTreeSet<String>> {
+    let folder = Rig::start().await.stop().await;
+    with_log(folder.path());
+    // Free a moment ago; nobody else asks for this one.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port").port();
+    let file = folder.path().join("bulkhead.yaml");
+    let text = std::fs::read_to_string(&file).expect("there");
+    std::fs::write(&file, text.replace("127.0.0.1:0", &format!("127.0.0.1:{port}"))).expect("written");
+    let rig = Rig::start_in(folder).await;
+    rig.memory().edges =
+        vec![(EdgeKey { src: 256, dst: 257, port: 22, proto: 6, outcome: 3, ..EdgeKey::default() }, 7)];
+    rig.memory().overflow = 5;
+    let mut page = String::new();
+    for what in ["bulkhead_refused_connections_total{", "bulkhead_unattributed_flows_total{", "_surface_ratio{"] {
+        while !page.contains(what) {
+            let stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.expect("it listens");
+            let (mut sender, connection) =
+                hyper::client::conn::http1::handshake(hyper_util::rt::TokioIo::new(stream)).await.expect("HTTP");
+            tokio::spawn(connection);
+            let request = hyper::Request::get("/metrics").header("host", "x").body(Empty::<Bytes>::new()).expect("one");
+            let body = sender.send_request(request).await.expect("an answer").into_body().collect().await.expect("all");
+            page = String::from_utf8(body.to_bytes().to_vec()).expect("text");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    rig.stop().await;
+    let mut all: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for line in page.lines().filter(|l| !l.starts_with('#')) {
+        let (name, rest) = line.split_at(line.find(['{', ' ']).expect("a sample"));
+        all.entry(name.to_owned()).or_default().extend(labels(rest));
+    }
+    all
+}
+
+/// The names before `=` of a selector that the text begins with.
+fn labels(text: &str) -> Vec<String> {
+    let Some(inside) = text.strip_prefix('{').and_then(|t| t.split_once('}')) else { return Vec::new() };
+    // Values have no commas in what we look at but those of samples, which come with a quote before.
+    let pairs = inside.0.split("\",").filter(|p| !p.is_empty());
+    pairs.filter_map(|p| Some(p.split_once('=')?.0.trim_end_matches('!').trim().to_owned())).collect()
+}
+
+/// Everything that Prometheus would be asked.
+fn expressions(value: &serde_json::Value, out: &mut Vec<String>) {
+    match value {
+        serde_json::Value::Object(map) => {
+            for (key, v) in map {
+                match v.as_str() {
+                    Some(text) if key == "expr" || key == "definition" => out.push(text.to_owned()),
+                    _ => expressions(v, out),
+                }
+            }
+        }
+        serde_json::Value::Array(all) => all.iter().for_each(|v| expressions(v, out)),
+        _ => {}
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn alerts_and_dashboard_name_only_metrics_and_labels_that_are_served() {
+    let served = tokio::time::timeout(Duration::from_secs(60), served()).await.expect("in time");
+    let alerts = serde_saphyr::from_str(include_str!("../../../../deploy/alerts.yaml")).expect("YAML");
+    let dashboard = serde_json::from_str(include_str!("../../../../deploy/dashboard.json")).expect("JSON");
+    for (file, value) in [("alerts.yaml", &alerts), ("dashboard.json", &dashboard)] {
+        let mut all = Vec::new();
+        expressions(value, &mut all);
+        assert!(all.len() > 10, "{file}");
+        for expression in all {
+            let mut named = 0;
+            for (at, _) in expression.match_indices("bulkhead_") {
+                let rest = &expression[at..];
+                let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(rest.len());
+                let own = served.get(&rest[..end]).unwrap_or_else(|| panic!("{file}: {} isn't served", &rest[..end]));
+                for label in labels(&rest[end..]) {
+                    // Prometheus adds this one itself.
+                    assert!(label == "instance" || own.contains(&label), "{file}: {label} of {}", &rest[..end]);
+                }
+                named += 1;
+            }
+            assert!(named > 0, "{file}: {expression}");
+        }
+    }
+}
+
+#[test]
+fn promtool_takes_the_alerts_and_their_tests_pass() {
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
+    for arguments in [["check", "rules", "alerts.yaml"], ["test", "rules", "alerts.test.yaml"]] {
+        match std::process::Command::new("promtool").args(arguments).current_dir(&deploy).output() {
+            Ok(done) => {
+                let said = [done.stdout, done.stderr].concat();
+                assert!(done.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&said));
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                println!("SKIPPED: promtool isn't installed: `cargo xtask setup --for lint` brings it");
+                return;
+            }
+            Err(e) => panic!("promtool: {e}"),
+        }
+    }
 }
