@@ -4,12 +4,14 @@
 //! say where to look; one task ([`engine::Engine`]) looks, compiles, and commits what differs. Every task is in one
 //! set, and one that ends early ends the process. At the end nothing is taken off: what is in force stays pinned.
 
+pub mod clock;
 pub mod engine;
 pub mod events;
 pub mod failure;
 pub mod keep;
 pub mod kernel;
 pub mod log;
+pub mod overrides;
 pub mod sightings;
 pub mod snapshot;
 pub mod surface;
@@ -18,6 +20,7 @@ pub use failure::Failure;
 pub use snapshot::{Accounts, Names, Snapshot};
 
 use crate::config::Config;
+use crate::serve::api::Status;
 use crate::serve::{control, metrics};
 use crate::sources::hierarchy::Hierarchy;
 use crate::sources::state::State;
@@ -31,13 +34,15 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinSet;
 
 /// How long the tasks have to finish once the end was asked for.
 const DRAIN: Duration = Duration::from_secs(5);
 /// How many decisions a follower may be behind before it misses some.
 const FOLLOWER_BACKLOG: usize = 4096;
+/// How many orders may wait.
+const ORDERS: usize = 16;
 
 /// The file of the history in the state folder.
 const HISTORY: &str = "history.db";
@@ -62,16 +67,7 @@ pub async fn run<K: Kernel>(
     end: impl Future<Output = ()>,
 ) -> Result<(), Failure> {
     let Start { file, config, hierarchy } = start;
-    let state = State::open(&config.state, &config.instance).map_err(Failure::Other)?;
-    let Some(_lock) = state.lock().map_err(Failure::Other)? else {
-        return Err(Failure::AlreadyRunning(config.instance));
-    };
-    for path in &config.attach {
-        let directory = hierarchy.directory(path);
-        std::fs::create_dir_all(&directory)
-            .with_context(|| format!("the attach point {} doesn't exist and can't be made", directory.display()))
-            .map_err(Failure::Attach)?;
-    }
+    let (state, _lock) = claim(&config, &hierarchy)?;
     // Bound before anything is in force, so that a bad address is found while it is still harmless.
     let control = control::bind(&config.socket).map_err(Failure::Other)?;
     let scrape = match config.metrics {
@@ -92,7 +88,7 @@ pub async fn run<K: Kernel>(
     let decision_log = config.decision_log.clone();
     let (measured, surface) = watch::channel(None);
     let accounts = Accounts { history: health, log: log_health, surface };
-    let mut engine = Engine::new(file, config, hierarchy, state, kernel, accounts).map_err(Failure::Other)?;
+    let mut engine = Engine::new(file, config, hierarchy, state, kernel).map_err(Failure::Other)?.with(accounts);
     engine.first().await?;
 
     let (publish, snapshots) = watch::channel(Arc::new(engine.snapshot()));
@@ -126,13 +122,14 @@ pub async fn run<K: Kernel>(
             ("the kernel's log", Err(broken))
         });
     }
-    let task = control::serve(control, snapshots.clone(), decisions.clone(), keep, stopped.clone());
+    let (give_orders, orders) = mpsc::channel(ORDERS);
+    let task = control::serve(control, snapshots.clone(), decisions.clone(), keep, give_orders, stopped.clone());
     tasks.spawn(async move { ("the control socket", task.await) });
     if let Some(listener) = scrape {
         let task = metrics::serve(listener, snapshots.clone(), stopped.clone());
         tasks.spawn(async move { ("metrics", task.await) });
     }
-    let task = engine.run(publish, decisions, stopped);
+    let task = engine.run(publish, decisions, orders, stopped);
     tasks.spawn(async move { ("the ruleset", task.await) });
     notify("READY=1");
     tracing::info!(epoch = snapshots.borrow().status.epoch, "ready");
@@ -155,6 +152,38 @@ pub async fn run<K: Kernel>(
         tracing::warn!("some tasks didn't end within {} s and are dropped", DRAIN.as_secs());
     }
     outcome
+}
+
+/// Puts in force what the files, or their last good forms, say now, and ends: for a machine that has just been started,
+/// before there is a network. The agent that comes later adopts it.
+///
+/// # Errors
+/// Why it couldn't be.
+pub async fn once<K: Kernel>(
+    start: Start,
+    open: impl FnOnce(&Config, &Hierarchy) -> Result<K, Failure>,
+) -> Result<Status, Failure> {
+    let Start { file, config, hierarchy } = start;
+    let (state, _lock) = claim(&config, &hierarchy)?;
+    let kernel = open(&config, &hierarchy)?;
+    let mut engine = Engine::new(file, config, hierarchy, state, kernel).map_err(Failure::Other)?;
+    engine.first().await?;
+    Ok(engine.snapshot().status)
+}
+
+/// Takes the state folder for this process, and makes sure of the attach points.
+fn claim(config: &Config, hierarchy: &Hierarchy) -> Result<(State, std::fs::File), Failure> {
+    let state = State::open(&config.state, &config.instance).map_err(Failure::Other)?;
+    let Some(lock) = state.lock().map_err(Failure::Other)? else {
+        return Err(Failure::AlreadyRunning(config.instance.clone()));
+    };
+    for path in &config.attach {
+        let directory = hierarchy.directory(path);
+        std::fs::create_dir_all(&directory)
+            .with_context(|| format!("the attach point {} doesn't exist and can't be made", directory.display()))
+            .map_err(Failure::Attach)?;
+    }
+    Ok((state, lock))
 }
 
 /// What to say of a task that ended although nobody asked it to.

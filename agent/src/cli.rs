@@ -5,10 +5,12 @@
 
 mod agent;
 mod client;
+mod early;
 mod exit;
 mod explain;
 mod graph;
 mod observe;
+mod orders;
 mod policy;
 mod preflight;
 mod probe;
@@ -40,6 +42,11 @@ enum Command {
         15 another agent is there, 16 a bad configuration, 17 built without the eBPF programs,\n\
         18 the kernel refused to load them, 19 they couldn't be attached.")]
     Agent(agent::Args),
+    /// Put the last ruleset in force and end: for early boot, before the agent and the network
+    #[command(after_help = "Examples:\n  bulkhead early --config /etc/bulkhead/bulkhead.yaml\n\n\
+        deploy/bulkhead-early.service runs it. Files that aren't good count in their last good form.\n\n\
+        Exit codes: 0 in force, 1 something failed, 10 to 19 as for agent (15: an agent runs, so there is no need).")]
+    Early(early::Args),
     /// Show what is in force, what is wrong, and what isn't contained
     #[command(after_help = "Examples:\n  bulkhead status\n  bulkhead status --json | jq .not_contained\n\n\
         Exit codes: 0 fine, 1 there are faults, errors or things not contained, 2 the agent couldn't be asked.")]
@@ -60,6 +67,32 @@ enum Command {
         bulkhead explain --from spiffe://example.org/web --to world --port 443 --offline --config FILE\n\n\
         Exit codes: 0 let through now, 1 denied now, 2 couldn't be asked.")]
     Explain(explain::Args),
+    /// Withdraw an identity: it is denied both ways, and its live connections end
+    #[command(after_help = "Examples:\n  bulkhead revoke spiffe://example.org/payments/api --dry-run\n  \
+        bulkhead revoke spiffe://example.org/payments/api --reason 'key leaked, INC-1234'\n\n\
+        It stays revoked, over restarts too, until `bulkhead restore`; under break-glass as well.\n\n\
+        Exit codes: 0 revoked, or a dry run that would cut nothing, 1 a dry run that would cut something,\n\
+        2 not done: no such ID here, or the agent couldn't be asked.")]
+    Revoke(orders::Revoke),
+    /// Give a revoked identity back what its rules allow
+    #[command(after_help = "Examples:\n  bulkhead restore spiffe://example.org/payments/api\n\n\
+        Exit codes: 0 restored, 2 not done: it isn't revoked, or the agent couldn't be asked.")]
+    Restore(orders::Restore),
+    /// Turn enforcement to audit for a while; also with the agent dead
+    #[command(after_help = "Examples:\n  \
+        bulkhead break-glass --scope node --for 1h --reason 'checkout is down, INC-1234'\n  \
+        bulkhead break-glass --scope workload=spiffe://example.org/db --for 10m --reason test\n  \
+        bulkhead break-glass --end\n\n\
+        It ends by itself. Without an agent only `--scope node` can be done, on what is pinned.\n\
+        Without this program: docs/operations.md.\n\n\
+        Exit codes: 0 done, 2 not done.")]
+    BreakGlass(orders::Glass),
+    /// Turn a posture or a policy to enforce, and back again unless that is confirmed
+    #[command(after_help = "Examples:\n  bulkhead enforce --confirm-within 10m --namespace payments --dry-run\n  \
+        bulkhead enforce --confirm-within 10m --policy payments/ledger\n  \
+        bulkhead enforce --confirm\n  bulkhead enforce --revert\n\n\
+        Exit codes: 0 done, or a dry run that would cut nothing, 1 a dry run that would cut something, 2 not done.")]
+    Enforce(orders::Enforce),
     /// Work with policy files
     #[command(subcommand)]
     Policy(policy::Command),
@@ -104,10 +137,15 @@ pub fn main() -> ExitCode {
     }
     let answer = match command {
         Command::Agent(args) => agent::run(args),
+        Command::Early(args) => early::run(args),
         Command::Status(args) => status::run(&args),
         Command::Observe(args) => observe::run(&args),
         Command::Graph(args) => graph::run(&args),
         Command::Explain(args) => explain::run(&args),
+        Command::Revoke(args) => orders::revoke(args),
+        Command::Restore(args) => orders::restore(args),
+        Command::BreakGlass(args) => orders::break_glass(&args),
+        Command::Enforce(args) => orders::enforce(args),
         Command::Policy(command) => policy::run(&command),
         Command::Preflight(args) => preflight::run(&args),
         Command::Probe(args) => probe::run(&args),

@@ -9,6 +9,8 @@
 //! complete set of programs and a whole ruleset.
 
 mod counters;
+mod destroy;
+mod drift;
 mod error;
 mod events;
 mod features;
@@ -16,6 +18,7 @@ mod links;
 mod memory;
 mod object;
 mod old_sockets;
+mod open_up;
 mod options;
 mod pins;
 mod retired;
@@ -26,9 +29,12 @@ mod uninstall;
 mod watch;
 
 pub use counters::{MapFill, Totals};
+pub use destroy::{Cut, Walk};
+pub use drift::Drift;
 pub use error::{AttachError, CommitError, OpenError, UninstallError};
 pub use events::Events;
 pub use features::{Feature, features};
+pub use open_up::open_up;
 pub use options::{Committed, Limits, Options, Origin, ProgramStatus, Timings};
 pub use uninstall::{Report, uninstall};
 pub use watch::Fault;

@@ -330,7 +330,7 @@ impl State {
         let mut state = Self::new(capacities, seed);
         for (table, seats) in &mut state.seats {
             let size = found.sizes.get(table).copied().unwrap_or_default();
-            if size.is_power_of_two() && size <= places::places(capacities.of(*table)) {
+            if size.is_power_of_two() && size <= places::most_places(capacities.of(*table)) {
                 *seats = Seats::new(size);
             }
         }
@@ -457,7 +457,7 @@ impl State {
     /// Finds places for what a plan adds to a searched table. Where there are too few, everything in the table gets a
     /// place in a larger one.
     fn seat(&self, table: Table, seats: &Seats, needed: usize, next: &Image, plan: &mut Plan) -> Result<(), Refused> {
-        let most = places::places(self.capacities.of(table));
+        let most = places::most_places(self.capacities.of(table));
         let wanted = places::places(u32::try_from(needed).unwrap_or(u32::MAX));
         if wanted <= seats.size() {
             let mut promised = HashSet::new();

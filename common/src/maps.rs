@@ -58,11 +58,11 @@ pub mod capacity {
     /// Entries of [`super::ADDRESSES`].
     pub const ADDRESSES: u32 = 1 << 16;
     /// Entries of [`super::ADDRESS_PORTS`].
-    pub const ADDRESS_PORTS: u32 = 1 << 14;
+    pub const ADDRESS_PORTS: u32 = 1 << 13;
     /// Entries of [`super::PREFIXES`].
     pub const PREFIXES: u32 = 1 << 14;
     /// Entries of [`super::RULES`].
-    pub const RULES: u32 = 1 << 17;
+    pub const RULES: u32 = 1 << 16;
     /// Entries of [`super::EDGES`].
     pub const EDGES: u32 = 1 << 16;
     /// Entries of [`super::FLOWS`] and of [`super::WORLD_FLOWS`].

@@ -21,7 +21,7 @@ use crate::maps::{AddrPort, RuleKey};
 /// A slot of a place that holds nothing in this epoch, while a search goes on beyond it.
 pub const GONE: u64 = 1;
 /// How many places a search looks at. A key that finds none among them doesn't fit the table.
-pub const PROBES: u32 = 64;
+pub const PROBES: u32 = 24;
 /// The first word of a place's key.
 pub const KEY: usize = 2;
 /// Words of a place of [`crate::maps::CGROUPS`].
@@ -41,7 +41,7 @@ pub const SMALLEST: u32 = 16;
 
 /// How many places a table has that shall hold so many entries: at most every second one is taken.
 pub const fn places(entries: u32) -> u32 {
-    let most = 1 << 29;
+    let most = 1 << 28;
     if entries >= most / 2 {
         return most;
     }
@@ -49,9 +49,14 @@ pub const fn places(entries: u32) -> u32 {
     if places < SMALLEST { SMALLEST } else { places }
 }
 
+/// How many places a table for so many entries may get where keys crowd: at most every fourth one is taken.
+pub const fn most_places(entries: u32) -> u32 {
+    places(entries) * 2
+}
+
 /// How many places the array of a table has that shall hold up to so many entries.
 pub const fn array(entries: u32) -> u32 {
-    places(entries) * 2
+    most_places(entries) * 2
 }
 
 /// The place at which a search has arrived, in the table whose size is one more than `mask`.
@@ -63,7 +68,6 @@ pub const fn place(at: u32, mask: u32) -> u32 {
 /// Where the search for a key begins, before it is cut to the table's size. The seed is the table's secret, so that
 /// nobody can choose keys that all begin at one place.
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "the upper half is shifted into the lower")]
 pub const fn home<const W: usize>(seed: u64, key: &[u64; W]) -> u32 {
     // 2^64 divided by the golden ratio, and a multiplier of murmur3's last step. A product's upper half depends on all of
     // the lower half of what is multiplied, and folding brings the upper half there.

@@ -166,9 +166,7 @@ fn foreign(own: &Binding, stamp: *const Stamp, cgroup: u64) -> bool {
     // SAFETY: a non-null stamp points to the socket's storage.
     unsafe {
         // Without a cgroup it was made from what the packets told, and nobody knows the maker.
-        (*stamp).cgroup != 0
-            && (*stamp).cgroup != cgroup
-            && (own.instance == 0 || (*stamp).instance != own.instance)
+        (*stamp).cgroup != 0 && (*stamp).cgroup != cgroup && (own.instance == 0 || (*stamp).instance != own.instance)
     }
 }
 

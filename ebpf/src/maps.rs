@@ -25,7 +25,8 @@ pub static CGROUPS: Array<[u64; CGROUP_WORDS], { array(cap::CGROUPS) as usize },
 #[btf_map]
 pub static ADDRESSES: Array<[u64; ADDRESS_WORDS], { array(cap::ADDRESSES) as usize }, MMAPABLE> = Array::new();
 #[btf_map]
-pub static ADDRESS_PORTS: Array<[u64; ADDRESS_PORT_WORDS], { array(cap::ADDRESS_PORTS) as usize }, MMAPABLE> = Array::new();
+pub static ADDRESS_PORTS: Array<[u64; ADDRESS_PORT_WORDS], { array(cap::ADDRESS_PORTS) as usize }, MMAPABLE> =
+    Array::new();
 #[btf_map]
 pub static PREFIXES: LpmTrie<[u8; 16], u32, { cap::PREFIXES as usize }, NO_PREALLOC> = LpmTrie::new();
 #[btf_map]

@@ -61,13 +61,7 @@ fn total(index: u32) {
 }
 
 #[inline(always)]
-fn count(s: Snapshot, flow: &Flow, direction: Direction, outcome: Outcome, reason: Reason) {
-    // By far the most is what a rule for just that port allows.
-    if matches!(outcome, Outcome::Allowed) && matches!(reason, Reason::Rule) {
-        if s.count_beside(flow, direction) {
-            return;
-        }
-    }
+fn count(flow: &Flow, direction: Direction, outcome: Outcome, reason: Reason) {
     let key = EdgeKey {
         src: flow.src.0,
         dst: flow.dst.0,
@@ -97,10 +91,10 @@ pub fn tells(s: Snapshot, outcome: Outcome) -> bool {
     !matches!(outcome, Outcome::Allowed) || s.flags() & Control::EMIT_ALLOWED != 0
 }
 
-/// Counts a decision and sends an event where one is due. Gives 1, or 0 if there was nothing to record. A global
-/// function: the verifier looks at it once, and knows nothing of `d` but its type.
+/// Counts a decision unless that was done, and sends an event where one is due. Gives 1, or 0 if there was nothing to
+/// record. A global function: the verifier looks at it once, and knows nothing of `d` but its type.
 #[unsafe(no_mangle)]
-pub extern "C" fn bulkhead_record(epoch: u32, d: *const Decision) -> u32 {
+pub extern "C" fn bulkhead_record(epoch: u32, d: *const Decision, counted: u32) -> u32 {
     if d.is_null() {
         return 0;
     }
@@ -110,7 +104,9 @@ pub extern "C" fn bulkhead_record(epoch: u32, d: *const Decision) -> u32 {
     let Decision { flow, direction, ends: e, judgement: j, hook, pid, comm } = d;
     let direction = *direction;
     let outcome = j.outcome();
-    count(s, flow, direction, outcome, j.reason);
+    if counted == 0 {
+        count(flow, direction, outcome, j.reason);
+    }
     if !tells(s, outcome) {
         return 1;
     }
@@ -153,5 +149,10 @@ pub extern "C" fn bulkhead_record(epoch: u32, d: *const Decision) -> u32 {
 #[inline(always)]
 pub fn record(s: Snapshot, d: &Decision) {
     log::decision(d);
-    bulkhead_record(s.epoch, d);
+    // By far the most is what a rule for just that port allows. Counted from here, so that no stack is on top of another.
+    let by_rule = matches!(d.judgement.outcome(), Outcome::Allowed) && matches!(d.judgement.reason, Reason::Rule);
+    let counted = by_rule && s.count_beside(&d.flow, d.direction);
+    if !counted || tells(s, Outcome::Allowed) {
+        bulkhead_record(s.epoch, d, counted as u32);
+    }
 }

@@ -59,9 +59,7 @@ impl Snapshot {
     fn mask(&self, n: usize) -> u32 {
         match CONTROL.get_ptr(0) {
             // SAFETY: as above; `n` is a constant below 4, and the other index 0 or 1.
-            Some(c) => unsafe {
-                read_volatile(addr_of!((*c).masks[n]).cast::<u32>().add((self.epoch & 1) as usize))
-            },
+            Some(c) => unsafe { read_volatile(addr_of!((*c).masks[n]).cast::<u32>().add((self.epoch & 1) as usize)) },
             None => 0,
         }
     }

@@ -130,26 +130,6 @@ const UNKNOWN: Binding = Binding::of(PeerId::UNKNOWN_WORKLOAD);
 // The functions named `bulkhead_…` are global ones: the verifier looks at each once, not at every call, and knows
 // nothing of their arguments but their types. Hence raw pointers, checked for null, and scalars as results.
 
-/// The workload of the calling process, encoded; 0 if it is unknown.
-#[unsafe(no_mangle)]
-pub extern "C" fn bulkhead_caller(epoch: u32) -> u64 {
-    // SAFETY: the helper takes any level and gives 0 for one that doesn't exist.
-    match walk(Snapshot { epoch }, |level| unsafe { bpf_get_current_ancestor_cgroup_id(level) }).0 {
-        Some(b) => b.encode(),
-        None => ABSENT,
-    }
-}
-
-/// The workload of the packet's socket, encoded; 0 if it is unknown.
-#[unsafe(no_mangle)]
-pub extern "C" fn bulkhead_holder(skb: *mut __sk_buff, epoch: u32) -> u64 {
-    // SAFETY: as above; the context is the program's own.
-    match walk(Snapshot { epoch }, |level| unsafe { bpf_skb_ancestor_cgroup_id(skb, level) }).0 {
-        Some(b) => b.encode(),
-        None => ABSENT,
-    }
-}
-
 /// What a socket's stamp says of this cgroup, if it is of this epoch: the same as a walk would find.
 #[inline(always)]
 fn stamped(s: Snapshot, stamp: *const Stamp, cgroup: u64) -> Option<Binding> {
@@ -165,23 +145,41 @@ fn stamped(s: Snapshot, stamp: *const Stamp, cgroup: u64) -> Option<Binding> {
     }
 }
 
+/// The workload of the calling process, which is in this cgroup, encoded; 0 if it is unknown. The stamp is that of the
+/// socket concerned, or null.
+#[unsafe(no_mangle)]
+pub extern "C" fn bulkhead_caller(epoch: u32, stamp: *const Stamp, cgroup: u64) -> u64 {
+    let s = Snapshot { epoch };
+    // SAFETY: the helper takes any level and gives 0 for one that doesn't exist.
+    match stamped(s, stamp, cgroup).or_else(|| walk(s, |level| unsafe { bpf_get_current_ancestor_cgroup_id(level) }).0)
+    {
+        Some(b) => b.encode(),
+        None => ABSENT,
+    }
+}
+
+/// The workload of the packet's socket, encoded; 0 if it is unknown. The stamp is the socket's, or null.
+#[unsafe(no_mangle)]
+pub extern "C" fn bulkhead_holder(skb: *mut __sk_buff, epoch: u32, stamp: *const Stamp) -> u64 {
+    let s = Snapshot { epoch };
+    // SAFETY: as above; the context is the program's own.
+    let found = unsafe { stamped(s, stamp, bpf_skb_cgroup_id(skb)) };
+    match found.or_else(|| walk(s, |level| unsafe { bpf_skb_ancestor_cgroup_id(skb, level) }).0) {
+        Some(b) => b.encode(),
+        None => ABSENT,
+    }
+}
+
 /// The workload of the calling process, which is in this cgroup.
 #[inline(always)]
 pub fn caller(s: Snapshot, stamp: *const Stamp, cgroup: u64) -> Binding {
-    match stamped(s, stamp, cgroup) {
-        Some(b) => b,
-        None => Binding::decode(bulkhead_caller(s.epoch)).unwrap_or(UNKNOWN),
-    }
+    Binding::decode(bulkhead_caller(s.epoch, stamp, cgroup)).unwrap_or(UNKNOWN)
 }
 
 /// The workload of the packet's socket: the sender's at egress, the receiver's at ingress.
 #[inline(always)]
 pub fn holder(s: Snapshot, skb: *mut __sk_buff, stamp: *const Stamp) -> Binding {
-    // SAFETY: the helper takes this context.
-    match stamped(s, stamp, unsafe { bpf_skb_cgroup_id(skb) }) {
-        Some(b) => b,
-        None => Binding::decode(bulkhead_holder(skb, s.epoch)).unwrap_or(UNKNOWN),
-    }
+    Binding::decode(bulkhead_holder(skb, s.epoch, stamp)).unwrap_or(UNKNOWN)
 }
 
 /// The socket in this network namespace to which a packet from our end to the peer's would go; release it. A function

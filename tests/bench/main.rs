@@ -111,7 +111,7 @@ fn udp_connect(factor: f64) -> Result<Vec<Figure>> {
 
 fn tcp_connect(factor: f64) -> Result<Vec<Figure>> {
     let keys = Keys::usual(Protocol::Tcp);
-    let samples = rounds::run(&compared_kinds(Protocol::Tcp), effort(factor, 50, 1600), false, |lane| {
+    let samples = rounds::run(&compared_kinds(Protocol::Tcp), effort(factor, 40, 3000), false, |lane| {
         Pair::with_listeners(lane, keys, |turn| work::listens(turn, keys), |turn| work::connects_tcp(turn, keys))
     })?;
     Ok(vec![Figure::compared("tcp-connect", &samples)])
@@ -136,7 +136,7 @@ fn udp_ping_pong(factor: f64) -> Result<Vec<Figure>> {
 /// What a verdict costs with many rules, as a multiple of what it costs with few.
 fn verdict(factor: f64) -> Result<Vec<Figure>> {
     let kinds = [Kind::None, Kind::Empty, Kind::Bulkhead(Keys::MANY), Kind::Bulkhead(Keys::FEW)];
-    let samples = rounds::run(&kinds, effort(factor, 80, 12_000), true, |lane| {
+    let samples = rounds::run(&kinds, effort(factor, 40, 12_000), true, |lane| {
         let keys = if let Kind::Bulkhead(keys) = lane.kind { keys } else { Keys::MANY };
         Pair::alone(lane, |turn| work::connects_udp(turn, keys))
     })?;

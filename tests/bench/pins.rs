@@ -21,6 +21,7 @@ impl Pins {
         let instance = format!("bench-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let mut options: Options = options(&instance, vec![cgroup.path().to_owned()]);
         options.limits.edges = options.limits.edges.max(2 * keys.rules());
+        options.limits.rules = options.limits.rules.max(2 * keys.rules());
         Ok(Self { datapath: Some(Datapath::open(options)?), instance })
     }
 

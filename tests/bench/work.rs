@@ -1,6 +1,6 @@
 //! What the measured processes do, and how they are told.
 //!
-//! A word names a seed and a number of operations. The process does an eighth of them first, which isn't measured, so
+//! A word names a seed and a number of operations. The process does one with every key first, which isn't measured, so
 //! that the lane before has left the caches, and answers how many nanoseconds the others took. Client and server draw
 //! the same keys from the same seed, so each knows where the next message is without having to ask.
 
@@ -70,9 +70,8 @@ fn obey(
     loop {
         let answer = match Word::decode(&turn.ready()?)? {
             Word::Measure { seed, operations } => {
-                let mut draw = Draw::new(seed, keys.rules());
-                run(&mut draw.by_ref().take(operations as usize / 8))?;
-                run(&mut draw.take(operations as usize))?
+                run(&mut (0..keys.rules()))?;
+                run(&mut Draw::new(seed, keys.rules()).take(operations as usize))?
             }
             Word::All => run(&mut (0..keys.rules()))?,
             Word::Denied => denied(keys)?,

@@ -107,7 +107,7 @@ impl Agent {
     /// Runs a command that asks it, or works on its files.
     pub fn ask(&self, command: &str, arguments: &[&str]) -> Output {
         let (flag, path) = match command {
-            "uninstall" | "preflight" => ("--config", self.config()),
+            "uninstall" | "preflight" | "early" => ("--config", self.config()),
             _ => ("--socket", self.folder().join("sock")),
         };
         let mut asked = Command::new(binary());

@@ -5,6 +5,8 @@
 
 pub mod agent;
 pub mod enforced;
+pub mod talk;
+pub mod vandal;
 
 pub use agent::Agent;
 pub use bulkhead::probe::sandbox::{self, Process, Reply, Sandbox, Workload};

@@ -5,6 +5,7 @@
 
 mod bench;
 mod build;
+mod corpus;
 mod demo;
 mod guest;
 mod lint;
@@ -34,6 +35,8 @@ enum Task {
     Test(test::Args),
     /// Check format, clippy, purity, file lengths, licences
     Lint(lint::Args),
+    /// Score suggested rules on estates whose true dependencies are known
+    Corpus(corpus::Args),
     /// Measure what Bulkhead costs, and hold it against the bars
     Bench(bench::Args),
     /// Run the kernel tests on other kernels, in QEMU
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Task::Demo(args) => args.run(),
         Task::Test(args) => args.run(),
         Task::Lint(args) => args.run(),
+        Task::Corpus(args) => args.run(),
         Task::Bench(args) => args.run(),
         Task::Matrix(args) => args.run(),
     };

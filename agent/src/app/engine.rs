@@ -4,16 +4,24 @@
 //! late does no harm, and a look now and then without a wake-up heals what one missed. What fails leaves the last good
 //! state in force and is told as a fault; the next look tries again.
 
+mod cut;
+mod health;
+mod obey;
+mod status;
+
+use super::clock::Clock;
 use super::failure::Failure;
 use super::kernel::Kernel;
+use super::overrides::Overrides;
 use super::snapshot::{Accounts, Names, Snapshot};
-use crate::config::{self, Config, Workload};
+use crate::config::{self, Config};
 use crate::flows::series::Series;
 use crate::flows::{self, Edges};
 use crate::image::Image;
-use crate::inventory::IdentityFacts;
-use crate::policy::{self, Diagnostic, RuleTable, Severity};
-use crate::serve::api::{Commit, Decision, Finding, NotContained, PolicyStatus, Status, WorkloadStatus};
+use crate::policy::{self, Compiled, Diagnostic, PolicySet, RuleTable, Severity};
+use crate::revocation::Reach;
+use crate::serve::api::{Commit, Decision, DriftStatus, NotContained};
+use crate::serve::orders::{Cutting, Request};
 use crate::sources::assemble::{Assembled, assemble};
 use crate::sources::hierarchy::{Hierarchy, Scan};
 use crate::sources::policies::{self, Policies};
@@ -27,8 +35,8 @@ use bulkhead_common::{Addr, Class, Outcome};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tokio::sync::{broadcast, watch};
+use std::time::Duration;
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 /// How long wake-ups are gathered before a look: a unit's start makes several at once.
@@ -51,6 +59,8 @@ const HOST: Baseline = Baseline {
 };
 /// The stored numbers of rules.
 const RULES: &str = "rules.json";
+/// The last good configuration, for a machine that starts with one that isn't.
+pub const LAST_CONFIG: &str = "config.yaml";
 
 /// The state, the sources and the kernel side.
 pub struct Engine<K: Kernel> {
@@ -83,7 +93,27 @@ pub struct Engine<K: Kernel> {
     /// Out of order at the last look at the kernel.
     kernel_faults: Vec<String>,
     not_contained: Vec<NotContained>,
+    /// What was commanded.
+    overrides: Overrides,
+    /// The policies as they are in force: those of the files, under what was commanded.
+    in_force: PolicySet,
+    cuts: cut::Cuts,
+    drift: DriftStatus,
+    /// For how long nothing was attached since the machine was started, milliseconds; `None`: not known.
+    open_since_boot: Option<u64>,
+    /// When the next of the policies or rules expires, milliseconds since 1970.
+    expires: Option<u64>,
+    /// How those are who write down what happens.
     accounts: Accounts,
+    /// How often it was looked after what was commanded.
+    looks: u32,
+}
+
+/// What would be in force.
+struct Draft {
+    assembled: Assembled,
+    set: PolicySet,
+    compiled: Compiled,
 }
 
 impl<K: Kernel> Engine<K> {
@@ -91,14 +121,9 @@ impl<K: Kernel> Engine<K> {
     ///
     /// # Errors
     /// When the state folder is damaged, or nothing can be watched.
-    pub fn new(
-        file: PathBuf,
-        config: Config,
-        hierarchy: Hierarchy,
-        state: State,
-        kernel: K,
-        accounts: Accounts,
-    ) -> anyhow::Result<Self> {
+    pub fn new(file: PathBuf, config: Config, hierarchy: Hierarchy, state: State, kernel: K) -> anyhow::Result<Self> {
+        // First of all: nothing may be in force again that was withdrawn, nor stay longer than was asked.
+        let overrides = Overrides::stored(&state)?;
         let generation = kernel.generation();
         let roster = state.roster(generation)?;
         let rules = match state.text(RULES)? {
@@ -109,7 +134,7 @@ impl<K: Kernel> Engine<K> {
             None => RuleTable::default(),
         };
         let policies = Policies::stored(&state)?;
-        Ok(Self {
+        let mut this = Self {
             kernel,
             text: std::fs::read_to_string(&file).ok(),
             file,
@@ -136,8 +161,27 @@ impl<K: Kernel> Engine<K> {
             source_faults: Vec::new(),
             kernel_faults: Vec::new(),
             not_contained: Vec::new(),
-            accounts,
-        })
+            overrides,
+            in_force: PolicySet::default(),
+            cuts: cut::Cuts::default(),
+            drift: DriftStatus::default(),
+            open_since_boot: None,
+            expires: None,
+            accounts: Accounts::default(),
+            looks: 0,
+        };
+        this.tend(&Clock::now())?;
+        if let Some(text) = this.text.as_ref().filter(|t| config::parse("", t).is_ok()) {
+            this.state.put(LAST_CONFIG, text.as_bytes())?;
+        }
+        Ok(this)
+    }
+
+    /// Tells of those who write down what happens, too.
+    #[must_use]
+    pub fn with(mut self, accounts: Accounts) -> Self {
+        self.accounts = accounts;
+        self
     }
 
     /// The first full look, the first ruleset, and then the programs are attached.
@@ -149,6 +193,9 @@ impl<K: Kernel> Engine<K> {
         self.put_in_force().map_err(Failure::Load)?;
         self.kernel.attach().map_err(Failure::Attach)?;
         self.ready = true;
+        self.note_boot(&Clock::now()).map_err(Failure::Other)?;
+        // While nobody looked, something may have gone on that the ruleset doesn't let pass.
+        self.cut(Reach::Everything, Instant::now());
         self.check();
         Ok(())
     }
@@ -161,6 +208,7 @@ impl<K: Kernel> Engine<K> {
         mut self,
         publish: watch::Sender<Arc<Snapshot>>,
         decisions: broadcast::Sender<Arc<Decision>>,
+        mut orders: mpsc::Receiver<Request>,
         mut stopped: watch::Receiver<bool>,
     ) -> anyhow::Result<()> {
         let mut pending = Dirty::default();
@@ -188,19 +236,30 @@ impl<K: Kernel> Engine<K> {
                 }
                 () = sleep_until(settle.unwrap_or(due)), if settle.is_some() => {
                     settle = None;
-                    if let Err(e) = tokio::task::block_in_place(|| self.kernel.settle()) {
+                    let settled = tokio::task::block_in_place(|| {
+                        let settled = self.kernel.settle();
+                        self.cut_again();
+                        settled
+                    });
+                    if let Err(e) = settled {
                         tracing::warn!("the former ruleset isn't cleared away yet, the next commit tries again: {e:#}");
                     }
-                    continue;
+                }
+                Some(Request { order, answer }) = orders.recv() => {
+                    let done = tokio::task::block_in_place(|| self.obey(order));
+                    // Whoever asked may have gone; then nobody is told, and it is done all the same.
+                    drop(answer.send(done));
                 }
                 _ = check.tick() => {
                     rounds = rounds.wrapping_add(1);
                     let again = rounds.is_multiple_of(FULL_LOOK) || !self.source_faults.is_empty();
                     tokio::task::block_in_place(|| {
+                        let again = self.tend_or_tell() || again;
                         if again {
                             self.step(Dirty::ALL);
                         }
                         self.check();
+                        self.verify();
                     });
                 }
                 _ = follow.tick() => {
@@ -226,7 +285,7 @@ impl<K: Kernel> Engine<K> {
     /// A look and, if something differs, a commit; whatever fails becomes a fault.
     fn step(&mut self, dirty: Dirty) {
         self.source_faults.clear();
-        let result = self.look(dirty).and_then(|()| self.put_in_force());
+        let result = self.look(dirty).and_then(|()| self.put_in_force().map(drop));
         if let Err(e) = result {
             tracing::error!("the last good ruleset stays in force: {e:#}");
             self.source_faults.push(format!("{e:#}"));
@@ -273,6 +332,7 @@ impl<K: Kernel> Engine<K> {
                 match config::parse(&name, &text).and_then(|new| self.adoptable(&name, new)) {
                     Ok(new) => {
                         tracing::info!("the configuration changed");
+                        self.state.put(LAST_CONFIG, text.as_bytes())?;
                         self.config = new;
                         self.config_faults.clear();
                     }
@@ -339,21 +399,33 @@ impl<K: Kernel> Engine<K> {
         if faults.is_empty() { Ok(new) } else { Err(faults) }
     }
 
-    /// Numbers, compiles, and commits if that differs from what is in force. Numbers are on disk before they are used.
-    fn put_in_force(&mut self) -> anyhow::Result<()> {
+    /// Numbers and compiles, with what was commanded above it.
+    fn draft(&mut self, policies: PolicySet, overrides: &Overrides) -> anyhow::Result<Draft> {
         let name = self.file.display().to_string();
-        self.assembled = assemble(&name, &self.config, &self.scan, &self.host, &mut self.roster)?;
-        let mut compiled = policy::compile(&self.policies.set, &self.assembled.inventory, &mut self.rules);
+        let mut assembled = assemble(&name, &self.config, &self.scan, &self.host, &mut self.roster)?;
+        let set = overrides.apply(policy::expiry::at(policies, super::clock::now()), &mut assembled.inventory);
+        let mut compiled = policy::compile(&set, &assembled.inventory, &mut self.rules);
         if !self.scan.unlisted.is_empty() {
             compiled.image.baselines.insert(Class::Host.id(), HOST);
         }
+        Ok(Draft { assembled, set, compiled })
+    }
+
+    /// Compiles, commits if that differs from what is in force, and ends the live connections that don't pass any more.
+    /// Numbers are on disk before they are used.
+    fn put_in_force(&mut self) -> anyhow::Result<Option<Cutting>> {
+        let started = Instant::now();
+        self.expires = policy::expiry::next(&self.policies.set, super::clock::now());
+        let overrides = self.overrides.clone();
+        let Draft { assembled, set, compiled } = self.draft(self.policies.set.clone(), &overrides)?;
+        (self.assembled, self.in_force) = (assembled, set);
         self.compile_warnings = compiled.warnings.iter().map(ToString::to_string).collect();
         if self.saved.as_ref() != Some(&self.roster) {
             self.state.save_roster(&self.roster)?;
             self.saved = Some(self.roster.clone());
         }
         if self.image.as_ref() == Some(&compiled.image) {
-            return Ok(());
+            return Ok(None);
         }
         let rules = serde_json::to_vec(&(self.kernel.generation(), &self.rules))?;
         self.state.put(RULES, &rules)?;
@@ -368,8 +440,10 @@ impl<K: Kernel> Engine<K> {
         );
         self.commits += 1;
         self.last_commit = Some(done);
+        let reach = Reach::between(self.image.as_ref(), &compiled.image);
         self.image = Some(compiled.image);
-        Ok(())
+        // Before the programs are attached there is nobody whom a reset could pass.
+        Ok(if self.ready { self.cut(reach, started) } else { None })
     }
 
     /// Looks the kernel side over, puts right what it can, and reads the counters.
@@ -404,7 +478,7 @@ impl<K: Kernel> Engine<K> {
     fn read_counters(&mut self) -> anyhow::Result<()> {
         let readings = self.kernel.edges()?;
         let names = self.names();
-        for (key, more) in self.edges.fold(&readings, now()) {
+        for (key, more) in self.edges.fold(&readings, super::clock::now()) {
             if Outcome::from_u8(key.outcome) != Some(Outcome::Allowed) {
                 self.series.add(&flows::edge(&key, |p| names.peer(p)), more);
             }
@@ -416,82 +490,9 @@ impl<K: Kernel> Engine<K> {
     fn names(&self) -> Names {
         Names { identities: self.roster.identities().map(|(n, i)| (n, i.clone())).collect(), rules: self.rules.clone() }
     }
-
-    /// The state of affairs, for everybody else.
-    pub fn snapshot(&self) -> Snapshot {
-        let workloads = self.config.workloads.iter().enumerate().map(|(index, w)| WorkloadStatus {
-            name: w.name.clone(),
-            identity: flows::PeerName { id: w.identity.to_string(), namespace: w.identity.namespace.clone() },
-            posture: w.posture,
-            cgroups: self.assembled.instances.iter().filter(|i| i.workload == index).map(|i| i.path.clone()).collect(),
-        });
-        let findings = self
-            .config_faults
-            .iter()
-            .chain(&self.policies.findings)
-            .chain(&self.assembled.warnings)
-            .map(|d| Finding { error: d.severity == Severity::Error, text: d.to_string() })
-            .chain(self.compile_warnings.iter().map(|text| Finding { error: false, text: text.clone() }));
-        let policies = self.policies.set.iter().map(|p| PolicyStatus {
-            name: p.name.to_string(),
-            file: p.file.to_string(),
-            mode: p.mode.as_str().to_owned(),
-            selects: self.config.workloads.iter().filter(|w| selects(p, w)).map(|w| w.name.clone()).collect(),
-        });
-        let mut faults = self.source_faults.clone();
-        faults.extend(self.kernel_faults.iter().cloned());
-        faults.extend(self.accounts.faults());
-        let maps = self.kernel.fill().unwrap_or_else(|e| {
-            faults.push(format!("the tables' fill can't be read: {e:#}"));
-            Vec::new()
-        });
-        Snapshot {
-            status: Status {
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                instance: self.config.instance.clone(),
-                pid: std::process::id(),
-                kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
-                ready: self.ready,
-                epoch: self.last_commit.map_or(0, |c| c.epoch),
-                generation: format!("{:016x}", self.kernel.generation()),
-                commits: self.commits,
-                last_commit: self.last_commit,
-                lost_events: self.edges.lost_events(),
-                programs: self.kernel.programs(),
-                features: self.kernel.features(),
-                maps,
-                workloads: workloads.collect(),
-                policies: policies.collect(),
-                findings: findings.collect(),
-                faults,
-                not_contained: self.not_contained.clone(),
-                decision_log: self.accounts.log.borrow().clone(),
-            },
-            generation: self.kernel.generation(),
-            history: self.accounts.history.borrow().clone(),
-            surface: *self.accounts.surface.borrow(),
-            inventory: self.assembled.inventory.clone(),
-            policies: self.policies.set.clone(),
-            names: self.names(),
-            edges: self.edges.clone(),
-            series: self.series.clone(),
-        }
-    }
 }
 
 fn fault(file: &str, message: String, hint: &str) -> Diagnostic {
     let hint = Some(hint.to_owned());
     Diagnostic { file: file.into(), line: 0, column: 0, severity: Severity::Error, message, hint }
-}
-
-/// Whether a policy selects a workload of the configuration.
-fn selects(policy: &policy::Policy, w: &Workload) -> bool {
-    let facts = IdentityFacts { identity: w.identity.clone(), posture: w.posture, ports: w.ports.clone() };
-    policy::reference::selects(policy, &policy::reference::End::Workload(&facts))
-}
-
-/// Milliseconds since 1970.
-pub(super) fn now() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

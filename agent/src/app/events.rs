@@ -8,6 +8,7 @@ use super::sightings::{Executables, Sightings};
 use super::snapshot::{Names, Snapshot};
 use crate::config::narrow;
 use crate::flows::{self, Edge};
+use crate::policy::Overrides;
 use crate::serve::api::{Decision, printable};
 use bulkhead_common::event::Event;
 use bulkhead_common::{Addr, Hook, Outcome, PeerId};
@@ -51,7 +52,7 @@ pub async fn run<E: Events>(
         for event in &batch {
             let refused = Outcome::from_u8(event.outcome) != Some(Outcome::Allowed);
             let followed = decisions.receiver_count() > 0;
-            let (instant, time) = (Instant::now(), super::engine::now());
+            let (instant, time) = (Instant::now(), super::clock::now());
             let executable = executables.of(event, instant);
             sightings.note(event, executable.as_ref(), time);
             if let Some(way) = way.as_ref().filter(|_| refused) {
@@ -61,7 +62,8 @@ pub async fn run<E: Events>(
             if !followed && !logged {
                 continue;
             }
-            let decision = Arc::new(decision(event, &snapshot.names, executable, time));
+            let above = snapshot.policies.overrides();
+            let decision = Arc::new(decision(event, &snapshot.names, above, executable, time));
             if logged {
                 log(&decision, rate.left_out());
             }
@@ -73,7 +75,7 @@ pub async fn run<E: Events>(
 }
 
 /// An event with names.
-pub fn decision(event: &Event, names: &Names, executable: Option<Arc<str>>, time: u64) -> Decision {
+pub fn decision(event: &Event, names: &Names, above: &Overrides, executable: Option<Arc<str>>, time: u64) -> Decision {
     let Event {
         time: _,
         epoch,
@@ -116,6 +118,8 @@ pub fn decision(event: &Event, names: &Names, executable: Option<Arc<str>>, time
         executable: executable.map(|e| e.to_string()),
         egress_rule: names.rule(egress_rule),
         ingress_rule: names.rule(ingress_rule),
+        break_glass: above.open_everywhere()
+            || [src, dst].iter().filter_map(|p| names.identities.get(&PeerId(*p))).any(|i| above.opens(i)),
     }
 }
 
@@ -143,6 +147,7 @@ fn log(d: &Decision, left_out: u64) {
         executable = d.executable.as_deref().unwrap_or_default(),
         egress_rule = d.egress_rule.as_deref().unwrap_or_default(),
         ingress_rule = d.ingress_rule.as_deref().unwrap_or_default(),
+        break_glass = d.break_glass,
         left_out,
         "{}",
         d.edge.outcome
@@ -213,7 +218,7 @@ mod tests {
         };
         event.comm[..5].copy_from_slice(b"a\x1b[2J");
         let exe = Executables::default().of(&event, Instant::now());
-        let d = decision(&event, &Names::default(), exe, 5);
+        let d = decision(&event, &Names::default(), &Overrides::default(), exe, 5);
         assert_eq!((d.edge.source.id.as_str(), d.edge.destination.id.as_str()), ("remote-node", "world"));
         assert_eq!((d.hook.as_str(), d.edge.reason.as_str()), ("connect", "no-egress-rule"));
         assert_eq!((d.source_address.as_str(), d.destination_address.as_str()), ("", "192.0.2.1:443"));

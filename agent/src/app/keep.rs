@@ -3,7 +3,7 @@
 //! Level-triggered like the rest: each write takes what the counters stand at, so one that fails or is left out does no
 //! harm. It has a thread of its own: a slow disk holds up neither a commit nor an event.
 
-use super::engine::now;
+use super::clock::now;
 use super::sightings::Sightings;
 use super::snapshot::Snapshot;
 use crate::flows::{Count, PeerName};

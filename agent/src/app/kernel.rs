@@ -4,7 +4,9 @@ mod datapath;
 
 pub use datapath::{features, open};
 
+use crate::datapath::{Drift, Walk};
 use crate::image::Image;
+use crate::revocation::Reach;
 use crate::serve::api::{Commit, Feature, MapFill, Program};
 use bulkhead_common::event::Event;
 use bulkhead_common::maps::EdgeKey;
@@ -30,6 +32,18 @@ pub trait Kernel: Send + 'static {
     /// # Errors
     /// Then the next commit does it first.
     fn settle(&mut self) -> anyhow::Result<()>;
+    /// Whether a former agent's programs were attached already when this one came.
+    fn adopted(&self) -> bool;
+    /// Compares what stands in the tables with what should be; `None` while that can't be told.
+    ///
+    /// # Errors
+    /// When they can't be read.
+    fn verify(&self, image: &Image) -> anyhow::Result<Option<Drift>>;
+    /// Puts a ruleset into force, going by what stands in the tables.
+    ///
+    /// # Errors
+    /// When that isn't possible.
+    fn realign(&mut self, image: &Image) -> anyhow::Result<Commit>;
     /// Attaches the programs, after the first commit.
     ///
     /// # Errors
@@ -55,6 +69,11 @@ pub trait Kernel: Send + 'static {
     /// # Errors
     /// When they can't be read.
     fn fill(&self) -> anyhow::Result<Vec<MapFill>>;
+    /// Finds the live connections within reach that don't pass by this image, and ends them if asked to.
+    ///
+    /// # Errors
+    /// When the sockets can't be listed at all.
+    fn walk(&self, image: &Image, reach: &Reach, destroy: bool) -> anyhow::Result<Walk>;
     /// The stream of events; once.
     fn take_events(&mut self) -> Option<Self::Events>;
     /// What passes the programs' own log on to ours until it breaks; once, and only if they were told to log.

@@ -87,7 +87,7 @@ pub async fn run(
     let mut tick = interval_at(tokio::time::Instant::now() + every, every);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let first = Arc::clone(&snapshots.borrow());
-    let mut writer = tokio::task::block_in_place(|| Writer::new(config, &first, super::engine::now()));
+    let mut writer = tokio::task::block_in_place(|| Writer::new(config, &first, super::clock::now()));
     health.send_replace(Some(writer.health()));
     let mut heard = Vec::new();
     loop {
@@ -106,7 +106,7 @@ pub async fn run(
         let snapshot = Arc::clone(&snapshots.borrow());
         let full = ear.full.swap(0, Ordering::Relaxed);
         tokio::task::block_in_place(|| {
-            let now = super::engine::now();
+            let now = super::clock::now();
             writer.take(&snapshot, std::mem::take(&mut heard), full);
             if due {
                 writer.sum_up(&snapshot, now);
@@ -209,7 +209,8 @@ impl Writer {
             .into_iter()
             .map(|Heard { event, executable, time }| {
                 let policy = self.revision(event.epoch);
-                let told = Told::Decision(decision(&event, &snapshot.names, executable, time));
+                let told =
+                    Told::Decision(decision(&event, &snapshot.names, snapshot.policies.overrides(), executable, time));
                 (time, Entry { at: rfc3339(time), told, policy })
             })
             .collect();
@@ -301,7 +302,7 @@ impl Writer {
     }
 
     fn now(&self, told: Told) -> (u64, Entry) {
-        let now = super::engine::now();
+        let now = super::clock::now();
         (now, Entry { at: rfc3339(now), told, policy: self.health.policy.clone() })
     }
 

@@ -48,6 +48,17 @@ pub struct Accounts {
     pub surface: watch::Receiver<Option<Surface>>,
 }
 
+impl Default for Accounts {
+    /// Nobody writes anything down.
+    fn default() -> Self {
+        Self {
+            history: watch::channel(store::Health::default()).1,
+            log: watch::channel(None).1,
+            surface: watch::channel(None).1,
+        }
+    }
+}
+
 impl Accounts {
     /// What is wrong with them.
     pub fn faults(&self) -> Vec<String> {

@@ -1,14 +1,18 @@
 //! The whole loop with a kernel side in memory: real files, real watches, a real control socket.
 
 mod accounts;
+mod orders;
 
 use super::kernel::{Events, Kernel};
 use super::*;
+use crate::datapath::{Cut, Drift, Walk};
 use crate::image::Image;
+use crate::revocation::Reach;
 use crate::serve::api::{Commit, Decision, EdgeLine, Explained, Feature, MapFill, Program, Status};
 use bulkhead_common::event::Event;
 use bulkhead_common::maps::{EdgeKey, totals};
 use bulkhead_common::slots::{Baseline, Sides};
+use bulkhead_common::verdict::{self, Flow};
 use bulkhead_common::{Class, Outcome, PeerId, Reason};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::{Bytes, Incoming};
@@ -29,6 +33,11 @@ struct Memory {
     repaired: Vec<String>,
     refuse_commits: bool,
     overflow: u64,
+    /// Whether web is connected to db.
+    live: bool,
+    walks: Vec<(Reach, bool)>,
+    /// Entries that got lost.
+    missing: u64,
 }
 
 struct Fake {
@@ -66,6 +75,17 @@ impl Kernel for Fake {
     fn settle(&mut self) -> anyhow::Result<()> {
         Ok(())
     }
+    fn adopted(&self) -> bool {
+        false
+    }
+    fn verify(&self, _: &Image) -> anyhow::Result<Option<Drift>> {
+        let missing = self.memory().missing;
+        Ok(Some(Drift { missing, ..Drift::default() }))
+    }
+    fn realign(&mut self, image: &Image) -> anyhow::Result<Commit> {
+        self.memory().missing = 0;
+        self.commit(image)
+    }
     fn attach(&mut self) -> anyhow::Result<()> {
         let mut m = self.memory();
         anyhow::ensure!(!m.images.is_empty(), "attached before the first commit");
@@ -86,6 +106,17 @@ impl Kernel for Fake {
     }
     fn fill(&self) -> anyhow::Result<Vec<MapFill>> {
         Ok(vec![MapFill { name: "RULES".to_owned(), used: 1, capacity: 10 }])
+    }
+    fn walk(&self, image: &Image, reach: &Reach, destroy: bool) -> anyhow::Result<Walk> {
+        let mut m = self.memory();
+        m.walks.push((reach.clone(), destroy));
+        let flow = Flow { src: PeerId(256), dst: PeerId(257), proto: 6, port: 5432 };
+        let judgement = verdict::judge(image, &flow);
+        let fails = m.live && !judgement.outcome().passes();
+        m.live &= !(fails && destroy);
+        let end: std::net::SocketAddr = "10.0.0.1:1".parse()?;
+        let cut = Cut { flow, judgement, local: end, remote: end, destroyed: destroy };
+        Ok(Walk { namespaces: 1, sockets: 1, cuts: if fails { vec![cut] } else { Vec::new() }, faults: Vec::new() })
     }
     fn take_events(&mut self) -> Option<Stream> {
         self.events.take()
@@ -376,4 +407,16 @@ async fn a_task_that_ends_early_ends_the_agent() {
     drop(events);
     let ended = tokio::time::timeout(Duration::from_secs(10), agent).await.expect("in time").expect("no panic");
     assert!(matches!(ended, Err(Failure::Other(e)) if format!("{e:#}").contains("events failed")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_that_drifted_are_put_right_and_counted() {
+    let rig = Rig::start().await;
+    rig.memory().missing = 3;
+    rig.until("they are put right", || async { rig.memory().missing == 0 }).await;
+    rig.until("that is told", || async { rig.status().await.drift.repaired == 1 }).await;
+    let status = rig.status().await;
+    assert_eq!((status.drift.found, status.drift.last.map(|d| d.missing)), (1, Some(3)), "{status:?}");
+    assert_eq!(status.epoch, 2);
+    rig.stop().await;
 }

@@ -44,7 +44,7 @@ fn live(args: Args) -> Result<(), Failure> {
     })
 }
 
-fn read(file: &Path) -> Result<Config, Failure> {
+pub(super) fn read(file: &Path) -> Result<Config, Failure> {
     let name = file.display().to_string();
     let text = std::fs::read_to_string(file).map_err(|e| {
         Failure::Config(vec![Diagnostic {
@@ -60,7 +60,7 @@ fn read(file: &Path) -> Result<Config, Failure> {
 }
 
 /// Logs to standard error, as the configuration says. Values are escaped by the formats themselves.
-fn start_log(log: &Log) -> anyhow::Result<()> {
+pub(super) fn start_log(log: &Log) -> anyhow::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_new(&log.level).context("log.level")?;
     let registry = tracing_subscriber::registry().with(filter);
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);

@@ -1,10 +1,12 @@
 //! Asking the running agent: one HTTP request over its control socket.
 
 use anyhow::{Context, bail};
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
-use hyper::{Request, Response};
+use hyper::header::HeaderValue;
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::future::Future;
 use std::io;
@@ -18,12 +20,22 @@ pub(super) fn block_on<T>(question: impl Future<Output = anyhow::Result<T>>) -> 
 
 /// Asks for a path with a query, and gives the answer as it begins.
 pub(super) async fn ask(socket: &Path, path: &str, query: &[(&str, String)]) -> anyhow::Result<Response<Incoming>> {
+    send(socket, Request::get(target(path, query)).body(Full::default())?).await
+}
+
+/// Tells something, and reads the whole answer.
+pub(super) async fn post<T: DeserializeOwned>(socket: &Path, path: &str, body: &impl Serialize) -> anyhow::Result<T> {
+    let body = Full::from(serde_json::to_vec(body).context("writing JSON")?);
+    read(send(socket, Request::post(path).header("content-type", "application/json").body(body)?).await?).await
+}
+
+async fn send(socket: &Path, mut request: Request<Full<Bytes>>) -> anyhow::Result<Response<Incoming>> {
     let stream = UnixStream::connect(socket).await.map_err(|e| unreachable(socket, e))?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.context("talking to the agent")?;
     // Ends with the answer; whatever goes wrong with it shows there.
     tokio::spawn(connection);
-    let request = Request::get(target(path, query)).header("host", "bulkhead").body(Empty::<Bytes>::new())?;
+    request.headers_mut().insert("host", HeaderValue::from_static("bulkhead"));
     let response = sender
         .send_request(request)
         .await
@@ -33,12 +45,21 @@ pub(super) async fn ask(socket: &Path, path: &str, query: &[(&str, String)]) -> 
     }
     let status = response.status();
     let why = response.into_body().collect().await.map(|b| b.to_bytes()).unwrap_or_default();
-    bail!("the agent answered {status}: {}", String::from_utf8_lossy(&why))
+    let why = String::from_utf8_lossy(&why);
+    // The agent understood, and says in a sentence why not.
+    if status == StatusCode::UNPROCESSABLE_ENTITY {
+        bail!("{why}");
+    }
+    bail!("the agent answered {status}: {why}")
 }
 
 /// Asks, and reads the whole answer.
 pub(super) async fn get<T: DeserializeOwned>(socket: &Path, path: &str, query: &[(&str, String)]) -> anyhow::Result<T> {
-    let body = ask(socket, path, query).await?.into_body().collect().await.context("reading the answer")?.to_bytes();
+    read(ask(socket, path, query).await?).await
+}
+
+async fn read<T: DeserializeOwned>(answer: Response<Incoming>) -> anyhow::Result<T> {
+    let body = answer.into_body().collect().await.context("reading the answer")?.to_bytes();
     serde_json::from_slice(&body).context("the agent's answer isn't understood: is it of another version?")
 }
 

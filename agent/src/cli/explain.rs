@@ -90,6 +90,7 @@ fn offline(file: &Path, args: &Args) -> anyhow::Result<Explained> {
     let host = addresses::host().unwrap_or_default();
     let mut roster = Roster::new(0);
     let known = assemble::assemble(&name, &config, &hierarchy::Scan::default(), &host, &mut roster)?;
-    let told = policy::explain(&policies.set, &known.inventory, &args.from, &args.to, args.proto, args.port);
+    let now = policy::expiry::at(policies.set, crate::app::clock::now());
+    let told = policy::explain(&now, &known.inventory, &args.from, &args.to, args.proto, args.port);
     Explained::of(&told).context("writing the explanation")
 }

@@ -128,7 +128,7 @@ fn render(edges: &[EdgeLine], now: u64) -> String {
 const ROOM_FOR_IDS: usize = 36;
 
 /// The trust domain of all IDs, if there is only one: `spiffe://example.org`.
-fn shared_domain<'a>(ids: impl Iterator<Item = &'a String>) -> Option<String> {
+pub(super) fn shared_domain<'a>(ids: impl Iterator<Item = &'a String>) -> Option<String> {
     let mut domains = BTreeSet::new();
     for id in ids.flat_map(|id| id.split('+')) {
         let Some(rest) = id.trim().strip_prefix(SCHEME) else { continue };

@@ -1,14 +1,11 @@
-//! `bulkhead policy`
+//! `bulkhead policy`: everything about policy files. Each command below is a file; what they read is read here.
 
-use super::exit::Answer;
-use crate::config::{self, Config};
-use crate::inventory::Inventory;
-use crate::policy::{self, Diagnostic, PolicySet};
-use crate::sources::policies::read;
-use crate::sources::roster::Roster;
-use crate::sources::{addresses, assemble, hierarchy};
-use anyhow::Context;
-use std::path::{Path, PathBuf};
+mod check;
+mod diff;
+mod files;
+mod simulate;
+mod suggest;
+mod test;
 
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
@@ -19,82 +16,44 @@ pub(super) enum Command {
         Errors keep a policy out of force. Warnings are about rules that are too broad, that never decide\n\
         anything because others do, that say the same twice, or (with --config) that refer to nobody.\n\n\
         Exit codes: 0 no errors, 1 errors (with --strict: or warnings), 2 a file couldn't be read.")]
-    Check(Check),
-}
-
-#[derive(clap::Args)]
-pub(super) struct Check {
-    /// Files, or folders of *.yaml and *.yml; without any, those that the configuration names
-    #[arg(required_unless_present = "config", value_name = "FILE")]
-    files: Vec<PathBuf>,
-    /// The configuration that says who there is
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Let warnings be findings too
-    #[arg(long)]
-    strict: bool,
-    /// As JSON
-    #[arg(long)]
-    json: bool,
+    Check(check::Args),
+    /// Write the rules that let through what was seen, with the evidence and the proof
+    #[command(after_help = "Examples:\n  bulkhead policy suggest --config bulkhead.yaml --output suggested/\n  \
+        bulkhead policy suggest --since 14d --for spiffe://example.org/payments/api\n  \
+        bulkhead policy suggest --history seen.json --json | jq .proof\n\n\
+        Without --output the policies go to standard output, and the report to standard error. Scans, slips\n\
+        and what never answered are listed for you to decide, never allowed. docs/learning.md tells how.\n\n\
+        Exit codes: 0 suggested, 1 nothing to go by or counts were lost, 2 couldn't be asked.")]
+    Suggest(suggest::Args),
+    /// Tell what policy files would newly deny or allow of what was seen
+    #[command(after_help = "Examples:\n  bulkhead policy simulate --config bulkhead.yaml suggested/\n  \
+        bulkhead policy simulate --history seen.json --enforce --instead new.yaml\n  \
+        bulkhead policy simulate --config bulkhead.yaml --follow suggested/\n\n\
+        The files are added to the policies that the configuration names, and replace those of the same\n\
+        name. Policies in audit count as if they were enforced.\n\n\
+        Exit codes: 0 nothing is newly denied, 1 something is, 2 couldn't be asked.")]
+    Simulate(simulate::Args),
+    /// Compare two sets of policy files by what they allow
+    #[command(after_help = "Examples:\n  bulkhead policy diff old/ new/\n  \
+        bulkhead policy diff --config bulkhead.yaml --json old.yaml new.yaml\n\n\
+        It tells pairs and ports that rules gain or lose where everybody is under enforce, however the rules\n\
+        are written.\n\n\
+        Exit codes: 0 they allow the same, 1 they don't, 2 couldn't be read.")]
+    Diff(diff::Args),
+    /// Run tables of cases against policy files, and tell which rules none of them touches
+    #[command(after_help = "Examples:\n  bulkhead policy test tests.yaml --policies policies/\n  \
+        bulkhead policy test tests/*.yaml --config bulkhead.yaml --min-coverage 80\n\n\
+        A case is {from, to, port, protocol, outcome, reason}; docs/policy.md has the form.\n\n\
+        Exit codes: 0 all passed, 1 a case failed or too few rules are covered, 2 couldn't be read.")]
+    Test(test::Args),
 }
 
 pub(super) fn run(command: &Command) -> super::Result {
-    let Command::Check(args) = command;
-    let mut findings = Vec::new();
-    let config = match &args.config {
-        Some(file) => configuration(file, &mut findings)?,
-        None => None,
-    };
-    let inventory = match (&args.config, &config) {
-        (Some(file), Some(config)) => Some(inventory(file, config)?),
-        _ => None,
-    };
-    let named = config.as_ref().map(|c| c.policies.as_slice()).unwrap_or_default();
-    let files = if args.files.is_empty() { named } else { &args.files };
-
-    let reading = read(files, |_| {});
-    if let Some((file, why)) = reading.unreadable.first_key_value() {
-        return Err(anyhow::anyhow!("{file} can't be read: {why}").into());
+    match command {
+        Command::Check(args) => check::run(args),
+        Command::Suggest(args) => suggest::run(args),
+        Command::Simulate(args) => simulate::run(args),
+        Command::Diff(args) => diff::run(args),
+        Command::Test(args) => test::run(args),
     }
-    let documents = reading.texts.iter().flat_map(|(file, text)| policy::read(file, text));
-    let (set, complaints) = PolicySet::assemble(documents, &PolicySet::default());
-    findings.extend(complaints);
-    findings.extend(policy::check(&set, inventory.as_ref()));
-    findings.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
-    let errors = findings.iter().filter(|f| f.is_error()).count();
-    let warnings = findings.len() - errors;
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&findings).context("writing JSON")?);
-    } else {
-        for f in &findings {
-            println!("{f}");
-        }
-        println!(
-            "{}, {}: {}, {}",
-            count(reading.texts.len(), "file", "files"),
-            count(set.len(), "policy", "policies"),
-            count(errors, "error", "errors"),
-            count(warnings, "warning", "warnings")
-        );
-    }
-    let fine = errors == 0 && !(args.strict && warnings > 0);
-    Ok(if fine { Answer::Fine } else { Answer::Findings })
-}
-
-fn count(n: usize, one: &str, more: &str) -> String {
-    format!("{n} {}", if n == 1 { one } else { more })
-}
-
-fn configuration(file: &Path, findings: &mut Vec<Diagnostic>) -> anyhow::Result<Option<Config>> {
-    let name = file.display().to_string();
-    let text = std::fs::read_to_string(file).with_context(|| format!("reading {name}"))?;
-    Ok(config::parse(&name, &text).map_err(|faults| findings.extend(faults)).ok())
-}
-
-/// Who there is by the file alone: what runs at present plays no part.
-fn inventory(file: &Path, config: &Config) -> anyhow::Result<Inventory> {
-    let host = addresses::host().unwrap_or_default();
-    let mut roster = Roster::new(0);
-    let name = file.display().to_string();
-    Ok(assemble::assemble(&name, config, &hierarchy::Scan::default(), &host, &mut roster)?.inventory)
 }

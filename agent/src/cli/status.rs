@@ -1,9 +1,12 @@
 //! `bulkhead status`
 
 use super::exit::Answer;
+use super::orders::counted;
 use super::table::{table, text, verdict};
 use super::{Socket, client};
-use crate::serve::api::Status;
+use crate::datapath::Drift;
+use crate::serve::api::{Overridden, Status};
+use crate::time::rfc3339;
 use anyhow::Context;
 
 #[derive(clap::Args)]
@@ -24,7 +27,10 @@ pub(super) fn run(args: &Args) -> super::Result {
     }
     let errors = status.findings.iter().any(|f| f.error);
     let detached = status.programs.iter().any(|p| !p.attached);
-    let fine = status.ready && !errors && !detached && status.faults.is_empty() && status.not_contained.is_empty();
+    let o = &status.overrides;
+    let by_the_files = o.break_glass.is_empty() && o.enforced.iter().all(|e| e.until.is_none());
+    let whole = status.faults.is_empty() && status.not_contained.is_empty();
+    let fine = status.ready && !errors && !detached && whole && by_the_files;
     Ok(if fine { Answer::Fine } else { Answer::Findings })
 }
 
@@ -54,6 +60,35 @@ fn render(s: &Status) -> String {
     for fault in &s.faults {
         line(format!("FAULT: {fault}"));
     }
+    let time = |t: Option<u64>| t.map(rfc3339).unwrap_or_default();
+    let Overridden { revoked, break_glass, enforced } = &s.overrides;
+    for b in break_glass {
+        line(format!("BREAK-GLASS: nothing is enforced for {} until {} ({})", b.what, time(b.until), b.reason));
+    }
+    for e in enforced {
+        line(match e.until {
+            Some(by) => {
+                format!("ON TRIAL: {} is enforced, and turned back at {} unless confirmed", e.what, rfc3339(by))
+            }
+            None => format!("{} is enforced by command since {}", e.what, rfc3339(e.since)),
+        });
+    }
+    for r in revoked {
+        line(format!("REVOKED: {} since {} ({})", r.what, rfc3339(r.since), r.reason));
+    }
+    if let Some(ms) = s.open_since_boot_ms {
+        line(format!("open since boot: {}.{:03} s, until the programs were attached", ms / 1000, ms % 1000));
+    }
+    let d = &s.drift;
+    if let Some(Drift { missing, changed, foreign, .. }) = d.last {
+        let times = format!("{} times, put right {} times", d.found, d.repaired);
+        line(format!("DRIFT: {times}; the last: {missing} entries missing, {changed} changed, {foreign} foreign"));
+    }
+    if let Some(c) = &s.last_cut {
+        let sockets = counted(c.sockets, "socket");
+        let total = s.cut_sockets;
+        line(format!("cut last: {sockets} at {} (epoch {}); {total} since the start", rfc3339(c.time), c.epoch));
+    }
 
     line(String::new());
     let mut t = table(&["workload", "identity", "namespace", "posture", "running in"]);
@@ -63,7 +98,11 @@ fn render(s: &Status) -> String {
             (&w.name).into(),
             (&w.identity.id).into(),
             (&w.identity.namespace).into(),
-            verdict(w.posture.as_str()),
+            match (w.revoked, w.break_glass) {
+                (true, _) => verdict("revoked"),
+                (_, true) => verdict("break-glass"),
+                _ => verdict(w.posture.as_str()),
+            },
             cgroups.into(),
         ]);
     }
@@ -146,6 +185,8 @@ mod tests {
                     namespace: "payments".to_owned(),
                 },
                 posture: Posture::Audit,
+                revoked: false,
+                break_glass: false,
                 cgroups: vec!["/system.slice/payments-api.service".to_owned()],
             }],
             not_contained: vec![NotContained { what: "x: a packet socket".to_owned(), why: "word ".repeat(40) }],

@@ -16,8 +16,17 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// Linux: `INET_DIAG_CGROUP_ID` in include/uapi/linux/inet_diag.h.
+/// Attributes of answers. Linux: include/uapi/linux/inet_diag.h.
+const INET_DIAG_SK_BPF_STORAGES: u16 = 20;
 const INET_DIAG_CGROUP_ID: u16 = 21;
+/// Linux: `NLA_F_NESTED` and `NLA_TYPE_MASK` in include/uapi/linux/netlink.h.
+const NLA_NESTED: u16 = 1 << 15;
+const NLA_KIND: u16 = 0x3fff;
+/// What a request asks for. Linux: include/uapi/linux/inet_diag.h, sock_diag.h.
+const INET_DIAG_REQ_SK_BPF_STORAGES: u16 = 2;
+const SK_DIAG_BPF_STORAGE_REQ_MAP_FD: u16 = 1;
+const SK_DIAG_BPF_STORAGE: u16 = 1;
+const SK_DIAG_BPF_STORAGE_MAP_VALUE: u16 = 3;
 
 /// States of a socket that matter here. Linux: include/net/tcp_states.h.
 pub mod state {
@@ -57,6 +66,8 @@ pub struct Socket {
     pub inode: u32,
     /// The cgroup that it was made in; `None` where the kernel doesn't tell.
     pub cgroup: Option<u64>,
+    /// What the map that was asked for keeps of it; empty: nothing, or none was asked for.
+    pub kept: Vec<u8>,
 }
 
 /// Runs something in a network namespace, on a thread of its own.
@@ -125,10 +136,15 @@ pub fn folders_below(cgroup: &Path) -> io::Result<Vec<PathBuf>> {
 
 /// Every socket of this thread's network namespace, of [`PROTOCOLS`] and both families.
 pub fn sockets() -> io::Result<Vec<Socket>> {
+    sockets_of(&PROTOCOLS, None)
+}
+
+/// Those of some protocols, with what a map of socket storage keeps of each (since Linux 5.7).
+pub fn sockets_of(protocols: &[u8], storage: Option<BorrowedFd<'_>>) -> io::Result<Vec<Socket>> {
     let mut all = Vec::new();
-    for protocol in PROTOCOLS {
+    for protocol in protocols {
         for family in [libc::AF_INET, libc::AF_INET6] {
-            all.extend(dump(family, protocol)?);
+            all.extend(dump(family, *protocol, storage)?);
         }
     }
     Ok(all)
@@ -138,7 +154,7 @@ fn family_number(family: libc::c_int) -> u8 {
     u8::try_from(family).unwrap_or_default()
 }
 
-fn dump(family: libc::c_int, protocol: u8) -> io::Result<Vec<Socket>> {
+fn dump(family: libc::c_int, protocol: u8, storage: Option<BorrowedFd<'_>>) -> io::Result<Vec<Socket>> {
     let id = if family == libc::AF_INET { SocketId::new_v4() } else { SocketId::new_v6() };
     let request = SockDiagMessage::InetRequest(InetRequest {
         family: family_number(family),
@@ -148,7 +164,12 @@ fn dump(family: libc::c_int, protocol: u8) -> io::Result<Vec<Socket>> {
         states: StateFlags::from_bits_retain(u32::MAX),
         socket_id: id,
     });
-    let socket = send(NetlinkMessage::from(request), NLM_F_REQUEST | NLM_F_DUMP)?;
+    let socket = open()?;
+    let mut bytes = bytes(NetlinkMessage::from(request), NLM_F_REQUEST | NLM_F_DUMP);
+    if let Some(map) = storage {
+        ask_for_storage(&mut bytes, map);
+    }
+    socket.send(&bytes, 0)?;
     let mut found = Vec::new();
     let mut buffer = vec![0u8; 1 << 16];
     loop {
@@ -172,18 +193,44 @@ fn dump(family: libc::c_int, protocol: u8) -> io::Result<Vec<Socket>> {
     }
 }
 
-fn send<M: netlink_packet_core::NetlinkSerializable>(
-    mut message: NetlinkMessage<M>,
-    flags: u16,
-) -> io::Result<netlink_sys::Socket> {
+fn open() -> io::Result<netlink_sys::Socket> {
     let socket = netlink_sys::Socket::new(NETLINK_SOCK_DIAG)?;
     socket.connect(&netlink_sys::SocketAddr::new(0, 0))?;
+    Ok(socket)
+}
+
+fn bytes<M: netlink_packet_core::NetlinkSerializable>(mut message: NetlinkMessage<M>, flags: u16) -> Vec<u8> {
     message.header.flags = flags;
     message.finalize();
     let mut bytes = vec![0; message.buffer_len()];
     message.serialize(&mut bytes);
-    socket.send(&bytes, 0)?;
-    Ok(socket)
+    bytes
+}
+
+/// Adds the attribute that asks for what a map keeps of each socket, which the netlink crate doesn't know.
+fn ask_for_storage(message: &mut Vec<u8>, map: BorrowedFd<'_>) {
+    use std::os::fd::AsRawFd;
+    for (length, kind) in [(12u16, INET_DIAG_REQ_SK_BPF_STORAGES | NLA_NESTED), (8, SK_DIAG_BPF_STORAGE_REQ_MAP_FD)] {
+        message.extend_from_slice(&length.to_ne_bytes());
+        message.extend_from_slice(&kind.to_ne_bytes());
+    }
+    message.extend_from_slice(&map.as_raw_fd().to_ne_bytes());
+    // The header begins with the length of the whole.
+    let length = u32::try_from(message.len()).unwrap_or(u32::MAX);
+    message[..4].copy_from_slice(&length.to_ne_bytes());
+}
+
+/// The value of the first attribute of that kind; its bytes as they lie in the message.
+fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
+    while let [a, b, c, d, ..] = *attributes {
+        let (length, kind) = (usize::from(u16::from_ne_bytes([a, b])), u16::from_ne_bytes([c, d]) & NLA_KIND);
+        let value = attributes.get(4..length)?;
+        if kind == wanted {
+            return Some(value);
+        }
+        attributes = attributes.get(length.next_multiple_of(4)..)?;
+    }
+    None
 }
 
 fn understand(protocol: u8, response: &InetResponse) -> Socket {
@@ -195,13 +242,20 @@ fn understand(protocol: u8, response: &InetResponse) -> Socket {
         bytes.copy_from_slice(&id.cookie[at..at + 4]);
         u64::from(u32::from_ne_bytes(bytes))
     };
-    let cgroup = response.nlas.iter().find_map(|nla| match nla {
-        Nla::Other(other) if other.kind() == INET_DIAG_CGROUP_ID && other.value_len() == 8 => {
-            let mut bytes = [0; 8];
-            other.emit_value(&mut bytes);
-            Some(u64::from_ne_bytes(bytes))
-        }
-        _ => None,
+    let other = |kind: u16| {
+        response.nlas.iter().find_map(|nla| match nla {
+            Nla::Other(other) if other.kind() & NLA_KIND == kind => {
+                let mut bytes = vec![0; other.value_len()];
+                other.emit_value(&mut bytes);
+                Some(bytes)
+            }
+            _ => None,
+        })
+    };
+    let cgroup = other(INET_DIAG_CGROUP_ID).and_then(|b| Some(u64::from_ne_bytes(b.try_into().ok()?)));
+    let kept = other(INET_DIAG_SK_BPF_STORAGES).and_then(|all| {
+        let one = attribute(&all, SK_DIAG_BPF_STORAGE)?;
+        attribute(one, SK_DIAG_BPF_STORAGE_MAP_VALUE).map(<[u8]>::to_vec)
     });
     Socket {
         protocol,
@@ -211,11 +265,33 @@ fn understand(protocol: u8, response: &InetResponse) -> Socket {
         cookie: half(0) | half(4) << 32,
         inode: header.inode,
         cgroup,
+        kept: kept.unwrap_or_default(),
     }
 }
 
 /// Ends a TCP or UDP socket of this thread's network namespace; a connected peer is told by a reset.
 pub fn destroy(socket: &Socket) -> io::Result<()> {
+    destroy_all([socket])?.pop().unwrap_or(Ok(()))
+}
+
+/// Ends many, and says of each whether that worked.
+pub fn destroy_all<'s>(sockets: impl IntoIterator<Item = &'s Socket>) -> io::Result<Vec<io::Result<()>>> {
+    let netlink = open()?;
+    let mut buffer = vec![0u8; 4096];
+    let mut one = |socket: &Socket| -> io::Result<()> {
+        netlink.send(&bytes(destruction(socket), NLM_F_REQUEST | netlink_packet_core::NLM_F_ACK), 0)?;
+        let size = netlink.recv(&mut &mut buffer[..], 0)?;
+        let answer = NetlinkMessage::<SockDiagMessage>::deserialize(buffer.get(..size).unwrap_or_default())
+            .map_err(io::Error::other)?;
+        match answer.payload {
+            NetlinkPayload::Error(e) if e.raw_code() != 0 => Err(io::Error::from_raw_os_error(-e.raw_code())),
+            _ => Ok(()),
+        }
+    };
+    Ok(sockets.into_iter().map(&mut one).collect())
+}
+
+fn destruction(socket: &Socket) -> NetlinkMessage<SockDiagDestroy> {
     let v4 = socket.local.is_ipv4();
     let mut id = if v4 { SocketId::new_v4() } else { SocketId::new_v6() };
     (id.source_address, id.source_port) = (socket.local.ip(), socket.local.port());
@@ -226,22 +302,13 @@ pub fn destroy(socket: &Socket) -> io::Result<()> {
         word.copy_from_slice(&cookie[half..half + 4]);
         id.cookie[half..half + 4].copy_from_slice(&u32::from_le_bytes(word).to_ne_bytes());
     }
-    let request = SockDiagDestroy::new(SockDiagMessage::InetRequest(InetRequest {
+    NetlinkMessage::from(SockDiagDestroy::new(SockDiagMessage::InetRequest(InetRequest {
         family: family_number(if v4 { libc::AF_INET } else { libc::AF_INET6 }),
         protocol: socket.protocol,
         extensions: ExtensionFlags::empty(),
         states: StateFlags::from_bits_retain(u32::MAX),
         socket_id: id,
-    }));
-    let netlink = send(NetlinkMessage::from(request), NLM_F_REQUEST | netlink_packet_core::NLM_F_ACK)?;
-    let mut buffer = vec![0u8; 4096];
-    let size = netlink.recv(&mut &mut buffer[..], 0)?;
-    let answer = NetlinkMessage::<SockDiagMessage>::deserialize(buffer.get(..size).unwrap_or_default())
-        .map_err(io::Error::other)?;
-    match answer.payload {
-        NetlinkPayload::Error(e) if e.raw_code() != 0 => Err(io::Error::from_raw_os_error(-e.raw_code())),
-        _ => Ok(()),
-    }
+    })))
 }
 
 /// The cookie of this thread's network namespace, as programs see it (SO_NETNS_COOKIE).

@@ -83,7 +83,7 @@ fn decision(d: &Decision) -> (u32, u32, Value, Value) {
     });
     let own = json!({
         "kind": "decision", "outcome": d.edge.outcome, "reason": d.edge.reason, "epoch": d.epoch, "hook": d.hook,
-        "egress_rule": d.egress_rule, "ingress_rule": d.ingress_rule,
+        "break_glass": d.break_glass, "egress_rule": d.egress_rule, "ingress_rule": d.ingress_rule,
     });
     if passes { (OPEN, 2, fields, own) } else { (REFUSE, 3, fields, own) }
 }

@@ -47,6 +47,7 @@ fn denial(id: &str, comm: &str) -> Entry {
         executable: Some("/usr/bin/psql".to_owned()),
         egress_rule: None,
         ingress_rule: Some("SegmentationPolicy db ingress[0]".to_owned()),
+        break_glass: true,
     };
     let policy = Revision { hash: "ab".repeat(16), commit: Some("deadbeef".to_owned()) };
     Entry { at: rfc3339(1_700_000_000_123), told: Told::Decision(decision), policy }

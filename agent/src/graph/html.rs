@@ -5,6 +5,7 @@
 
 use super::escape::{markup, plain, script_json};
 use super::{Graph, port, svg};
+use crate::time::rfc3339;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use sha2::{Digest, Sha256};
@@ -45,18 +46,7 @@ pub fn render(graph: &Graph) -> String {
 fn span(graph: &Graph) -> String {
     let w = graph.window;
     let watched = w.watched.checked_mul(100).and_then(|n| n.checked_div(w.to.saturating_sub(w.from))).unwrap_or(0);
-    format!("From {} to {}, watched for {} % of that time.", moment(w.from), moment(w.to), watched.min(100))
-}
-
-/// A time in words, UTC.
-fn moment(ms: u64) -> String {
-    let time = std::time::UNIX_EPOCH.checked_add(std::time::Duration::from_millis(ms));
-    // 9999 is as far as the form goes.
-    let latest = 253_402_300_799_000;
-    match time.filter(|_| ms <= latest) {
-        Some(t) => humantime::format_rfc3339_seconds(t).to_string(),
-        None => format!("{ms} ms after 1970"),
-    }
+    format!("From {} to {}, watched for {} % of that time.", rfc3339(w.from), rfc3339(w.to), watched.min(100))
 }
 
 fn table(graph: &Graph) -> String {
@@ -94,8 +84,8 @@ fn table(graph: &Graph) -> String {
             markup(&e.outcome),
             e.counts.attempts,
             e.counts.established,
-            markup(&moment(e.first)),
-            markup(&moment(e.last)),
+            markup(&rfc3339(e.first)),
+            markup(&rfc3339(e.last)),
             seen.join("<br>"),
         ));
     }

@@ -20,6 +20,7 @@ use crate::inventory::{Inventory, Owner, Place, Posture};
 use bulkhead_common::PeerId;
 use bulkhead_common::maps::MAX_LEVEL;
 use bulkhead_common::slots::{Baseline, Sides};
+use pairs::Open;
 use peers::Peers;
 use std::collections::BTreeMap;
 
@@ -80,7 +81,8 @@ pub fn compile(set: &PolicySet, inventory: &Inventory, table: &mut RuleTable) ->
     let clauses = clauses::clauses(set, &mut peers, table);
     table.end();
     let baselines = baselines(set, inventory, &mut peers);
-    let mut entries = pairs::entries(&clauses, &peers, inventory, &baselines);
+    let open = Open::of(set.overrides(), inventory);
+    let mut entries = pairs::entries(&clauses, &peers, inventory, &baselines, &open);
     entries.sort_unstable();
     let mut image = Image { rules: entries.into_iter().collect(), baselines, ..Image::default() };
     let mut warnings = Vec::new();
@@ -123,5 +125,17 @@ fn baselines<'a>(set: &'a PolicySet, inventory: &Inventory, peers: &mut Peers<'a
         }
     }
     baselines.insert(PeerId::UNKNOWN_WORKLOAD, unknown);
+    let open = Open::of(set.overrides(), inventory);
+    for (peer, b) in baselines.iter_mut().filter(|(peer, _)| open.holds(**peer)) {
+        b.sides.0 |= Sides::EGRESS_NOW | Sides::INGRESS_NOW;
+        if peer.is_identity() {
+            b.sockets_now = Baseline::RAW | Baseline::SCTP | Baseline::MPTCP;
+        }
+    }
+    for (peer, facts) in &inventory.identities {
+        if set.overrides().revokes(&facts.identity).is_some() {
+            baselines.insert(*peer, Baseline { sides: Sides::NONE, sockets_now: 0, sockets_audited: 0 });
+        }
+    }
     baselines
 }

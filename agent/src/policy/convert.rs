@@ -9,6 +9,7 @@ use super::model::{
     Deny, Edge, Except, Kind, Mode, Peer, Policy, PolicyName, PortRange, PortSpec, Ports, Rule, listed, ports_listed,
 };
 use super::pattern::IdPattern;
+use crate::time::{parse_rfc3339, rfc3339};
 use bulkhead_common::slots::Baseline;
 use bulkhead_common::{Class, proto};
 use ipnet::{IpNet, Ipv4Net};
@@ -20,7 +21,7 @@ use std::sync::Arc;
 /// Everything that is wrong with it.
 pub fn namespaced(file: &Arc<str>, object: Object<SegmentationPolicySpec>) -> Result<Policy, Vec<Diagnostic>> {
     let Object { api_version, kind, metadata, spec } = object;
-    let SegmentationPolicySpec { mode, description, selector, ingress, egress, sockets } = spec;
+    let SegmentationPolicySpec { mode, description, selector, ingress, egress, sockets, expires_at } = spec;
     let mut c = Checker::new(file);
     c.head(&api_version, &kind, Kind::SegmentationPolicy);
     let policy = Policy {
@@ -34,6 +35,7 @@ pub fn namespaced(file: &Arc<str>, object: Object<SegmentationPolicySpec>) -> Re
         edges: Vec::new(),
         denies: Vec::new(),
         sockets: c.sockets(sockets),
+        expires: c.time(expires_at),
     };
     c.finish(policy)
 }
@@ -44,7 +46,17 @@ pub fn namespaced(file: &Arc<str>, object: Object<SegmentationPolicySpec>) -> Re
 /// Everything that is wrong with it.
 pub fn cluster(file: &Arc<str>, object: Object<ClusterSegmentationPolicySpec>) -> Result<Policy, Vec<Diagnostic>> {
     let Object { api_version, kind, metadata, spec } = object;
-    let ClusterSegmentationPolicySpec { mode, description, selector, ingress, egress, edges, denies, sockets } = spec;
+    let ClusterSegmentationPolicySpec {
+        mode,
+        description,
+        selector,
+        ingress,
+        egress,
+        edges,
+        denies,
+        sockets,
+        expires_at,
+    } = spec;
     let mut c = Checker::new(file);
     c.head(&api_version, &kind, Kind::ClusterSegmentationPolicy);
     if selector.is_none() && (ingress.is_some() || egress.is_some() || sockets.is_some()) {
@@ -61,6 +73,7 @@ pub fn cluster(file: &Arc<str>, object: Object<ClusterSegmentationPolicySpec>) -
         edges: edges.map(|list| c.full(list, "edges", Checker::edge)).unwrap_or_default(),
         denies: denies.map(|list| c.full(list, "denies", Checker::deny)).unwrap_or_default(),
         sockets: c.sockets(sockets),
+        expires: c.time(expires_at),
     };
     c.finish(policy)
 }
@@ -118,6 +131,7 @@ pub fn isolated(file: &Arc<str>, kind: Kind, outline: Outline) -> Option<Policy>
         edges: Vec::new(),
         denies: Vec::new(),
         sockets: 0,
+        expires: None,
     };
     c.finish(policy).ok()
 }
@@ -222,10 +236,11 @@ impl Checker {
         let doc::Ingress { rules } = ingress?;
         let each = |rule: At<doc::IngressRule>| {
             let place = rule.with(());
-            let doc::IngressRule { from, ports } = rule.value;
+            let doc::IngressRule { from, ports, expires_at } = rule.value;
             let (peers, ports) = (self.full(from, "from", Self::peer), self.ports(ports));
-            let text = format!("from {} on {}", listed(&peers), ports_listed(&ports)).into();
-            place.with(Rule { peers, ports, text })
+            let expires = self.time(expires_at);
+            let text = format!("from {} on {}{}", listed(&peers), ports_listed(&ports), until(&expires)).into();
+            place.with(Rule { peers, ports, text, expires })
         };
         Some(rules.into_iter().map(each).collect())
     }
@@ -234,26 +249,28 @@ impl Checker {
         let doc::Egress { rules } = egress?;
         let each = |rule: At<doc::EgressRule>| {
             let place = rule.with(());
-            let doc::EgressRule { to, ports } = rule.value;
+            let doc::EgressRule { to, ports, expires_at } = rule.value;
             let (peers, ports) = (self.full(to, "to", Self::peer), self.ports(ports));
-            let text = format!("to {} on {}", listed(&peers), ports_listed(&ports)).into();
-            place.with(Rule { peers, ports, text })
+            let expires = self.time(expires_at);
+            let text = format!("to {} on {}{}", listed(&peers), ports_listed(&ports), until(&expires)).into();
+            place.with(Rule { peers, ports, text, expires })
         };
         Some(rules.into_iter().map(each).collect())
     }
 
     fn edge(&mut self, edge: At<doc::Edge>) -> Option<At<Edge>> {
         let place = edge.with(());
-        let doc::Edge { from, to, ports } = edge.value;
+        let doc::Edge { from, to, ports, expires_at } = edge.value;
         let (from, to) = (self.full(from, "from", Self::peer), self.full(to, "to", Self::peer));
-        let ports = self.ports(ports);
-        let text = format!("from {} to {} on {}", listed(&from), listed(&to), ports_listed(&ports)).into();
-        Some(place.with(Edge { from, to, ports, text }))
+        let (ports, expires) = (self.ports(ports), self.time(expires_at));
+        let on = ports_listed(&ports);
+        let text = format!("from {} to {} on {on}{}", listed(&from), listed(&to), until(&expires)).into();
+        Some(place.with(Edge { from, to, ports, text, expires }))
     }
 
     fn deny(&mut self, deny: At<doc::Deny>) -> Option<At<Deny>> {
         let place = deny.with(());
-        let doc::Deny { from, to, ports, except } = deny.value;
+        let doc::Deny { from, to, ports, except, expires_at } = deny.value;
         let (from, to) = (self.full(from, "from", Self::peer), self.full(to, "to", Self::peer));
         let ports = self.ports(ports);
         let except = except.map(|list| self.full(list, "except", Self::except)).unwrap_or_default();
@@ -270,7 +287,9 @@ impl Checker {
                 text.push_str(&format!(" on {}", ports_listed(ports)));
             }
         }
-        Some(place.with(Deny { from, to, ports, except, text: text.into() }))
+        let expires = self.time(expires_at);
+        text.push_str(&until(&expires));
+        Some(place.with(Deny { from, to, ports, except, text: text.into(), expires }))
     }
 
     fn except(&mut self, except: At<doc::Except>) -> Option<At<Except>> {
@@ -415,6 +434,18 @@ impl Checker {
         }
     }
 
+    /// A time in the past is a time, too: whoever knows the clock says so.
+    fn time(&mut self, text: Option<At<String>>) -> Option<At<u64>> {
+        let text = text?;
+        match parse_rfc3339(&text) {
+            Ok(time) => Some(text.with(time)),
+            Err(e) => {
+                self.error(&text, e, "write a date, a time and a zone, as in 2026-12-31T18:00:00Z");
+                None
+            }
+        }
+    }
+
     fn sockets(&mut self, sockets: Option<At<Vec<doc::SocketKind>>>) -> u8 {
         let Some(kinds) = sockets else { return 0 };
         if kinds.is_empty() {
@@ -429,6 +460,11 @@ impl Checker {
     }
 }
 
+/// The end of a rule's line.
+fn until(expires: &Option<At<u64>>) -> String {
+    expires.as_ref().map(|t| format!(" until {}", rfc3339(t.value))).unwrap_or_default()
+}
+
 const fn number(protocol: doc::Protocol) -> u8 {
     match protocol {
         doc::Protocol::TCP => proto::TCP,
@@ -440,7 +476,7 @@ const fn number(protocol: doc::Protocol) -> u8 {
 }
 
 /// RFC 1123, as Kubernetes takes it for the names of objects.
-fn is_object_name(name: &str) -> bool {
+pub(crate) fn is_object_name(name: &str) -> bool {
     let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.');
     let outer = |b: Option<u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
     name.len() <= 253 && name.bytes().all(inner) && outer(name.bytes().next()) && outer(name.bytes().last())

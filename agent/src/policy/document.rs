@@ -62,6 +62,9 @@ pub struct SegmentationPolicySpec {
     /// Kinds of socket that they may make although no rule can judge them.
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub sockets: Option<At<Vec<SocketKind>>>,
+    /// When it stops to hold (RFC 3339).
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<At<String>>,
 }
 
 /// The spec of `kind: ClusterSegmentationPolicy`.
@@ -91,6 +94,9 @@ pub struct ClusterSegmentationPolicySpec {
     /// Kinds of socket that they may make although no rule can judge them.
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub sockets: Option<At<Vec<SocketKind>>>,
+    /// When it stops to hold (RFC 3339).
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<At<String>>,
 }
 
 /// Into which of the two verdicts a policy goes.
@@ -148,6 +154,9 @@ pub struct IngressRule {
     /// At least one; without it, every port of every protocol.
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub ports: Option<At<Vec<At<Port>>>>,
+    /// When it stops to hold (RFC 3339).
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<At<String>>,
 }
 
 /// To whom the selected workloads may connect, on which of the other's ports.
@@ -159,6 +168,9 @@ pub struct EgressRule {
     /// At least one; without it, every port of every protocol.
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub ports: Option<At<Vec<At<Port>>>>,
+    /// When it stops to hold (RFC 3339).
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<At<String>>,
 }
 
 /// A connection that is open on both sides.
@@ -172,6 +184,9 @@ pub struct Edge {
     /// At least one; without it, every port of every protocol.
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub ports: Option<At<Vec<At<Port>>>>,
+    /// When it stops to hold (RFC 3339).
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<At<String>>,
 }
 
 /// A connection that no rule can allow.
@@ -188,6 +203,9 @@ pub struct Deny {
     /// What it leaves to the rules; at least one if it is there.
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub except: Option<At<Vec<At<Except>>>>,
+    /// When it stops to hold (RFC 3339).
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<At<String>>,
 }
 
 /// What a deny leaves to the rules: connections that fit all the fields given, at least one of them.

@@ -162,7 +162,14 @@ pub fn explain(set: &PolicySet, inventory: &Inventory, from: &Party, to: &Party,
     let (stranger_from, stranger_to) = (stranger(from, inventory), stranger(to, inventory));
     let from_end = end(from, inventory, &stranger_from, proto, 0, &mut notes);
     let to_end = end(to, inventory, &stranger_to, proto, port, &mut notes);
-    let judged = reference::judge(set, inventory, &Connection { from: from_end, to: to_end, proto, port });
+    let connection = Connection { from: from_end, to: to_end, proto, port };
+    let judged = reference::judge(set, inventory, &connection);
+    let open = |own: &End<'_>| reference::is_open(set, own, &connection);
+    if open(&from_end) || open(&to_end) {
+        let scopes: Vec<String> = set.overrides().open.iter().map(ToString::to_string).collect();
+        notes.push(format!("break-glass is on ({}): denies and defaults aren't in force here", scopes.join(", ")));
+    }
+    let (egress_open, ingress_open) = (open(&from_end), open(&to_end));
     Explanation {
         from: end_view(from, &from_end),
         to: end_view(to, &to_end),
@@ -170,8 +177,8 @@ pub fn explain(set: &PolicySet, inventory: &Inventory, from: &Party, to: &Party,
         port,
         outcome: judged.outcome,
         reason: judged.reason.as_str(),
-        egress: side_view(set, inventory, &from_end, judged.egress, Section::Egress),
-        ingress: side_view(set, inventory, &to_end, judged.ingress, Section::Ingress),
+        egress: side_view(set, inventory, &from_end, judged.egress, Section::Egress, egress_open),
+        ingress: side_view(set, inventory, &to_end, judged.ingress, Section::Ingress, ingress_open),
         notes,
     }
 }
@@ -245,7 +252,14 @@ fn end_view(party: &Party, end: &End<'_>) -> EndView {
     }
 }
 
-fn side_view(set: &PolicySet, inventory: &Inventory, end: &End<'_>, says: SideSays, side: Section) -> SideView {
+fn side_view(
+    set: &PolicySet,
+    inventory: &Inventory,
+    end: &End<'_>,
+    says: SideSays,
+    side: Section,
+    open: bool,
+) -> SideView {
     let has_rules = matches!(end, End::Workload(_) | End::UnknownWorkload);
     let selected_by: Vec<Selecting> = set
         .iter()
@@ -263,6 +277,7 @@ fn side_view(set: &PolicySet, inventory: &Inventory, end: &End<'_>, says: SideSa
     let because = |decision: &Decision, verdict: Mode| match (&decision.rule, decision.allows) {
         (Some(rule), _) => rule.to_string(),
         (None, _) if !has_rules => "no identity, so no rules".to_owned(),
+        (None, true) if open && verdict == Mode::Enforce => "break-glass is on".to_owned(),
         (None, true) => format!("no rule speaks of it, and the posture is {}", posture.as_str()),
         (None, false) => {
             let counts = |s: &&Selecting| s.isolates && (verdict == Mode::Audit || s.mode == Mode::Enforce);
@@ -321,6 +336,8 @@ fn decision(f: &mut fmt::Formatter<'_>, label: &str, verdict: &str, d: &Decision
     let word = if d.allows { "allows" } else { "denies" };
     wrapped(f, label, &format!("{verdict}{word}: {}", d.because))?;
     match &d.rule {
+        // There is no file to look into.
+        Some(rule) if rule.section == Section::Revoked => Ok(()),
         Some(rule) => wrapped(f, "", &format!("  {}:{}: {}", rule.file, rule.line, rule.text)),
         None => Ok(()),
     }

@@ -81,6 +81,8 @@ pub struct Policy {
     pub denies: Vec<At<Deny>>,
     /// Kinds of socket that they may make: bits of [`bulkhead_common::slots::Baseline`].
     pub sockets: u8,
+    /// When it stops to hold, milliseconds since 1970.
+    pub expires: Option<At<u64>>,
 }
 
 impl Policy {
@@ -104,24 +106,29 @@ impl Policy {
 /// Adding to the lines of everything that was read from one document of several.
 impl Policy {
     pub(super) fn move_down(&mut self, lines: u32) {
-        let Self { name, selector, ingress, egress, edges, denies, .. } = self;
+        let Self { name, selector, ingress, egress, edges, denies, expires, .. } = self;
         name.line += lines;
+        let time = |at: &mut Option<At<u64>>| at.iter_mut().for_each(|t| t.line += lines);
+        time(expires);
         selector.iter_mut().for_each(|p| p.line += lines);
         let peers = |list: &mut Vec<At<Peer>>| list.iter_mut().for_each(|p| p.line += lines);
         let ports = |list: &mut Ports| list.iter_mut().flatten().for_each(|p| p.line += lines);
         for rule in ingress.iter_mut().chain(egress).flatten() {
             rule.line += lines;
+            time(&mut rule.value.expires);
             peers(&mut rule.value.peers);
             ports(&mut rule.value.ports);
         }
         for edge in edges {
             edge.line += lines;
+            time(&mut edge.value.expires);
             peers(&mut edge.value.from);
             peers(&mut edge.value.to);
             ports(&mut edge.value.ports);
         }
         for deny in denies {
             deny.line += lines;
+            time(&mut deny.value.expires);
             peers(&mut deny.value.from);
             peers(&mut deny.value.to);
             ports(&mut deny.value.ports);
@@ -143,6 +150,8 @@ pub struct Rule {
     pub ports: Ports,
     /// The rule in one line; two rules with the same line mean the same.
     pub text: Arc<str>,
+    /// When it stops to hold, milliseconds since 1970.
+    pub expires: Option<At<u64>>,
 }
 
 /// A connection that is open on both sides.
@@ -156,6 +165,8 @@ pub struct Edge {
     pub ports: Ports,
     /// The edge in one line.
     pub text: Arc<str>,
+    /// When it stops to hold, milliseconds since 1970.
+    pub expires: Option<At<u64>>,
 }
 
 /// A connection that no rule can allow.
@@ -171,6 +182,8 @@ pub struct Deny {
     pub except: Vec<At<Except>>,
     /// The deny in one line.
     pub text: Arc<str>,
+    /// When it stops to hold, milliseconds since 1970.
+    pub expires: Option<At<u64>>,
 }
 
 /// What a deny leaves to the rules: what fits all three.

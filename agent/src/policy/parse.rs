@@ -132,7 +132,7 @@ fn object<S: DeserializeOwned>(file: &Arc<str>, text: &str) -> Result<Object<S>,
 }
 
 /// What the YAML reader says, in our words where it is about our fields.
-fn yaml_fault(file: &Arc<str>, error: &Error) -> Diagnostic {
+pub(super) fn yaml_fault(file: &Arc<str>, error: &Error) -> Diagnostic {
     let number = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
     let at = match error.location() {
         Some(l) => At { value: (), line: number(l.line()), column: number(l.column()) },

@@ -3,10 +3,11 @@
 //! Slow on purpose. It takes one flow and asks every policy in turn; it knows nothing of ranges, blocks, pairs or "any
 //! workload". The compiler must agree with it, which property tests check, and `explain` tells its story.
 //!
-//! The order, highest first: deny, allow, default. Each end that is a workload has its say, in each of two verdicts.
+//! The order, highest first: revoked, deny, allow, default; under break-glass denies don't count in the verdict in force. Each end that is a workload has its say, in each of two verdicts.
 
 use super::diagnostic::At;
 use super::model::{Mode, PROTOCOLS, Peer, Policy, PortRange, Ports};
+use super::overrides::Overrides;
 use super::rules::{RuleRef, Section};
 use super::set::PolicySet;
 use crate::image::masked;
@@ -96,8 +97,14 @@ fn decide(set: &PolicySet, inventory: &Inventory, c: &Connection<'_>, side: Sect
         End::Class(_) | End::World(_) => return Decision { allows: true, rule: None },
         End::Workload(_) | End::UnknownWorkload => {}
     }
+    if let End::Workload(facts) = own
+        && let Some(id) = set.overrides().revokes(&facts.identity)
+    {
+        return Decision { allows: false, rule: Some(Overrides::rule(id)) };
+    }
+    let open = verdict == Mode::Enforce && is_open(set, &own, c);
     if matches!(own, End::Workload(_)) {
-        for policy in set.iter().filter(counts) {
+        for policy in set.iter().filter(counts).filter(|_| !open) {
             for (index, deny) in policy.denies.iter().enumerate() {
                 let excepted = deny.except.iter().any(|e| {
                     e.from.as_ref().is_none_or(|list| is_any_of(&c.from, list))
@@ -138,12 +145,19 @@ fn decide(set: &PolicySet, inventory: &Inventory, c: &Connection<'_>, side: Sect
         End::Workload(facts) => facts.posture,
         _ => inventory.strictest(),
     };
-    let open = match verdict {
+    let default = match verdict {
         Mode::Enforce => posture != Posture::Enforce,
         Mode::Audit => posture == Posture::Observe,
     };
     let isolated = set.iter().filter(counts).any(|policy| isolates(policy, &own, side));
-    Decision { allows: open && !isolated, rule: None }
+    Decision { allows: open || default && !isolated, rule: None }
+}
+
+/// Whether break-glass holds for this end of the connection. An unknown workload may be anybody, in the scope or not.
+pub fn is_open(set: &PolicySet, own: &End<'_>, c: &Connection<'_>) -> bool {
+    let overrides = set.overrides();
+    let in_scope = |end: &End<'_>| matches!(end, End::Workload(facts) if overrides.opens(&facts.identity));
+    overrides.open_everywhere() || matches!(own, End::Workload(_)) && (in_scope(&c.from) || in_scope(&c.to))
 }
 
 /// Whether the policy lets this end have only what rules allow, on this side. An unknown workload may be anybody.

@@ -26,6 +26,8 @@ pub enum Section {
     Edges,
     /// `denies`
     Denies,
+    /// No list of a policy: a revoked ID.
+    Revoked,
 }
 
 impl Section {
@@ -36,6 +38,7 @@ impl Section {
             Self::Egress => "egress",
             Self::Edges => "edges",
             Self::Denies => "denies",
+            Self::Revoked => "revoked",
         }
     }
 }
@@ -73,7 +76,10 @@ impl RuleRef {
 
 impl fmt::Display for RuleRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}[{}]", self.policy, self.section.as_str(), self.index)
+        match self.section {
+            Section::Revoked => f.write_str(&self.text),
+            section => write!(f, "{} {}[{}]", self.policy, section.as_str(), self.index),
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::diagnostic::{Diagnostic, Severity};
 use super::model::{Policy, PolicyName};
+use super::overrides::Overrides;
 use super::parse::{Document, Rejected};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use std::sync::Arc;
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct PolicySet {
     policies: BTreeMap<Arc<PolicyName>, Policy>,
+    overrides: Overrides,
 }
 
 impl PolicySet {
@@ -31,6 +33,31 @@ impl PolicySet {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.policies.is_empty()
+    }
+
+    /// What is decided above them.
+    pub fn overrides(&self) -> &Overrides {
+        &self.overrides
+    }
+
+    /// The same policies, each as this leaves it; their names must stay.
+    #[must_use]
+    pub fn each(mut self, mut change: impl FnMut(&mut Policy)) -> Self {
+        self.policies.values_mut().for_each(&mut change);
+        self
+    }
+
+    /// Those of the policies that are to stay.
+    #[must_use]
+    pub fn only(mut self, mut stays: impl FnMut(&Policy) -> bool) -> Self {
+        self.policies.retain(|_, policy| stays(policy));
+        self
+    }
+
+    /// The same policies with this above them.
+    #[must_use]
+    pub fn under(self, overrides: Overrides) -> Self {
+        Self { overrides, ..self }
     }
 
     /// What is in force after these documents were read where `last` was in force before.
@@ -76,12 +103,13 @@ impl PolicySet {
                 }
             }
         }
-        (Self { policies }, findings)
+        (Self { policies, overrides: Overrides::default() }, findings)
     }
 }
 
 impl FromIterator<Policy> for PolicySet {
     fn from_iter<I: IntoIterator<Item = Policy>>(policies: I) -> Self {
-        Self { policies: policies.into_iter().map(|p| (Arc::clone(&p.name), p)).collect() }
+        let policies = policies.into_iter().map(|p| (Arc::clone(&p.name), p)).collect();
+        Self { policies, overrides: Overrides::default() }
     }
 }

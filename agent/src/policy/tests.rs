@@ -116,14 +116,14 @@ fn text(words: &impl std::fmt::Debug) -> Arc<str> {
 fn rule() -> impl Strategy<Value = At<Rule>> {
     (peers(), ports()).prop_map(|(peers, ports)| {
         let text = text(&(listed(&peers), ports_listed(&ports)));
-        at(Rule { peers, ports, text })
+        at(Rule { peers, ports, text, expires: None })
     })
 }
 
 fn edge() -> impl Strategy<Value = At<Edge>> {
     (peers(), peers(), ports()).prop_map(|(from, to, ports)| {
         let text = text(&(listed(&from), listed(&to), ports_listed(&ports)));
-        at(Edge { from, to, ports, text })
+        at(Edge { from, to, ports, text, expires: None })
     })
 }
 
@@ -132,7 +132,7 @@ fn deny() -> impl Strategy<Value = At<Deny>> {
         .prop_map(|(from, to, ports)| at(Except { from, to, ports }));
     (peers(), peers(), ports(), prop::collection::vec(except, 0..3)).prop_map(|(from, to, ports, except)| {
         let text = text(&(&from, &to, &ports, &except));
-        at(Deny { from, to, ports, except, text })
+        at(Deny { from, to, ports, except, text, expires: None })
     })
 }
 
@@ -165,8 +165,21 @@ fn policy() -> impl Strategy<Value = Policy> {
             edges,
             denies,
             sockets: 0,
+            expires: None,
         }
     })
+}
+
+fn overrides() -> impl Strategy<Value = Overrides> {
+    let id = || select(&IDS[..]).prop_map(|i| i.parse::<crate::identity::SpiffeId>().expect("an ID"));
+    let scope = prop_oneof![
+        2 => id().prop_map(Scope::Workload),
+        1 => select(vec!["", "x"]).prop_map(|n| Scope::Namespace(n.to_owned())),
+        1 => Just(Scope::Node),
+    ];
+    let some = (prop::collection::btree_set(id(), 0..2), prop::collection::btree_set(scope, 0..2))
+        .prop_map(|(revoked, open)| Overrides { revoked, open });
+    prop_oneof![Just(Overrides::default()), some]
 }
 
 fn inventory() -> impl Strategy<Value = Inventory> {
@@ -268,8 +281,9 @@ proptest! {
     #[test]
     fn the_tables_say_what_the_policies_mean(
         policies in prop::collection::vec(policy(), 0..4), inventory in inventory(), flows in flows(),
+        overrides in overrides(),
     ) {
-        let set: PolicySet = policies.into_iter().collect();
+        let set = policies.into_iter().collect::<PolicySet>().under(overrides);
         let mut table = RuleTable::default();
         let image = compile(&set, &inventory, &mut table).image;
         for (from, to, proto, port) in flows {

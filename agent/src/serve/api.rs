@@ -2,9 +2,11 @@
 //!
 //! Fields may be added; none changes its meaning. Every type reads what it writes.
 
+use crate::datapath::Drift;
 use crate::declog;
 use crate::flows::{Count, Edge, PeerName};
 use crate::inventory::Posture;
+use crate::serve::orders::Cutting;
 use serde::{Deserialize, Serialize};
 
 /// `GET /status`.
@@ -49,6 +51,58 @@ pub struct Status {
     /// How the decision log is, if one is written.
     #[serde(default)]
     pub decision_log: Option<declog::Health>,
+    /// What was commanded and holds above the files.
+    #[serde(default)]
+    pub overrides: Overridden,
+    /// Whether the tables still said what was compiled.
+    #[serde(default)]
+    pub drift: DriftStatus,
+    /// For how long nothing was attached since the machine was started, milliseconds; absent: not known.
+    #[serde(default)]
+    pub open_since_boot_ms: Option<u64>,
+    /// Sockets that were cut since the agent started.
+    #[serde(default)]
+    pub cut_sockets: u64,
+    /// The last time that live connections were cut.
+    #[serde(default)]
+    pub last_cut: Option<Cutting>,
+}
+
+/// What came of reading the kernel's tables back, since the agent started.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct DriftStatus {
+    /// How often that was done.
+    pub verified: u64,
+    /// How often they didn't say what was compiled.
+    pub found: u64,
+    /// How often that was put right.
+    pub repaired: u64,
+    /// The last difference.
+    pub last: Option<Drift>,
+}
+
+/// What was commanded.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Overridden {
+    /// IDs that were withdrawn.
+    pub revoked: Vec<Override>,
+    /// Where nothing is enforced.
+    pub break_glass: Vec<Override>,
+    /// What was turned to enforce.
+    pub enforced: Vec<Override>,
+}
+
+/// Something that was commanded.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Override {
+    /// An ID, a scope, or what was turned to enforce.
+    pub what: String,
+    /// Since when, milliseconds since 1970.
+    pub since: u64,
+    /// When it ends by itself; of a trial, when it is turned back unless confirmed.
+    pub until: Option<u64>,
+    /// Why.
+    pub reason: String,
 }
 
 /// One application of a ruleset.
@@ -117,6 +171,12 @@ pub struct WorkloadStatus {
     pub identity: PeerName,
     /// Its posture.
     pub posture: Posture,
+    /// Whether an ID of it was revoked.
+    #[serde(default)]
+    pub revoked: bool,
+    /// Whether nothing is enforced for it now.
+    #[serde(default)]
+    pub break_glass: bool,
     /// The cgroups in which it runs now.
     pub cgroups: Vec<String>,
 }
@@ -191,6 +251,9 @@ pub struct Decision {
     pub egress_rule: Option<String>,
     /// The destination's rule.
     pub ingress_rule: Option<String>,
+    /// Whether break-glass held for it.
+    #[serde(default)]
+    pub break_glass: bool,
 }
 
 /// `GET /explain`: the same story for people and for programs.

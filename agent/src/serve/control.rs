@@ -4,6 +4,7 @@
 //! (SO_PEERCRED), asked for each connection before a byte is read.
 
 use super::api::{Decision, Explained, Filter};
+use super::orders::{Order, Refusal, Request};
 use crate::app::Snapshot;
 use crate::app::keep::Keep;
 use crate::policy::{self, Party};
@@ -13,7 +14,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Query, State};
 use axum::http::{StatusCode, header::CONTENT_TYPE};
 use axum::response::{IntoResponse, Json, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::serve::Listener;
 use http_body_util::channel::Channel;
 use std::io;
@@ -22,7 +23,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream, unix::SocketAddr};
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 /// How often a follower without decisions is looked after.
 const ALIVE: Duration = Duration::from_secs(1);
@@ -76,6 +77,7 @@ struct Shared {
     snapshots: watch::Receiver<Arc<Snapshot>>,
     decisions: broadcast::Sender<Arc<Decision>>,
     keep: Keep,
+    orders: mpsc::Sender<Request>,
     stopped: watch::Receiver<bool>,
 }
 
@@ -88,9 +90,10 @@ pub async fn serve(
     snapshots: watch::Receiver<Arc<Snapshot>>,
     decisions: broadcast::Sender<Arc<Decision>>,
     keep: Keep,
+    orders: mpsc::Sender<Request>,
     mut stopped: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
-    let shared = Shared { snapshots, decisions, keep, stopped: stopped.clone() };
+    let shared = Shared { snapshots, decisions, keep, orders, stopped: stopped.clone() };
     let router = Router::new()
         .route("/status", get(|State(s): State<Shared>| async move { Json(s.now().status.clone()).into_response() }))
         .route("/edges", get(|State(s): State<Shared>, Query(f): Query<Filter>| async move { Json(s.now().edges(&f)) }))
@@ -98,6 +101,7 @@ pub async fn serve(
         .route("/explain", get(explain))
         .route("/history", get(history))
         .route("/report", get(report))
+        .route("/orders", post(order))
         .with_state(shared);
     let end = async move { while !*stopped.borrow_and_update() && stopped.changed().await.is_ok() {} };
     Ok(axum::serve(RootOnly(listener), router).with_graceful_shutdown(end).await?)
@@ -159,6 +163,21 @@ async fn explain(State(shared): State<Shared>, Query(q): Query<Question>) -> Res
             }
         }
         Err(e) => (StatusCode::BAD_REQUEST, e.to_string()).into_response(),
+    }
+}
+
+/// Hands an order to the one task that may follow it. What it says no to comes back as one sentence.
+async fn order(State(shared): State<Shared>, Json(order): Json<Order>) -> Response {
+    let (answer, done) = oneshot::channel();
+    let gone = || (StatusCode::SERVICE_UNAVAILABLE, "the agent is ending").into_response();
+    if shared.orders.send(Request { order, answer }).await.is_err() {
+        return gone();
+    }
+    match done.await {
+        Ok(Ok(done)) => Json(done).into_response(),
+        Ok(Err(e @ Refusal::Bad(_))) => (StatusCode::UNPROCESSABLE_ENTITY, e.to_string()).into_response(),
+        Ok(Err(e @ Refusal::Failed(_))) => (StatusCode::INTERNAL_SERVER_ERROR, e.to_string()).into_response(),
+        Err(_) => gone(),
     }
 }
 

@@ -218,6 +218,25 @@ impl Collector for Page {
         gauges(e, "file_findings", "Complaints about the configuration and the policies", findings)?;
         gauge(e, "faults", "What was out of order at the last look", count(status.faults.len()))?;
         gauge(e, "not_contained", "Sockets and the like that aren't kept apart", count(status.not_contained.len()))?;
+        counter(
+            e,
+            "tables_verified",
+            "How often the kernel's tables were read back and compared",
+            status.drift.verified,
+        )?;
+        counter(e, "drift_found", "How often they didn't say what was compiled", status.drift.found)?;
+        counter(e, "drift_repaired", "How often that was put right", status.drift.repaired)?;
+        if let Some(ms) = status.open_since_boot_ms {
+            gauge(e, "open_since_boot_milliseconds", "For how long nothing was attached since the boot", ms)?;
+        }
+        let o = &status.overrides;
+        gauge(e, "revoked_ids", "SPIFFE IDs that are revoked", count(o.revoked.len()))?;
+        let glass = o.break_glass.iter().map(|b| (vec![("scope", b.what.clone())], b.until.unwrap_or(0) / 1000));
+        gauges(e, "break_glass_until_seconds", "When enforcement comes back, seconds since 1970", glass)?;
+        gauge(e, "break_glass", "In how many scopes enforcement is off by break-glass", count(o.break_glass.len()))?;
+        let trials = o.enforced.iter().filter(|t| t.until.is_some()).count();
+        gauge(e, "enforce_unconfirmed", "1 while something is enforced on trial", count(trials))?;
+        counter(e, "cut_sockets", "Live sockets that were ended since they don't pass any more", status.cut_sockets)?;
         let postures = ["observe", "audit", "enforce"].map(|p| {
             let n = status.workloads.iter().filter(|w| w.posture.as_str() == p).count();
             (vec![("posture", p.to_owned())], count(n))

@@ -89,6 +89,20 @@ impl State {
         read(&self.folder.join(name))
     }
 
+    /// The same with when it was written, milliseconds since 1970.
+    ///
+    /// # Errors
+    /// When it is there and can't be read.
+    pub fn dated_text(&self, name: &str) -> anyhow::Result<Option<(String, u64)>> {
+        let Some(text) = self.text(name)? else { return Ok(None) };
+        let path = self.folder.join(name);
+        let written = std::fs::metadata(&path)
+            .and_then(|meta| meta.modified())
+            .with_context(|| format!("reading {}", path.display()))?;
+        let since = written.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        Ok(Some((text, u64::try_from(since.as_millis()).unwrap_or(u64::MAX))))
+    }
+
     /// Stores a text.
     ///
     /// # Errors

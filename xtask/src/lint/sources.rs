@@ -26,7 +26,12 @@ const PURE: &[&str] = &[
     "agent/src/plan",
     "agent/src/policy",
     "agent/src/flows",
+    "agent/src/revocation",
     "agent/src/history",
+    "agent/src/judge",
+    "agent/src/effect",
+    "agent/src/suggest",
+    "agent/src/simulate",
     "agent/src/graph",
     "agent/src/report",
 ];

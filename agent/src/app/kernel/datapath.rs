@@ -3,8 +3,9 @@
 use super::{Events, Kernel};
 use crate::app::Failure;
 use crate::config::{Capacities, Config};
-use crate::datapath::{self, AttachError, Datapath, Fault, Limits, OpenError, Options, Origin};
+use crate::datapath::{self, AttachError, Committed, Datapath, Drift, Fault, Limits, OpenError, Options, Origin, Walk};
 use crate::image::Image;
+use crate::revocation::Reach;
 use crate::serve::api::{Commit, Feature, MapFill, Program};
 use crate::sources::hierarchy::Hierarchy;
 use anyhow::Context;
@@ -64,15 +65,19 @@ impl Kernel for Datapath {
     }
 
     fn commit(&mut self, image: &Image) -> anyhow::Result<Commit> {
-        let done = Self::commit(self, image)?;
-        let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
-        Ok(Commit {
-            epoch: done.epoch,
-            inserts: count(done.inserts),
-            writes: count(done.writes),
-            removals: count(done.removals),
-            in_force_after_us: u64::try_from(done.in_force_after.as_micros()).unwrap_or(u64::MAX),
-        })
+        Ok(told(Self::commit(self, image)?))
+    }
+
+    fn adopted(&self) -> bool {
+        *self.origin() != Origin::New
+    }
+
+    fn verify(&self, image: &Image) -> anyhow::Result<Option<Drift>> {
+        Ok(Self::verify(self, image)?)
+    }
+
+    fn realign(&mut self, image: &Image) -> anyhow::Result<Commit> {
+        Ok(told(Self::realign(self, image)?))
     }
 
     fn settle(&mut self) -> anyhow::Result<()> {
@@ -115,6 +120,10 @@ impl Kernel for Datapath {
         Ok(fill.map(|m| MapFill { name: m.name.to_owned(), used: m.used, capacity: m.capacity }).collect())
     }
 
+    fn walk(&self, image: &Image, reach: &Reach, destroy: bool) -> anyhow::Result<Walk> {
+        Self::walk(self, image, reach, destroy).context("walking the sockets of the workloads' network namespaces")
+    }
+
     fn take_events(&mut self) -> Option<datapath::Events> {
         Self::take_events(self)
     }
@@ -153,6 +162,17 @@ impl Kernel for Datapath {
     fn take_log(&mut self) -> Option<Pin<Box<dyn Future<Output = anyhow::Error> + Send>>> {
         let log = self.take_kernel_log()?;
         Some(Box::pin(async move { log.await.into() }))
+    }
+}
+
+fn told(done: Committed) -> Commit {
+    let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+    Commit {
+        epoch: done.epoch,
+        inserts: count(done.inserts),
+        writes: count(done.writes),
+        removals: count(done.removals),
+        in_force_after_us: u64::try_from(done.in_force_after.as_micros()).unwrap_or(u64::MAX),
     }
 }
 

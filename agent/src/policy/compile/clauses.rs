@@ -1,14 +1,16 @@
 //! Rules, edges and denies in one shape: from whom, to whom, on which ports, and which verdicts they decide.
 //!
-//! The list is in the order of precedence: a clause decides where none before it does.
+//! The list is in the order of precedence: a clause decides where none before it does. What was revoked comes first.
 
 use super::super::diagnostic::At;
 use super::super::model::{Peer, PortRange, PortSpec, Ports};
+use super::super::overrides::Overrides;
 use super::super::rules::{RuleRef, RuleTable, Section};
 use super::super::set::PolicySet;
 use super::peers::{PeerSet, Peers};
 use super::ports::Spans;
 use crate::inventory::IdentityFacts;
+use bulkhead_common::Class;
 use bulkhead_common::slots::Sides;
 
 /// A rule, edge or deny.
@@ -27,6 +29,8 @@ pub(super) struct Clause<'a> {
     pub(super) ports: PortSet<'a>,
     /// What a deny leaves to the others.
     pub(super) except: Vec<Exception<'a>>,
+    /// Whether it holds under break-glass too.
+    pub(super) revokes: bool,
 }
 
 impl Clause<'_> {
@@ -106,7 +110,7 @@ pub(super) fn clauses<'a>(set: &'a PolicySet, peers: &mut Peers<'a>, table: &mut
                     _ => (selected.clone(), others),
                 };
                 let ports = PortSet::of(&rule.ports);
-                allows.push(Clause { number, deny: false, bits, from, to, ports, except: Vec::new() });
+                allows.push(Clause { number, deny: false, bits, from, to, ports, except: Vec::new(), revokes: false });
             }
         }
         let bits = policy.reach(Sides::ALL.0);
@@ -119,6 +123,7 @@ pub(super) fn clauses<'a>(set: &'a PolicySet, peers: &mut Peers<'a>, table: &mut
                 to: peers.resolve(&edge.to),
                 ports: PortSet::of(&edge.ports),
                 except: Vec::new(),
+                revokes: false,
             });
         }
         for (index, deny) in policy.denies.iter().enumerate() {
@@ -137,9 +142,35 @@ pub(super) fn clauses<'a>(set: &'a PolicySet, peers: &mut Peers<'a>, table: &mut
                 to: peers.resolve(&deny.to),
                 ports: PortSet::of(&deny.ports),
                 except,
+                revokes: false,
             });
         }
     }
-    denies.append(&mut allows);
-    denies
+    let mut all = revocations(set, peers, table);
+    all.append(&mut denies);
+    all.append(&mut allows);
+    all
+}
+
+/// A revoked ID refuses by its own side alone, the source's or the destination's: that is enough, and it takes a few
+/// entries only, however many workloads there are.
+fn revocations<'a>(set: &'a PolicySet, peers: &Peers<'_>, table: &mut RuleTable) -> Vec<Clause<'a>> {
+    let everybody = PeerSet { any: true, ids: Class::ALL.map(Class::id).into() };
+    let mut clauses = Vec::new();
+    for id in &set.overrides().revoked {
+        let number = table.number(Overrides::rule(id));
+        let it = peers.having(id);
+        let ends = [(Sides::EGRESS, it.clone(), everybody.clone()), (Sides::INGRESS, everybody.clone(), it)];
+        clauses.extend(ends.map(|(bits, from, to)| Clause {
+            number,
+            deny: true,
+            bits,
+            from,
+            to,
+            ports: PortSet { spans: Spans::all(), named: Vec::new() },
+            except: Vec::new(),
+            revokes: true,
+        }));
+    }
+    clauses
 }

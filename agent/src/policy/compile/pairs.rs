@@ -1,12 +1,14 @@
 //! From clauses to the entries of pairs: who meets whom, and for each pair the ports cut into blocks of one verdict.
 //!
-//! The precedence, highest first: deny, then allow, then the default of each side. (Built-ins, which pass between the
+//! The precedence, highest first: revoked, deny, then allow, then the default of each side. (Built-ins, which pass between the
 //! two, are about packets that no rule names; the hooks know them.) It is resolved here, so an entry in the kernel is
 //! complete: for both sides, both verdicts and every port of its pair and protocol.
 //!
 //! A pair gets entries if some clause names it as itself. It then inherits what its ends say about any workload, and a
-//! part of the world what is said about the world, since the kernel looks no further than the pair.
+//! part of the world what is said about the world, since the kernel looks no further than the pair. Under break-glass
+//! each pair with an end in its scope has entries, since the other end's own default would deny.
 
+use super::super::overrides::Overrides;
 use super::clauses::Clause;
 use super::peers::{PeerSet, Peers};
 use super::ports::{PROTOCOLS, Spans, blocks};
@@ -14,10 +16,47 @@ use crate::inventory::Inventory;
 use bulkhead_common::maps::RuleKey;
 use bulkhead_common::slots::{Baseline, PairHeader, Permit, Sides};
 use bulkhead_common::{Class, PeerId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// An index into the clauses; a lower one takes precedence.
 type Rank = u32;
+/// No clause: the pair has entries for another reason.
+const NOBODY: Rank = Rank::MAX;
+/// Every bit of a mask of protocols.
+const ALL_PROTOCOLS: u8 = u8::MAX;
+/// Both sides' verdicts in force.
+const NOW: u8 = Sides::EGRESS_NOW | Sides::INGRESS_NOW;
+
+/// For whom nothing is enforced.
+pub(super) struct Open {
+    everywhere: bool,
+    identities: BTreeSet<PeerId>,
+}
+
+impl Open {
+    pub(super) fn of(overrides: &Overrides, inventory: &Inventory) -> Self {
+        let open = inventory.identities.iter().filter(|(_, facts)| overrides.opens(&facts.identity));
+        Self { everywhere: overrides.open_everywhere(), identities: open.map(|(peer, _)| *peer).collect() }
+    }
+
+    /// Whether it holds for everything that this peer takes part in.
+    pub(super) fn holds(&self, peer: PeerId) -> bool {
+        self.everywhere || self.identities.contains(&peer)
+    }
+
+    /// Every pair of which one end alone is open. Where everybody is, each end's default says so.
+    fn each_pair(&self, peers: &Peers<'_>, mut pair: impl FnMut(PeerId, PeerId)) {
+        if self.everywhere {
+            return;
+        }
+        for open in &self.identities {
+            for other in peers.identities() {
+                pair(*open, other);
+                pair(other, *open);
+            }
+        }
+    }
+}
 
 /// Makes the entries of all pairs.
 pub(super) fn entries(
@@ -25,6 +64,7 @@ pub(super) fn entries(
     peers: &Peers<'_>,
     inventory: &Inventory,
     baselines: &BTreeMap<PeerId, Baseline>,
+    open: &Open,
 ) -> Vec<(RuleKey, u64)> {
     let mut meetings = Meetings::default();
     for (rank, clause) in (0..).zip(clauses) {
@@ -37,15 +77,17 @@ pub(super) fn entries(
             }
         }
     }
+    open.each_pair(peers, |src, dst| meetings.pairs.push((src, dst, NOBODY)));
     meetings.pairs.sort_unstable();
     meetings.pairs.dedup();
 
-    let mut writer = Writer { clauses, inventory, baselines, entries: Vec::new(), cuts: Vec::new() };
+    let mut writer = Writer { clauses, inventory, baselines, open, entries: Vec::new(), cuts: Vec::new() };
     let mut ranks = Vec::new();
     for pair in meetings.pairs.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)) {
         let (src, dst, _) = pair[0];
         let own = pair.iter().map(|(_, _, rank)| *rank);
-        let protocols = own.clone().fold(0, |mask, r| mask | writer.protocols(r, dst));
+        let every = if pair.iter().any(|(_, _, rank)| *rank == NOBODY) { ALL_PROTOCOLS } else { 0 };
+        let protocols = own.clone().fold(every, |mask, r| mask | writer.protocols(r, dst));
         ranks.clear();
         ranks.extend(own);
         if src.is_identity() && dst.is_identity() {
@@ -155,6 +197,7 @@ struct Writer<'a> {
     clauses: &'a [Clause<'a>],
     inventory: &'a Inventory,
     baselines: &'a BTreeMap<PeerId, Baseline>,
+    open: &'a Open,
     entries: Vec<(RuleKey, u64)>,
     /// Where a clause begins (true) or has ended; kept to be used again.
     cuts: Vec<(u32, bool, Rank)>,
@@ -180,7 +223,8 @@ impl Writer<'_> {
             Some(b) if concerned & side != 0 => b.sides.0 & side,
             _ => side,
         };
-        let default = default(src, Sides::EGRESS) | default(dst, Sides::INGRESS);
+        let open = if self.open.holds(src) || self.open.holds(dst) { NOW } else { 0 };
+        let default = default(src, Sides::EGRESS) | default(dst, Sides::INGRESS) | open;
         let spans: Vec<(Rank, Spans)> = ranks.iter().filter_map(|r| Some((*r, self.spans(*r, src, dst)?))).collect();
         for (_, proto) in PROTOCOLS.iter().enumerate().filter(|(n, _)| protocols & (1 << n) != 0) {
             self.cuts.clear();
@@ -191,7 +235,8 @@ impl Writer<'_> {
                 }
             }
             self.cuts.sort_unstable();
-            self.protocol(RuleKey { src: src.0, dst: dst.0, port: 0, proto: *proto, size: 0 }, concerned, default);
+            let key = RuleKey { src: src.0, dst: dst.0, port: 0, proto: *proto, size: 0 };
+            self.protocol(key, concerned, default, open);
         }
     }
 
@@ -209,7 +254,7 @@ impl Writer<'_> {
     }
 
     /// Sweeps over the cuts, and writes the blocks between them and then the header.
-    fn protocol(&mut self, key: RuleKey, concerned: u8, default: u8) {
+    fn protocol(&mut self, key: RuleKey, concerned: u8, default: u8, waived: u8) {
         let cuts = std::mem::take(&mut self.cuts);
         let mut active: Vec<Rank> = Vec::new();
         let mut sizes = 0;
@@ -225,7 +270,8 @@ impl Writer<'_> {
                 }
             }
             let here = at[0].0;
-            let permit = decide(active.iter().filter_map(|r| self.clauses.get(*r as usize)), concerned, default);
+            let permit =
+                decide(active.iter().filter_map(|r| self.clauses.get(*r as usize)), concerned, default, waived);
             let as_by_default = permit == Permit { sides: Sides(default), egress_rule: 0, ingress_rule: 0 };
             if let Some((start, open)) = open.filter(|(_, open)| *open != permit) {
                 self.blocks(key, start, here, open, &mut sizes);
@@ -256,12 +302,14 @@ const fn side(peer: PeerId, side: u8) -> u8 {
     if peer.is_identity() { side } else { 0 }
 }
 
-/// The verdicts where these clauses apply, in their order of precedence, and who decided them.
-fn decide<'a>(clauses: impl Iterator<Item = &'a Clause<'a>>, concerned: u8, default: u8) -> Permit {
+/// The verdicts where these clauses apply, in their order of precedence, and who decided them. In the verdicts `open`
+/// no deny counts but a revocation.
+fn decide<'a>(clauses: impl Iterator<Item = &'a Clause<'a>>, concerned: u8, default: u8, open: u8) -> Permit {
     let (mut undecided, mut sides) = (concerned, default);
     let mut by = [0; 4];
     for clause in clauses {
-        let decided = clause.bits & undecided;
+        let waived = if clause.deny && !clause.revokes { open } else { 0 };
+        let decided = clause.bits & undecided & !waived;
         if decided == 0 {
             continue;
         }

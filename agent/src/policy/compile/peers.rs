@@ -8,6 +8,7 @@ use super::super::model::{Peer, Policy};
 use super::super::pattern::IdPattern;
 use super::super::rules::RuleTable;
 use super::super::set::PolicySet;
+use crate::identity::SpiffeId;
 use crate::inventory::Inventory;
 use bulkhead_common::{Class, PeerId};
 use ipnet::IpNet;
@@ -113,6 +114,13 @@ impl<'a> Peers<'a> {
             ids.retain(here);
         }
         PeerSet { any: false, ids: ids.into_iter().collect() }
+    }
+
+    /// The identities that have this ID.
+    pub(super) fn having(&self, id: &SpiffeId) -> PeerSet {
+        let start = self.by_id.partition_point(|(known, _)| *known < id.as_str());
+        let all = self.by_id[start..].iter().take_while(|(known, _)| *known == id.as_str());
+        PeerSet { any: false, ids: all.map(|(_, peer)| *peer).collect() }
     }
 
     fn pattern(&mut self, pattern: &'a IdPattern) -> PeerSet {

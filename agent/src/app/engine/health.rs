@@ -1,0 +1,88 @@
+//! Whether what is in force is what was compiled, and for how long nothing was.
+
+use super::super::clock::Clock;
+use super::super::kernel::Kernel;
+use super::Engine;
+use crate::revocation::Reach;
+use crate::serve::api::DriftStatus;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+/// In how many looks the tables are read back once: about a minute.
+const VERIFY: u32 = 30;
+/// Where it is stored how long the machine was open.
+const BOOT: &str = "boot.json";
+
+/// Of one boot of the machine.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Boot {
+    /// Which.
+    id: String,
+    /// For how long nothing was attached since, milliseconds.
+    open: u64,
+}
+
+impl<K: Kernel> Engine<K> {
+    /// Right after the programs were attached: for how long there were none since the machine was started.
+    pub(super) fn note_boot(&mut self, now: &Clock) -> anyhow::Result<()> {
+        let stored = self.state.text(BOOT)?.and_then(|text| serde_json::from_str::<Boot>(&text).ok());
+        let same = stored.filter(|b| b.id == now.boot && self.kernel.adopted());
+        let boot = match same {
+            Some(boot) => boot,
+            // What was attached by somebody whose record is lost has been there since some time; nothing is known.
+            None if self.kernel.adopted() => return Ok(()),
+            None => {
+                let boot = Boot { id: now.boot.clone(), open: now.up };
+                self.state.put(BOOT, &serde_json::to_vec(&boot)?)?;
+                boot
+            }
+        };
+        self.open_since_boot = Some(boot.open);
+        Ok(())
+    }
+
+    /// Every so often: reads the tables back and puts right what differs.
+    pub(super) fn verify(&mut self) {
+        if self.looks % VERIFY != 2 {
+            return;
+        }
+        let Some(image) = &self.image else { return };
+        let drift = match self.kernel.verify(image) {
+            Ok(Some(drift)) => drift,
+            Ok(None) => return,
+            Err(e) => {
+                tracing::error!("the tables can't be read back: {e:#}");
+                return;
+            }
+        };
+        self.drift.verified += 1;
+        if drift.is_none() {
+            return;
+        }
+        self.drift.found += 1;
+        self.drift.last = Some(drift);
+        tracing::error!(
+            missing = drift.missing,
+            changed = drift.changed,
+            foreign = drift.foreign,
+            words = drift.words,
+            "the kernel's tables don't say what was compiled: somebody else has written to them"
+        );
+        match self.kernel.realign(image) {
+            Ok(done) => {
+                tracing::warn!(epoch = done.epoch, "the tables are put right");
+                self.drift.repaired += 1;
+                self.commits += 1;
+                self.last_commit = Some(done);
+                // What was let through meanwhile goes on otherwise.
+                self.cut(Reach::Everything, Instant::now());
+            }
+            Err(e) => tracing::error!("the tables can't be put right: {e:#}"),
+        }
+    }
+
+    pub(super) fn drift(&self) -> DriftStatus {
+        self.drift
+    }
+}

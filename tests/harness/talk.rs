@@ -1,0 +1,79 @@
+//! Connections that stay open, and what their applications are told when they end.
+//!
+//! Each end is a process of its workload: it says what it reads, and at last how its connection ended.
+
+use crate::sandbox::{Process, Turn, Workload, bind_udp, listen};
+use crate::{SOON, any};
+use socket2::{Domain, Socket, Type};
+use std::io::{self, Read};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// How long an end waits for its connection to end before it says that it hangs.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A client that has sent `hello` and waits for what comes.
+pub fn client(from: &Workload, kind: Type, to: SocketAddr) -> Process {
+    let mut process = from
+        .spawn(|turn| {
+            let socket = Socket::new(Domain::for_address(to), kind, None)?;
+            turn.doing("connecting");
+            socket.connect(&to.into())?;
+            socket.send(b"hello")?;
+            turn.ready()?;
+            listen_to(turn, &socket)
+        })
+        .expect("a process");
+    process.wait_ready(SOON).expect("a connection");
+    process.go(&[]).expect("it waits");
+    process
+}
+
+/// A TCP server that says what each of its connections brings and how it ends, one after the other.
+pub fn tcp_server(on: &Workload, port: u16) -> Process {
+    serving(on, move |turn| {
+        let listener = listen(any(true, port))?;
+        turn.ready()?;
+        loop {
+            turn.doing("accepting");
+            let (socket, _) = listener.accept()?;
+            listen_to(turn, &socket)?;
+        }
+    })
+}
+
+/// A UDP server on a socket that is connected to nobody.
+pub fn udp_server(on: &Workload, port: u16) -> Process {
+    serving(on, move |turn| {
+        let socket = bind_udp(any(true, port))?;
+        turn.ready()?;
+        listen_to(turn, &socket)
+    })
+}
+
+fn serving<F: FnOnce(&mut Turn) -> io::Result<()> + Copy>(on: &Workload, body: F) -> Process {
+    let mut process = on.spawn(body).expect("a process");
+    process.wait_ready(SOON).expect("it listens");
+    process.go(&[]).expect("it waits");
+    process
+}
+
+/// Says what comes, until the connection ends: `end` in order, `errno N` with an error, `hangs` when nothing tells.
+fn listen_to(turn: &mut Turn, socket: &Socket) -> io::Result<()> {
+    socket.set_read_timeout(Some(PATIENCE))?;
+    turn.doing("listening");
+    let mut bytes = [0; 1024];
+    loop {
+        match (&mut &*socket).read(&mut bytes) {
+            Ok(0) => return turn.received(b"end"),
+            Ok(n) => turn.received(&bytes[..n])?,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return turn.received(b"hangs"),
+            Err(e) => return turn.received(format!("errno {}", e.raw_os_error().unwrap_or(0)).as_bytes()),
+        }
+    }
+}
+
+/// What an end was told when its connection was cut.
+pub fn told(errno: i32) -> String {
+    format!("errno {errno}")
+}
