@@ -8,21 +8,28 @@ pub mod clock;
 pub mod engine;
 pub mod events;
 pub mod failure;
+pub mod keep;
 pub mod kernel;
+pub mod log;
 pub mod overrides;
+pub mod sightings;
 pub mod snapshot;
+pub mod surface;
 
 pub use failure::Failure;
-pub use snapshot::{Names, Snapshot};
+pub use snapshot::{Accounts, Names, Snapshot};
 
 use crate::config::Config;
 use crate::serve::api::Status;
 use crate::serve::{control, metrics};
 use crate::sources::hierarchy::Hierarchy;
 use crate::sources::state::State;
+use crate::store::{Sqlite, Store};
 use anyhow::{Context, anyhow};
 use engine::Engine;
+use keep::Keep;
 use kernel::Kernel;
+use sightings::Sightings;
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -36,6 +43,9 @@ const DRAIN: Duration = Duration::from_secs(5);
 const FOLLOWER_BACKLOG: usize = 4096;
 /// How many orders may wait.
 const ORDERS: usize = 16;
+
+/// The file of the history in the state folder.
+const HISTORY: &str = "history.db";
 
 /// What an agent starts from.
 pub struct Start {
@@ -70,19 +80,39 @@ pub async fn run<K: Kernel>(
         None => None,
     };
     let mut kernel = open(&config, &hierarchy)?;
-    let (events, log) = (kernel.take_events(), kernel.take_log());
+    let (events, kernel_log) = (kernel.take_events(), kernel.take_log());
     let (decisions, _) = broadcast::channel(FOLLOWER_BACKLOG);
-    let mut engine = Engine::new(file, config, hierarchy, state, kernel).map_err(Failure::Other)?;
+    let history = Sqlite::new(&state.path(HISTORY), config.history);
+    let (healthy, health) = watch::channel(history.health());
+    let (logged, log_health) = watch::channel(None);
+    let decision_log = config.decision_log.clone();
+    let (measured, surface) = watch::channel(None);
+    let accounts = Accounts { history: health, log: log_health, surface };
+    let mut engine = Engine::new(file, config, hierarchy, state, kernel).map_err(Failure::Other)?.with(accounts);
     engine.first().await?;
 
     let (publish, snapshots) = watch::channel(Arc::new(engine.snapshot()));
     let (stop, stopped) = watch::channel(false);
     let mut tasks: JoinSet<(&'static str, anyhow::Result<()>)> = JoinSet::new();
+    let sightings = Sightings::default();
+    let stored = history.last();
+    let keep = Keep::new(Box::new(history), stored, snapshots.clone(), sightings.clone());
+    let task = keep.clone().run(healthy, stopped.clone());
+    tasks.spawn(async move { ("the history", task.await) });
+    let task = surface::run(snapshots.clone(), measured, stopped.clone());
+    tasks.spawn(async move { ("the surface", task.await) });
+    let log = decision_log.map(|config| {
+        let (way, ear) = log::way();
+        let task = log::run(config, ear, snapshots.clone(), logged, stopped.clone());
+        tasks.spawn(async move { ("the decision log", task.await) });
+        way
+    });
     if let Some(events) = events {
-        let task = events::run(events, snapshots.clone(), decisions.clone(), stopped.clone());
+        let listeners = events::Listeners { decisions: decisions.clone(), sightings, log };
+        let task = events::run(events, snapshots.clone(), listeners, stopped.clone());
         tasks.spawn(async move { ("events", task.await) });
     }
-    if let Some(log) = log {
+    if let Some(log) = kernel_log {
         let mut stopped = stopped.clone();
         tasks.spawn(async move {
             let broken = tokio::select! {
@@ -93,7 +123,7 @@ pub async fn run<K: Kernel>(
         });
     }
     let (give_orders, orders) = mpsc::channel(ORDERS);
-    let task = control::serve(control, snapshots.clone(), decisions.clone(), give_orders, stopped.clone());
+    let task = control::serve(control, snapshots.clone(), decisions.clone(), keep, give_orders, stopped.clone());
     tasks.spawn(async move { ("the control socket", task.await) });
     if let Some(listener) = scrape {
         let task = metrics::serve(listener, snapshots.clone(), stopped.clone());

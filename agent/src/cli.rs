@@ -8,11 +8,13 @@ mod client;
 mod early;
 mod exit;
 mod explain;
+mod graph;
 mod observe;
 mod orders;
 mod policy;
 mod preflight;
 mod probe;
+mod report;
 mod status;
 mod table;
 mod uninstall;
@@ -54,6 +56,11 @@ enum Command {
         bulkhead observe --follow --id spiffe://example.org/payments/api --json\n\n\
         Exit codes: 0 shown, 2 the agent couldn't be asked.")]
     Observe(observe::Args),
+    /// Draw who talked to whom, over all the time that is kept
+    #[command(after_help = "Examples:\n  bulkhead graph\n  bulkhead graph --since 24h --namespace payments\n  \
+        bulkhead graph --as svg -o graph.svg\n  bulkhead graph --as html --verdict would-deny -o graph.html\n\n\
+        Exit codes: 0 drawn, 2 the agent or the file couldn't be asked.")]
+    Graph(graph::Args),
     /// Tell whether a connection is allowed, and by which rule
     #[command(after_help = "Examples:\n  \
         bulkhead explain --from spiffe://example.org/web --to spiffe://example.org/db --port 5432\n  \
@@ -99,6 +106,12 @@ enum Command {
         It makes cgroups and network namespaces of its own, and touches no other agent.\n\n\
         Exit codes: 0 what should be contained is, 1 something isn't, 2 it couldn't be tried; 10 to 13 as for agent.")]
     Probe(probe::Args),
+    /// Show whom each identity can reach, and the lateral-movement surface; or look a decision log over
+    #[command(after_help = "Examples:\n  bulkhead report\n  bulkhead report --json | jq .surface\n  \
+        bulkhead report verify /var/log/bulkhead/decisions.jsonl\n\n\
+        docs/blast-radius.md says what the numbers mean.\n\n\
+        Exit codes: 0 shown, 2 the agent couldn't be asked.")]
+    Report(report::Args),
     /// Take everything off: programs, links and maps; nothing is contained afterwards
     #[command(after_help = "Examples:\n  systemctl disable --now bulkhead && bulkhead uninstall\n  \
         bulkhead uninstall --config /etc/bulkhead/bulkhead.yaml\n\n\
@@ -127,6 +140,7 @@ pub fn main() -> ExitCode {
         Command::Early(args) => early::run(args),
         Command::Status(args) => status::run(&args),
         Command::Observe(args) => observe::run(&args),
+        Command::Graph(args) => graph::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Revoke(args) => orders::revoke(args),
         Command::Restore(args) => orders::restore(args),
@@ -135,6 +149,7 @@ pub fn main() -> ExitCode {
         Command::Policy(command) => policy::run(&command),
         Command::Preflight(args) => preflight::run(&args),
         Command::Probe(args) => probe::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Uninstall(args) => uninstall::run(&args),
     };
     exit::code(answer)

@@ -15,10 +15,12 @@ pub use globs::CgroupGlob;
 
 use crate::identity::Identity;
 use crate::inventory::{Owner, Place, Posture};
+use crate::store::Bounds;
 use bulkhead_common::{Addr, Class, maps};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// A checked configuration.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,6 +57,10 @@ pub struct Config {
     pub built_ins: u32,
     /// How many entries the kernel's tables hold.
     pub limits: Capacities,
+    /// What of the history is kept.
+    pub history: Bounds,
+    /// Where decisions are written down; `None`: nowhere.
+    pub decision_log: Option<DecisionLog>,
 }
 
 /// One entry of `workloads`.
@@ -132,6 +138,33 @@ pub struct Capacities {
     pub edges: Option<u32>,
     /// Entries for datagram flows.
     pub flows: Option<u32>,
+}
+
+/// Where and how decisions are written down.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DecisionLog {
+    /// The file.
+    pub path: PathBuf,
+    /// The form of its lines.
+    pub format: LogForm,
+    /// A file this large is put aside and a new one begun, bytes.
+    pub max_size: u64,
+    /// How many files there may be, the current one among them.
+    pub keep: u32,
+    /// How often each allowed edge is written.
+    pub interval: Duration,
+    /// A file whose first line names the policies' revision, such as a Git commit.
+    pub revision_file: Option<PathBuf>,
+}
+
+/// The form of a line of the decision log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogForm {
+    /// Our own names.
+    Json,
+    /// OCSF Network Activity, class 4001.
+    Ocsf,
 }
 
 /// A place in the file, counted from 1; 0: not known.

@@ -138,6 +138,16 @@ impl Edges {
         all
     }
 
+    /// What one counter stood at when it was last read.
+    pub fn count(&self, key: &EdgeKey) -> Option<&Count> {
+        self.readings.get(key)
+    }
+
+    /// What each counter stood at when it was last read.
+    pub fn readings(&self) -> impl Iterator<Item = (&EdgeKey, &Count)> {
+        self.readings.iter()
+    }
+
     /// Counts that found no room: exact in sum, without the peers. By (direction, outcome, reason).
     pub const fn overflow(&self) -> &BTreeMap<(u8, u8, u8), u64> {
         &self.overflow

@@ -14,6 +14,10 @@
 //! | [`revocation`] | which live sockets a ruleset doesn't let pass any more |
 //! | [`flows`] | counters and events turned into edges |
 //! | [`history`] | what was seen over time |
+//! | [`store`] | the history of this host, on disk |
+//! | [`graph`] | a history drawn: dot, mermaid, SVG, HTML, text |
+//! | [`declog`] | the decision log: lines, their chain, their files |
+//! | [`report`] | whom each identity can reach |
 //! | [`judge`] | a policy set that can be asked about the links of a history |
 //! | [`effect`] | two policy sets compared by what they allow |
 //! | [`suggest`] | rules for what was seen, with the evidence and the proof |
@@ -30,8 +34,10 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod datapath;
+pub mod declog;
 pub mod effect;
 pub mod flows;
+pub mod graph;
 pub mod history;
 pub mod identity;
 pub mod image;
@@ -40,9 +46,11 @@ pub mod judge;
 pub mod plan;
 pub mod policy;
 pub mod probe;
+pub mod report;
 pub mod revocation;
 pub mod serve;
 pub mod simulate;
 pub mod sources;
+pub mod store;
 pub mod suggest;
 pub mod time;

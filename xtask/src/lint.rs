@@ -29,7 +29,8 @@ type Check = (&'static str, fn() -> Result<()>);
 /// What needs no compiler.
 const FAST: &[Check] = &[("format", format), ("sources", sources::check), ("machine paths", sources::check_paths)];
 /// What does.
-const SLOW: &[Check] = &[("clippy", clippy), ("clippy for the kernel programs", clippy_kernel), ("cargo-deny", deny)];
+const SLOW: &[Check] =
+    &[("clippy", clippy), ("clippy for the kernel programs", clippy_kernel), ("cargo-deny", deny), ("alerts", alerts)];
 
 impl Args {
     pub(crate) fn run(self) -> Result<()> {
@@ -82,6 +83,17 @@ fn deny() -> Result<()> {
         command.current_dir(root()).args(["--log-level", "error", "--manifest-path", manifest, "--all-features"]);
         command.args(["--config", "deny.toml", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"]);
         run::run(&mut command)?;
+    }
+    Ok(())
+}
+
+/// The shipped alerts, and what they are meant to fire at.
+fn alerts() -> Result<()> {
+    let Some(program) = find_program("promtool") else {
+        bail!("promtool is missing: run `cargo xtask setup --for lint`");
+    };
+    for arguments in [["check", "rules", "alerts.yaml"], ["test", "rules", "alerts.test.yaml"]] {
+        run::run(Command::new(&program).args(arguments).current_dir(root().join("deploy")))?;
     }
     Ok(())
 }

@@ -22,6 +22,8 @@ const BPF_LINKER: &str = "0.13.0";
 /// Lints the kernel crate; must come from where the compiler comes from.
 const DEBIAN_CLIPPY: &[&str] = &["rust-web-clippy"];
 const CARGO_DENY: &str = "0.20.2";
+/// Has promtool, which checks the alerts.
+const PROMETHEUS: &[&str] = &["prometheus"];
 
 /// Programs of the tests: namespaces, veth pairs.
 const TEST_PACKAGES: &[&str] = &["iproute2"];
@@ -47,7 +49,7 @@ pub(crate) enum Purpose {
     Build,
     /// Run the tests on this kernel
     Test,
-    /// Clippy for the kernel programs, cargo-deny
+    /// Clippy for the kernel programs, cargo-deny, promtool
     Lint,
     /// Boot other kernels
     Matrix,
@@ -80,6 +82,9 @@ pub(crate) fn ensure(purpose: Purpose) -> Result<()> {
             ensure_bpf()?;
             if Toolchain::find() == Some(Toolchain::Debian) {
                 ensure_packages(DEBIAN_CLIPPY)?;
+            }
+            if find_program("promtool").is_none() {
+                ensure_packages(PROMETHEUS)?;
             }
             ensure_crate("cargo-deny", CARGO_DENY, |_| {})
         }
@@ -192,7 +197,8 @@ fn apt(arguments: &[&str], names: &[&str]) -> Result<()> {
     for attempt in 1..=TRIES {
         let mut command = Command::new("apt-get");
         command.args(["-qq", "-o", "DPkg::Lock::Timeout=120"]).args(arguments).args(names);
-        command.env("DEBIAN_FRONTEND", "noninteractive");
+        // No service is started by being installed (invoke-rc.d(8)): only the programs are wanted.
+        command.env("DEBIAN_FRONTEND", "noninteractive").env("RUNLEVEL", "1");
         let output = run::collect(&mut command).context("apt-get is needed here")?;
         if output.status.success() {
             return Ok(());

@@ -13,7 +13,7 @@ use super::clock::Clock;
 use super::failure::Failure;
 use super::kernel::Kernel;
 use super::overrides::Overrides;
-use super::snapshot::{Names, Snapshot};
+use super::snapshot::{Accounts, Names, Snapshot};
 use crate::config::{self, Config};
 use crate::flows::series::Series;
 use crate::flows::{self, Edges};
@@ -103,6 +103,8 @@ pub struct Engine<K: Kernel> {
     open_since_boot: Option<u64>,
     /// When the next of the policies or rules expires, milliseconds since 1970.
     expires: Option<u64>,
+    /// How those are who write down what happens.
+    accounts: Accounts,
     /// How often it was looked after what was commanded.
     looks: u32,
 }
@@ -165,6 +167,7 @@ impl<K: Kernel> Engine<K> {
             drift: DriftStatus::default(),
             open_since_boot: None,
             expires: None,
+            accounts: Accounts::default(),
             looks: 0,
         };
         this.tend(&Clock::now())?;
@@ -172,6 +175,13 @@ impl<K: Kernel> Engine<K> {
             this.state.put(LAST_CONFIG, text.as_bytes())?;
         }
         Ok(this)
+    }
+
+    /// Tells of those who write down what happens, too.
+    #[must_use]
+    pub fn with(mut self, accounts: Accounts) -> Self {
+        self.accounts = accounts;
+        self
     }
 
     /// The first full look, the first ruleset, and then the programs are attached.
@@ -375,6 +385,8 @@ impl<K: Kernel> Engine<K> {
             ("bpffs", new.bpffs != old.bpffs),
             ("log", new.log != old.log),
             ("limits", new.limits != old.limits),
+            ("history", new.history != old.history),
+            ("decisionLog", new.decision_log != old.decision_log),
         ];
         let faults: Vec<_> = fixed
             .iter()

@@ -3,6 +3,8 @@
 //! The log is bounded in rate, and says how much it left out; counters have everything.
 
 use super::kernel::Events;
+use super::log::{Heard, Way};
+use super::sightings::{Executables, Sightings};
 use super::snapshot::{Names, Snapshot};
 use crate::config::narrow;
 use crate::flows::{self, Edge};
@@ -11,13 +13,22 @@ use crate::serve::api::{Decision, printable};
 use bulkhead_common::event::Event;
 use bulkhead_common::{Addr, Hook, Outcome, PeerId};
 use std::net::SocketAddr;
-use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{broadcast, watch};
 
 /// Denials logged in a burst, and then per second.
 const LOG_RATE: u32 = 20;
+
+/// Who hears of events.
+pub struct Listeners {
+    /// Whoever follows.
+    pub decisions: broadcast::Sender<Arc<Decision>>,
+    /// The history's details.
+    pub sightings: Sightings,
+    /// The decision log.
+    pub log: Option<Way>,
+}
 
 /// Passes events on until told to stop.
 ///
@@ -26,9 +37,11 @@ const LOG_RATE: u32 = 20;
 pub async fn run<E: Events>(
     mut events: E,
     snapshots: watch::Receiver<Arc<Snapshot>>,
-    decisions: broadcast::Sender<Arc<Decision>>,
+    listeners: Listeners,
     mut stopped: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
+    let Listeners { decisions, sightings, log: way } = listeners;
+    let mut executables = Executables::default();
     let mut rate = Rate::new(LOG_RATE, Instant::now());
     loop {
         let batch = tokio::select! {
@@ -39,12 +52,18 @@ pub async fn run<E: Events>(
         for event in &batch {
             let refused = Outcome::from_u8(event.outcome) != Some(Outcome::Allowed);
             let followed = decisions.receiver_count() > 0;
-            let logged = refused && rate.take(Instant::now());
+            let (instant, time) = (Instant::now(), super::clock::now());
+            let executable = executables.of(event, instant);
+            sightings.note(event, executable.as_ref(), time);
+            if let Some(way) = way.as_ref().filter(|_| refused) {
+                way.tell(Heard { event: *event, executable: executable.clone(), time });
+            }
+            let logged = refused && rate.take(instant);
             if !followed && !logged {
                 continue;
             }
             let above = snapshot.policies.overrides();
-            let decision = Arc::new(decision(event, &snapshot.names, above, super::clock::now()));
+            let decision = Arc::new(decision(event, &snapshot.names, above, executable, time));
             if logged {
                 log(&decision, rate.left_out());
             }
@@ -55,8 +74,8 @@ pub async fn run<E: Events>(
     }
 }
 
-/// An event with names. The executable is looked up now, best effort: the process may be gone, or have become another.
-fn decision(event: &Event, names: &Names, above: &Overrides, time: u64) -> Decision {
+/// An event with names.
+pub fn decision(event: &Event, names: &Names, above: &Overrides, executable: Option<Arc<str>>, time: u64) -> Decision {
     let Event {
         time: _,
         epoch,
@@ -96,10 +115,7 @@ fn decision(event: &Event, names: &Names, above: &Overrides, time: u64) -> Decis
         destination_address: address(&daddr, dport),
         pid,
         comm: printable(&comm[..end]),
-        executable: (pid != 0)
-            .then(|| std::fs::read_link(format!("/proc/{pid}/exe")).ok())
-            .flatten()
-            .map(|exe| printable(exe.as_os_str().as_bytes())),
+        executable: executable.map(|e| e.to_string()),
         egress_rule: names.rule(egress_rule),
         ingress_rule: names.rule(ingress_rule),
         break_glass: above.open_everywhere()
@@ -201,7 +217,8 @@ mod tests {
             ..Event::default()
         };
         event.comm[..5].copy_from_slice(b"a\x1b[2J");
-        let d = decision(&event, &Names::default(), &Overrides::default(), 5);
+        let exe = Executables::default().of(&event, Instant::now());
+        let d = decision(&event, &Names::default(), &Overrides::default(), exe, 5);
         assert_eq!((d.edge.source.id.as_str(), d.edge.destination.id.as_str()), ("remote-node", "world"));
         assert_eq!((d.hook.as_str(), d.edge.reason.as_str()), ("connect", "no-egress-rule"));
         assert_eq!((d.source_address.as_str(), d.destination_address.as_str()), ("", "192.0.2.1:443"));

@@ -1,13 +1,17 @@
 //! What the one task publishes for everybody else: whole, immutable, one epoch.
 
+use crate::declog;
 use crate::flows::series::Series;
 use crate::flows::{Edges, PeerName};
 use crate::identity::Identity;
 use crate::inventory::Inventory;
 use crate::policy::{PolicySet, RuleTable};
+use crate::report::Surface;
 use crate::serve::api::{EdgeLine, Filter, Status};
+use crate::store;
 use bulkhead_common::PeerId;
 use std::collections::BTreeMap;
+use tokio::sync::watch;
 
 /// What numbers mean.
 #[derive(Clone, Debug, Default)]
@@ -33,11 +37,48 @@ impl Names {
     }
 }
 
+/// How those are who write down what happens.
+#[derive(Clone, Debug)]
+pub struct Accounts {
+    /// The history.
+    pub history: watch::Receiver<store::Health>,
+    /// The decision log, if there is one.
+    pub log: watch::Receiver<Option<declog::Health>>,
+    /// The lateral-movement surface, once it was computed.
+    pub surface: watch::Receiver<Option<Surface>>,
+}
+
+impl Default for Accounts {
+    /// Nobody writes anything down.
+    fn default() -> Self {
+        Self {
+            history: watch::channel(store::Health::default()).1,
+            log: watch::channel(None).1,
+            surface: watch::channel(None).1,
+        }
+    }
+}
+
+impl Accounts {
+    /// What is wrong with them.
+    pub fn faults(&self) -> Vec<String> {
+        let mut faults = self.history.borrow().faults.clone();
+        faults.extend(self.log.borrow().as_ref().and_then(|l| l.fault.clone()));
+        faults
+    }
+}
+
 /// One state of affairs.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     /// For `status`.
     pub status: Status,
+    /// The set of maps that the counters are of.
+    pub generation: u64,
+    /// How the history is.
+    pub history: store::Health,
+    /// The lateral-movement surface, once it was computed.
+    pub surface: Option<Surface>,
     /// What the ruleset was compiled from ...
     pub inventory: Inventory,
     /// ... and its policies.

@@ -1,5 +1,6 @@
 //! The whole loop with a kernel side in memory: real files, real watches, a real control socket.
 
+mod accounts;
 mod orders;
 
 use super::kernel::{Events, Kernel};
@@ -31,6 +32,7 @@ struct Memory {
     faults: Vec<String>,
     repaired: Vec<String>,
     refuse_commits: bool,
+    overflow: u64,
     /// Whether web is connected to db.
     live: bool,
     walks: Vec<(Reach, bool)>,
@@ -98,7 +100,9 @@ impl Kernel for Fake {
         Ok(self.memory().edges.clone())
     }
     fn totals(&self) -> anyhow::Result<Vec<u64>> {
-        Ok(vec![0; usize::try_from(totals::LEN)?])
+        let mut all = vec![0; usize::try_from(totals::LEN)?];
+        all[usize::try_from(totals::OVERFLOW)?] = self.memory().overflow;
+        Ok(all)
     }
     fn fill(&self) -> anyhow::Result<Vec<MapFill>> {
         Ok(vec![MapFill { name: "RULES".to_owned(), used: 1, capacity: 10 }])
@@ -225,6 +229,12 @@ impl Rig {
 
     async fn status(&self) -> Status {
         self.get("/status").await
+    }
+
+    async fn stop_and(self, look: impl FnOnce()) {
+        // The folder goes with what is returned here.
+        let _folder = self.stop().await;
+        look();
     }
 
     async fn stop(mut self) -> tempfile::TempDir {

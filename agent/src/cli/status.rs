@@ -52,6 +52,11 @@ fn render(s: &Status) -> String {
             s.commits, c.inserts, c.writes, c.removals, c.in_force_after_us, s.lost_events
         ));
     }
+    if let Some(log) = &s.decision_log {
+        let d = log.dropped;
+        line(format!("decision log: {}, line {}, missing: {}", log.path, log.sequence, d.kernel + d.queue + d.disk));
+        line(format!("policies: {}, log's last hash: {:.16}", log.policy.hash, log.hash));
+    }
     for fault in &s.faults {
         line(format!("FAULT: {fault}"));
     }

@@ -1,5 +1,6 @@
 //! From the low struct to the checked [`Config`]: every complaint with its line, column and a hint, all of them at once.
 
+mod keeping;
 mod scalars;
 
 use super::low::{self, OneOrMany};
@@ -92,6 +93,8 @@ impl Check<'_> {
             log,
             built_ins,
             limits,
+            history,
+            decision_log,
         } = low;
         let default = posture.unwrap_or(Posture::Observe);
         let resolve =
@@ -132,6 +135,8 @@ impl Check<'_> {
             },
             built_ins: self.built_ins(&built_ins),
             limits: Capacities { rules: self.limit(rules), edges: self.limit(edges), flows: self.limit(flows) },
+            history: self.history(history.unwrap_or_default()),
+            decision_log: decision_log.and_then(|l| self.decision_log(l)),
             postures,
             workloads,
         }

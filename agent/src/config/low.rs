@@ -36,6 +36,8 @@ pub(super) struct File {
     pub(super) built_ins: BTreeMap<String, Spanned<bool>>,
     #[serde(default)]
     pub(super) limits: Limits,
+    pub(super) history: Option<History>,
+    pub(super) decision_log: Option<DecisionLog>,
 }
 
 #[derive(Deserialize)]
@@ -91,6 +93,27 @@ pub(super) struct Limits {
     pub(super) rules: Option<Spanned<u32>>,
     pub(super) edges: Option<Spanned<u32>>,
     pub(super) flows: Option<Spanned<u32>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct History {
+    pub(super) keep: Option<Spanned<String>>,
+    pub(super) hourly: Option<Spanned<String>>,
+    pub(super) max_size: Option<Spanned<String>>,
+    pub(super) max_rows: Option<Spanned<u64>>,
+    pub(super) addresses: Option<Spanned<u64>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct DecisionLog {
+    pub(super) path: Spanned<String>,
+    pub(super) format: Option<super::LogForm>,
+    pub(super) max_size: Option<Spanned<String>>,
+    pub(super) keep: Option<Spanned<u32>>,
+    pub(super) interval: Option<Spanned<String>>,
+    pub(super) revision_file: Option<Spanned<String>>,
 }
 
 /// A text or a list of texts.

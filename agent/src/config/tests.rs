@@ -17,6 +17,9 @@ fn the_example_parses() {
     assert_eq!(c.workloads[0].posture, Posture::Audit);
     assert_eq!(c.workloads[1].identity.ids.len(), 2);
     assert_eq!(c.built_ins, maps::Control::PASS_ALL);
+    assert_eq!(c.history, Bounds::default());
+    let log = c.decision_log.expect("there is one");
+    assert_eq!((log.max_size, log.keep, log.interval.as_secs()), (64 << 20, 5, 60));
 }
 
 /// A deserializer that only asks a struct for its fields.
@@ -59,6 +62,8 @@ fn the_example_has_and_explains_every_field() {
         fields::<low::Metrics>(),
         fields::<low::Log>(),
         fields::<low::Limits>(),
+        fields::<low::History>(),
+        fields::<low::DecisionLog>(),
     ];
     for field in sections.iter().flatten() {
         let is_field = |l: &str| l.trim_start().trim_start_matches("- ").starts_with(&format!("{field}:"));
@@ -130,6 +135,15 @@ fn each_fault_has_its_place_and_a_hint() {
         ("policies: [p]\n", "1:12", "absolute"),
         ("instance: a/b\n", "1:11", "folder"),
         ("limits: {rules: 1}\n", "1:17", "out of range"),
+        ("history: {keep: forever}\n", "1:17", "length of time"),
+        ("history: {keep: 2h}\n", "1:17", "less than a day"),
+        ("history: {keep: 2d, hourly: 3d}\n", "1:29", "3 days"),
+        ("history: {maxSize: 3}\n", "1:20", "too small"),
+        ("history: {maxRows: 3}\n", "1:20", "too few"),
+        ("decisionLog: {path: x}\n", "1:21", "absolute"),
+        ("decisionLog: {path: /x, keep: 0}\n", "1:31", "current file"),
+        ("decisionLog: {path: /x, format: xml}\n", "1:33", "xml"),
+        ("decisionLog: {path: /x, interval: 1ms}\n", "1:35", "too often"),
         ("posture: audit\nposture: audit\n", "2:1", "duplicate"),
     ] {
         let got = faults(text);

@@ -3,6 +3,7 @@
 //! Fields may be added; none changes its meaning. Every type reads what it writes.
 
 use crate::datapath::Drift;
+use crate::declog;
 use crate::flows::{Count, Edge, PeerName};
 use crate::inventory::Posture;
 use crate::serve::orders::Cutting;
@@ -47,6 +48,9 @@ pub struct Status {
     pub faults: Vec<String>,
     /// What isn't contained here, and why.
     pub not_contained: Vec<NotContained>,
+    /// How the decision log is, if one is written.
+    #[serde(default)]
+    pub decision_log: Option<declog::Health>,
     /// What was commanded and holds above the files.
     #[serde(default)]
     pub overrides: Overridden,

@@ -6,6 +6,7 @@
 use super::api::{Decision, Explained, Filter};
 use super::orders::{Order, Refusal, Request};
 use crate::app::Snapshot;
+use crate::app::keep::Keep;
 use crate::policy::{self, Party};
 use anyhow::Context;
 use axum::Router;
@@ -75,6 +76,7 @@ impl Listener for RootOnly {
 struct Shared {
     snapshots: watch::Receiver<Arc<Snapshot>>,
     decisions: broadcast::Sender<Arc<Decision>>,
+    keep: Keep,
     orders: mpsc::Sender<Request>,
     stopped: watch::Receiver<bool>,
 }
@@ -87,15 +89,18 @@ pub async fn serve(
     listener: UnixListener,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     decisions: broadcast::Sender<Arc<Decision>>,
+    keep: Keep,
     orders: mpsc::Sender<Request>,
     mut stopped: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
-    let shared = Shared { snapshots, decisions, orders, stopped: stopped.clone() };
+    let shared = Shared { snapshots, decisions, keep, orders, stopped: stopped.clone() };
     let router = Router::new()
         .route("/status", get(|State(s): State<Shared>| async move { Json(s.now().status.clone()).into_response() }))
         .route("/edges", get(|State(s): State<Shared>, Query(f): Query<Filter>| async move { Json(s.now().edges(&f)) }))
         .route("/observe", get(observe))
         .route("/explain", get(explain))
+        .route("/history", get(history))
+        .route("/report", get(report))
         .route("/orders", post(order))
         .with_state(shared);
     let end = async move { while !*stopped.borrow_and_update() && stopped.changed().await.is_ok() {} };
@@ -173,5 +178,33 @@ async fn order(State(shared): State<Shared>, Json(order): Json<Order>) -> Respon
         Ok(Err(e @ Refusal::Bad(_))) => (StatusCode::UNPROCESSABLE_ENTITY, e.to_string()).into_response(),
         Ok(Err(e @ Refusal::Failed(_))) => (StatusCode::INTERNAL_SERVER_ERROR, e.to_string()).into_response(),
         Err(_) => gone(),
+    }
+}
+
+/// Which time is asked about, milliseconds since 1970.
+#[derive(serde::Deserialize)]
+struct Span {
+    since: Option<u64>,
+    until: Option<u64>,
+}
+
+/// What was seen in that time: a [`crate::history::History`].
+async fn history(State(shared): State<Shared>, Query(span): Query<Span>) -> Response {
+    let Span { since, until } = span;
+    let keep = shared.keep.clone();
+    let read = move || keep.history(since.unwrap_or(0), until.unwrap_or(u64::MAX));
+    match tokio::task::spawn_blocking(read).await {
+        Ok(Ok(history)) => Json(history).into_response(),
+        Ok(Err(e)) => (StatusCode::INTERNAL_SERVER_ERROR, e.to_string()).into_response(),
+        Err(e) => (StatusCode::INTERNAL_SERVER_ERROR, format!("the history couldn't be read: {e}")).into_response(),
+    }
+}
+
+/// What can reach what by the ruleset in force: a [`crate::report::Report`].
+async fn report(State(shared): State<Shared>) -> Response {
+    let now = shared.now();
+    match tokio::task::spawn_blocking(move || crate::app::surface::of(&now)).await {
+        Ok(report) => Json(report).into_response(),
+        Err(e) => (StatusCode::INTERNAL_SERVER_ERROR, format!("the report couldn't be made: {e}")).into_response(),
     }
 }

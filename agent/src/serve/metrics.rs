@@ -80,7 +80,7 @@ type Labels = Vec<(&'static str, String)>;
 impl Collector for Page {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let e = &mut encoder;
-        let Snapshot { status, edges, series, .. } = &*self.0;
+        let Snapshot { status, edges, series, history, surface, .. } = &*self.0;
 
         let build = vec![("version", status.version.clone()), ("instance", status.instance.clone())];
         info(e, "build", "The agent", &build)?;
@@ -152,6 +152,65 @@ impl Collector for Page {
         gauges(e, "program_attached", "1 while a program is attached", attached)?;
 
         let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+        gauge(e, "history_bytes", "What the history takes up on disk", history.bytes)?;
+        gauge(e, "history_rows", "Rows of the history, when it was last tidied", history.rows)?;
+        gauge(
+            e,
+            "history_written_timestamp_seconds",
+            "When the history was last written; 0: not yet by this agent",
+            history.written / 1000,
+        )?;
+        counter(
+            e,
+            "history_failures",
+            "Writes of the history that failed; the next one makes up for it",
+            history.failures,
+        )?;
+        gauge(e, "history_faults", "What is wrong with the history now; status says it", count(history.faults.len()))?;
+        gauge(e, "history_damaged_files", "Damaged histories that were kept aside and still lie there", history.aside)?;
+        counter(
+            e,
+            "history_overflow",
+            "Executables, addresses and names that found no room in the history; their connections are counted",
+            history.overflow,
+        )?;
+        if let Some(s) = surface {
+            let pairs = [
+                ("all", s.pairs),
+                ("direct", s.direct),
+                ("reachable", s.reachable),
+                ("audited-direct", s.audited_direct),
+                ("audited-reachable", s.audited_reachable),
+            ];
+            let pairs = pairs.map(|(which, n)| (vec![("which", which.to_owned())], n));
+            gauges(
+                e,
+                "identity_pairs",
+                "Pairs of identities: all, and those of which one can get to the other",
+                pairs,
+            )?;
+            let mut m = e.encode_descriptor(
+                "lateral_movement_surface_ratio",
+                "The part of all pairs of identities of which one can get to the other, also by way of others",
+                None,
+                MetricType::Gauge,
+            )?;
+            for (verdict, n) in [("now", s.now()), ("audited", s.audited())] {
+                ConstGauge::new(n).encode(family(&mut m, &vec![("verdict", verdict.to_owned())])?)?;
+            }
+        }
+        if let Some(log) = &status.decision_log {
+            counter(e, "decision_log_lines", "Lines of the decision log written since the agent started", log.written)?;
+            let dropped = [("kernel", log.dropped.kernel), ("queue", log.dropped.queue), ("disk", log.dropped.disk)];
+            let dropped = dropped.map(|(at, n)| (vec![("at", at.to_owned())], n));
+            counters(e, "decision_log_dropped", "Lines missing in the decision log, by where they were lost", dropped)?;
+            gauge(
+                e,
+                "decision_log_faulty",
+                "1 while the decision log can't be written",
+                u64::from(log.fault.is_some()),
+            )?;
+        }
         let findings = [true, false].map(|error| {
             let n = status.findings.iter().filter(|f| f.error == error).count();
             (vec![("severity", if error { "error" } else { "warning" }.to_owned())], count(n))

@@ -76,6 +76,11 @@ impl State {
         self.put("identities.json", &text)
     }
 
+    /// Where something of that name lies that isn't a text stored whole.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
     /// A text stored under a name of `[a-z0-9.-]`.
     ///
     /// # Errors

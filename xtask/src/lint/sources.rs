@@ -32,6 +32,8 @@ const PURE: &[&str] = &[
     "agent/src/effect",
     "agent/src/suggest",
     "agent/src/simulate",
+    "agent/src/graph",
+    "agent/src/report",
 ];
 
 /// Crates of the outside world. A crate whose name goes on with `_` belongs to the same family (`aya_log`).

@@ -41,6 +41,7 @@ impl<K: Kernel> Engine<K> {
         });
         let mut faults = self.source_faults.clone();
         faults.extend(self.kernel_faults.iter().chain(&self.cuts.faults).cloned());
+        faults.extend(self.accounts.faults());
         let maps = self.kernel.fill().unwrap_or_else(|e| {
             faults.push(format!("the tables' fill can't be read: {e:#}"));
             Vec::new()
@@ -70,7 +71,11 @@ impl<K: Kernel> Engine<K> {
                 open_since_boot_ms: self.open_since_boot,
                 cut_sockets: self.cuts.sockets,
                 last_cut: self.cuts.last.clone(),
+                decision_log: self.accounts.log.borrow().clone(),
             },
+            generation: self.kernel.generation(),
+            history: self.accounts.history.borrow().clone(),
+            surface: *self.accounts.surface.borrow(),
             inventory: self.assembled.inventory.clone(),
             policies: self.in_force.clone(),
             names: self.names(),

@@ -1,0 +1,190 @@
+//! What events tell beside the counters, gathered until the store takes it: executables, and addresses of peers that
+//! have no identity.
+//!
+//! Bounded: a flood of events costs a look-up each, and what finds no room is counted. Nothing here is needed for an
+//! exact count, so nothing is lost with the agent but detail.
+
+use super::snapshot::Names;
+use crate::config::narrow;
+use crate::history::Link;
+use crate::store::Sighting;
+use bulkhead_common::event::Event;
+use bulkhead_common::maps::EdgeKey;
+use bulkhead_common::{Addr, Class, Direction, Outcome, PeerId, Reason};
+use std::collections::HashMap;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How many kinds of sighting are gathered between two writes.
+const ROOM: usize = 4096;
+/// How many processes' executables are remembered, and for how long: a process may become another by exec.
+const PROCESSES: usize = 1024;
+const FRESH: Duration = Duration::from_secs(1);
+
+/// Sightings gathered by one task for another.
+#[derive(Clone, Debug, Default)]
+pub struct Sightings(Arc<Mutex<Gathered>>);
+
+#[derive(Debug, Default)]
+struct Gathered {
+    all: HashMap<Key, Seen>,
+    overflow: u64,
+}
+
+/// What makes two sightings the same.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+struct Key {
+    edge: EdgeKey,
+    address: Option<Addr>,
+    executable: Option<Arc<str>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    times: u64,
+    last: u64,
+}
+
+impl Sightings {
+    /// Takes an event up.
+    pub fn note(&self, event: &Event, executable: Option<&Arc<str>>, now: u64) {
+        let edge = EdgeKey {
+            src: event.src,
+            dst: event.dst,
+            port: event.dport,
+            proto: event.proto,
+            direction: event.direction,
+            outcome: event.outcome,
+            reason: event.reason,
+            ..EdgeKey::default()
+        };
+        let address = match Direction::from_u8(event.direction) {
+            Some(Direction::Egress) => outside(event.dst, &event.daddr),
+            Some(Direction::Ingress) => outside(event.src, &event.saddr),
+            None => None,
+        };
+        if address.is_none() && executable.is_none() {
+            return;
+        }
+        let key = Key { edge, address, executable: executable.cloned() };
+        let mut gathered = self.lock();
+        if let Some(seen) = gathered.all.get_mut(&key) {
+            seen.times += 1;
+            seen.last = now;
+        } else if gathered.all.len() < ROOM {
+            gathered.all.insert(key, Seen { times: 1, last: now });
+        } else {
+            gathered.overflow += 1;
+        }
+    }
+
+    /// Takes out what was gathered, by name, and how many events found no room.
+    pub fn take(&self, names: &Names) -> (Vec<Sighting>, u64) {
+        let gathered = std::mem::take(&mut *self.lock());
+        let named = gathered.all.into_iter().filter_map(|(key, seen)| {
+            let Key { edge, address, executable } = key;
+            Some(Sighting {
+                link: Link {
+                    source: names.peer(PeerId(edge.src)),
+                    destination: names.peer(PeerId(edge.dst)),
+                    protocol: edge.proto,
+                    port: edge.port,
+                },
+                direction: Direction::from_u8(edge.direction)?,
+                outcome: Outcome::from_u8(edge.outcome)?,
+                reason: Reason::from_u8(edge.reason)?,
+                executable: executable.map(|e| e.to_string()),
+                address: address.map(|a| narrow(&a)),
+                times: seen.times,
+                last: seen.last,
+            })
+        });
+        (named.collect(), gathered.overflow)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Gathered> {
+        // Whole after each statement, so also after a panic.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The address of a peer that has no identity and isn't this host.
+fn outside(peer: u32, address: &Addr) -> Option<Addr> {
+    let peer = PeerId(peer);
+    let known = peer.is_identity() || peer == PeerId::UNKNOWN_WORKLOAD || peer == PeerId::ANY_WORKLOAD;
+    (!known && peer != Class::Host.id() && *address != Addr::UNSPECIFIED).then_some(*address)
+}
+
+/// Which executable a process is, looked up once in a while: in a flood, the same few processes come again and again.
+#[derive(Debug, Default)]
+pub struct Executables(HashMap<u32, Process>);
+
+#[derive(Debug)]
+struct Process {
+    comm: [u8; 16],
+    at: Instant,
+    executable: Option<Arc<str>>,
+}
+
+impl Executables {
+    /// The executable, best effort: the process may be gone, or have become another.
+    pub fn of(&mut self, event: &Event, now: Instant) -> Option<Arc<str>> {
+        if event.pid == 0 {
+            return None;
+        }
+        if let Some(p) = self.0.get(&event.pid)
+            && p.comm == event.comm
+            && now.saturating_duration_since(p.at) < FRESH
+        {
+            return p.executable.clone();
+        }
+        if self.0.len() >= PROCESSES {
+            self.0.clear();
+        }
+        let link = std::fs::read_link(format!("/proc/{}/exe", event.pid)).ok();
+        let executable: Option<Arc<str>> =
+            link.map(|exe| crate::serve::api::printable(exe.as_os_str().as_bytes()).into());
+        self.0.insert(event.pid, Process { comm: event.comm, at: now, executable: executable.clone() });
+        executable
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_is_gathered_and_what_finds_no_room_is_counted() {
+        let sightings = Sightings::default();
+        let event =
+            Event { src: 256, dst: 7, dport: 443, proto: 6, daddr: Addr::v4([192, 0, 2, 1]), ..Event::default() };
+        let exe: Arc<str> = "/bin/a".into();
+        for now in 0..3 {
+            sightings.note(&event, Some(&exe), now);
+        }
+        // Nothing to tell beside the counter.
+        sightings.note(&Event { dst: 257, ..event }, None, 3);
+        let (all, overflow) = sightings.take(&Names::default());
+        assert_eq!((all.len(), overflow), (1, 0));
+        assert_eq!((all[0].times, all[0].last, all[0].executable.as_deref()), (3, 2, Some("/bin/a")));
+        assert_eq!(all[0].address, Some("192.0.2.1".parse().expect("an address")));
+        for n in 0..=u16::try_from(ROOM).expect("small") {
+            sightings.note(&Event { dport: n, ..event }, None, 0);
+        }
+        let (all, overflow) = sightings.take(&Names::default());
+        assert_eq!((all.len(), overflow), (ROOM, 1));
+        assert_eq!(sightings.take(&Names::default()).0.len(), 0);
+    }
+
+    #[test]
+    fn an_executable_is_looked_up_again_after_a_while() {
+        let mut all = Executables::default();
+        let event = Event { pid: std::process::id(), ..Event::default() };
+        let start = Instant::now();
+        let first = all.of(&event, start).expect("ours");
+        assert!(Arc::ptr_eq(&first, &all.of(&event, start).expect("ours")));
+        assert!(!Arc::ptr_eq(&first, &all.of(&event, start + FRESH).expect("ours")));
+        assert_eq!(all.of(&Event::default(), start), None);
+    }
+}
