@@ -106,7 +106,7 @@ impl Agent {
     /// policies once [`Agent::adopt`] is called. Gives what it says for programs and for people.
     pub(crate) fn suggest(&self, enough: impl Fn(&Value) -> bool, within: Duration) -> Result<(Value, String)> {
         let config = self.config().display().to_string();
-        let words = ["policy", "suggest", "--config", config.as_str(), "--mode", "enforce"];
+        let words = ["policy", "suggest", "--config", config.as_str()];
         let until = Instant::now() + within;
         let suggestion = interrupt::wait("bulkhead policy suggest has nothing to say", 2 * within, || {
             let said = self.ask(&[&words[..], &["--json"]].concat())?;
@@ -131,27 +131,38 @@ impl Agent {
         Ok(names)
     }
 
-    /// Changes the one line `posture:` of its configuration, and waits until that and the policies are in force.
+    /// Changes the one line `posture:` of its configuration.
     pub(crate) fn set_posture(&mut self, posture: &str) -> Result<()> {
         let lines = self.config.lines().map(|line| match line.starts_with("posture:") {
             true => format!("posture: {posture}\n"),
             false => format!("{line}\n"),
         });
         self.config = lines.collect();
-        self.write_config()?;
-        self.wait_for_posture(posture)
+        self.write_config()
     }
 
-    /// Waits until everybody has that posture and all policies are in force.
-    pub(crate) fn wait_for_posture(&mut self, posture: &str) -> Result<()> {
-        let policies = fs::read_dir(self.policies()).context("can't read the policies")?.count();
+    /// Changes the lines `mode:` of the policies.
+    pub(crate) fn set_mode(&self, from: &str, to: &str) -> Result<()> {
+        for entry in fs::read_dir(self.policies()).context("can't read the policies")? {
+            let file = entry?.path();
+            let text = fs::read_to_string(&file).with_context(|| format!("can't read {}", file.display()))?;
+            let text = text.replace(&format!("mode: {from}\n"), &format!("mode: {to}\n"));
+            fs::write(&file, text).with_context(|| format!("can't write {}", file.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Waits until everybody has that posture, and all policies are in force in the mode of the same name.
+    pub(crate) fn wait_for(&mut self, posture: &str) -> Result<()> {
         interrupt::wait(&format!("{posture} isn't in force"), APPLIED_WITHIN, || {
             self.alive()?;
             let Some(status) = self.status()? else { return Ok(None) };
-            let postures = status["workloads"].as_array().context("status lists workloads")?;
-            let there = postures.iter().all(|w| w["posture"] == posture);
-            let files = status["policies"].as_array().context("status lists policies")?.len();
-            Ok((there && files >= policies && faultless(&status)).then_some(()))
+            let all = |list: &str, key: &str| {
+                let list = status[list].as_array().filter(|list| !list.is_empty());
+                list.is_some_and(|list| list.iter().all(|one| one[key] == posture))
+            };
+            let there = all("workloads", "posture") && all("policies", "mode");
+            Ok((there && faultless(&status)).then_some(()))
         })
         .with_context(|| self.last_words())
     }

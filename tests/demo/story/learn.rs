@@ -44,7 +44,7 @@ impl Story<'_> {
 
     pub(super) fn suggest(&mut self) -> Result<()> {
         self.screen.step("Suggest", "rules for what was seen, with the proof");
-        self.screen.command("bulkhead policy suggest --config bulkhead.yaml --mode enforce --output suggested/");
+        self.screen.command("bulkhead policy suggest --config bulkhead.yaml --output suggested/");
         self.screen.doing("waiting for the history");
         let links: BTreeSet<_> =
             bank::ways().iter().filter(|w| w.intended()).map(|w| (w.from, w.to, w.proto)).collect();
@@ -80,6 +80,7 @@ impl Story<'_> {
         self.screen.command("sed -i 's/^posture: .*/posture: audit/' bulkhead.yaml");
         self.screen.doing("waiting until it is in force");
         self.agent.set_posture("audit")?;
+        self.agent.wait_for("audit")?;
         self.batch_job("audited")?;
         let ways = intrusion();
         let tried = tries::all(&mut self.estate, &ways, |_| true, Some("intruder"))?;
