@@ -309,6 +309,9 @@ pub fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
         // state sees the new peer.
         unsafe {
             let kept = storage::claim(kept, bpf_get_socket_cookie(ctx.cast()));
+            if d.ends.proto() == proto::TCP {
+                storage::attach(kept, d);
+            }
             fill(&mut (*kept).peer, d.ends.peer_addr.words());
             write_volatile(addr_of_mut!((*kept).peer_port), d.ends.peer_port);
             write_volatile(addr_of_mut!((*kept).state), state);

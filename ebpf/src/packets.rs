@@ -299,8 +299,12 @@ fn tcp_packet<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot) -> bool {
         let state = CachedVerdict::new(s.epoch, outcome, as_role, old.once_allowed(), old.connected()).0;
         let store = if v.kept.is_null() { storage::unstamped(v.sk, &v.own, role::NONE) } else { v.kept };
         if !store.is_null() {
+            let mine = storage::claim(store, cookie(skb));
             // SAFETY: the storage is there. The peer only matters where connect() wrote it, and then stays as it is.
-            unsafe { write_volatile(addr_of_mut!((*storage::claim(store, cookie(skb))).state), state) };
+            unsafe { write_volatile(addr_of_mut!((*mine).state), state) };
+            if !oneself && !old.once_allowed() {
+                storage::attach(mine, d);
+            }
         }
     } else if !OUT && segment.opens && outcome.passes() {
         mark_server(v);
