@@ -302,7 +302,7 @@ pub fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
     }
     let state = CachedVerdict::new(s.epoch, outcome, as_role, true, true).0;
     if kept.is_null() {
-        kept = storage::unstamped(sk, own, role::NONE);
+        kept = storage::unstamped(sk, own.instance, own.peer.0, role::NONE);
     }
     if !kept.is_null() {
         // SAFETY: the storage is there, and the helper takes this context. The peer first: a reader that sees the new

@@ -6,7 +6,6 @@
 use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock};
 use aya_ebpf::helpers::generated::bpf_sk_storage_get;
 use bulkhead_common::maps::{SocketState, SocketVerdict, Stamp};
-use bulkhead_common::slots::Binding;
 use core::mem::MaybeUninit;
 use core::ptr;
 
@@ -85,13 +84,7 @@ pub fn verdict(state: *mut SocketState, cookie: u64) -> *mut SocketVerdict {
 /// The state of a socket that nobody stamped, made by the kernel (MPTCP) or before the programs came: all that is known
 /// is whose cgroup it is in.
 #[inline(always)]
-pub fn unstamped(sk: *mut bpf_sock, own: &Binding, role: u32) -> *mut SocketState {
-    made(sk, own.instance, own.peer.0, role)
-}
-
-/// A function of its own, so that its stack isn't its callers'.
-#[inline(never)]
-fn made(sk: *mut bpf_sock, instance: u32, peer: u32, role: u32) -> *mut SocketState {
+pub fn unstamped(sk: *mut bpf_sock, instance: u32, peer: u32, role: u32) -> *mut SocketState {
     let mut space = MaybeUninit::uninit();
     let made = SocketState::zeroed(&mut space);
     made.stamp.instance = instance;

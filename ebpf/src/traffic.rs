@@ -38,10 +38,9 @@ pub fn happened(ctx: *mut bpf_sock_ops) {
         BPF_SOCK_OPS_TCP_CONNECT_CB => call_at(ctx, of!(ctx, bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG),
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => established(ctx),
         // Our end's first data will be acknowledged; by then the socket has been judged.
-        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => call_at(
-            ctx,
-            of!(ctx, bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTT_CB_FLAG,
-        ),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => {
+            call_at(ctx, of!(ctx, bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTT_CB_FLAG)
+        }
         BPF_SOCK_OPS_RTT_CB => {
             call_at(ctx, of!(ctx, bpf_sock_ops_cb_flags) & !BPF_SOCK_OPS_RTT_CB_FLAG);
             established(ctx);
