@@ -478,6 +478,7 @@ impl<K: Kernel> Engine<K> {
     }
 
     fn read_counters(&mut self) -> anyhow::Result<()> {
+        self.edges.fold_traffic(self.kernel.traffic()?);
         let readings = self.kernel.edges()?;
         let names = self.names();
         for (key, more) in self.edges.fold(&readings, super::clock::now()) {
