@@ -8,6 +8,7 @@
 //! | `packet.rs` | headers |
 //! | `calls.rs` | sock_create, connect, sendmsg |
 //! | `packets.rs` | egress, ingress |
+//! | `control.rs` | the kernel's own packets |
 //! | `flow.rs` | datagram flows |
 //! | `record.rs` | counters and events |
 //! | `traffic.rs` | what becomes of TCP connections: sock_ops |
@@ -26,6 +27,7 @@
 )]
 #![expect(internal_features, reason = "an atomic add has no other spelling for this target")]
 mod calls;
+mod control;
 mod flow;
 mod log;
 mod maps;

@@ -7,12 +7,13 @@
 
 use aya_ebpf::bindings::{__sk_buff, bpf_sock};
 use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_sk_fullsock};
-use bulkhead_common::maps::{CachedVerdict, Control as Flags, SocketState, SocketVerdict, Stamp, role};
+use bulkhead_common::maps::{CachedVerdict, SocketState, SocketVerdict, Stamp, role};
 use bulkhead_common::slots::Binding;
 use bulkhead_common::{Addr, Direction, Hook, Judgement, Outcome, PeerId, Reason, proto};
 use core::mem::MaybeUninit;
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
+use crate::control::{Control, control};
 use crate::flow;
 use crate::log::{self, Note};
 use crate::maps::{OLD_SOCKETS, SOCKETS};
@@ -373,54 +374,6 @@ pub extern "C" fn bulkhead_mark_server(skb: *mut __sk_buff, own: u64) -> u32 {
     1
 }
 
-/// What becomes of a packet that may be control traffic.
-enum Control {
-    /// The kernel's own, and a named built-in lets it pass.
-    Pass,
-    /// No workload may send it.
-    Forged,
-    /// Nothing of the kind.
-    Judge,
-}
-
-/// Control traffic isn't a flow: what the kernel itself sends from inside a workload's network namespace passes by
-/// named built-ins.
-#[inline(always)]
-fn control<const OUT: bool>(s: Snapshot, v: &View, p: &Packet) -> Control {
-    if !OUT || p.proto != proto::ICMP && p.proto != proto::ICMPV6 {
-        return Control::Judge;
-    }
-    if p.proto == proto::ICMPV6 && (p.kind == 134 || p.kind == 137) {
-        return Control::Forged;
-    }
-    // The kernel's own control sockets carry no stamp, and no workload made them before the programs came either.
-    // SAFETY: the verifier checks the field.
-    let kind = unsafe { read_volatile(addr_of!((*v.sk).type_)) };
-    if kind != SOCK_RAW || !v.kept.is_null() {
-        return Control::Judge;
-    }
-    // SAFETY: the helper takes this context.
-    if OLD_SOCKETS.get_ptr(&unsafe { bpf_get_socket_cookie(v.skb.cast()) }).is_some() {
-        return Control::Judge;
-    }
-    let built_in = if p.proto == proto::ICMPV6 {
-        match p.kind {
-            133 | 135 | 136 if p.hops == 255 => Flags::PASS_NEIGHBOUR_DISCOVERY,
-            131 | 132 | 143 if p.daddr.0[0] == 0xff && p.daddr.0[1] == 0x02 => Flags::PASS_MULTICAST_LISTENER,
-            1..=4 => Flags::PASS_ICMP_ERRORS,
-            129 => Flags::PASS_ECHO_REPLY,
-            _ => 0,
-        }
-    } else {
-        match p.kind {
-            3 | 11 | 12 => Flags::PASS_ICMP_ERRORS,
-            0 => Flags::PASS_ECHO_REPLY,
-            _ => 0,
-        }
-    };
-    if s.flags() & built_in != 0 { Control::Pass } else { Control::Judge }
-}
-
 /// Whether this datagram socket is connected.
 #[inline(always)]
 fn connected(sk: *mut bpf_sock) -> bool {
@@ -456,7 +409,7 @@ fn datagram<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot) -> bool {
         }
     }
     let v = &view::<OUT>(skb, sk, s);
-    let (d, kind) = (undecided::<OUT>(&mut space, v, p), control::<OUT>(s, v, p));
+    let (d, kind) = (undecided::<OUT>(&mut space, v, p), control::<OUT>(s, v.skb, v.sk, !v.kept.is_null(), p));
     if !whole {
         return refuse::<OUT>(s, v, d, Reason::Malformed);
     }

@@ -41,8 +41,8 @@ impl Totals {
 
     /// What became of connections whose edge found no room.
     pub fn unattributed(&self) -> Traffic {
-        let at = |n| self.at(totals::TRAFFIC + n);
-        let n: [u64; Traffic::PARTS as usize] = std::array::from_fn(|n| at(n as u32));
+        let mut index = totals::TRAFFIC..;
+        let n: [u64; Traffic::PARTS as usize] = std::array::from_fn(|_| index.next().map_or(0, |i| self.at(i)));
         zerocopy::transmute!(n)
     }
 
