@@ -36,7 +36,6 @@ pub(crate) struct Agent {
     folder: PathBuf,
     instance: String,
     config: String,
-    shipped: PathBuf,
     process: Option<Child>,
 }
 
@@ -46,14 +45,7 @@ impl Agent {
         let instance = format!("demo-{}", std::process::id());
         let folder = Path::new(RUN).join(format!("{PREFIX}{instance}"));
         fs::create_dir(&folder).with_context(|| format!("can't make {}", folder.display()))?;
-        let mut agent = Self {
-            program: program.to_owned(),
-            folder,
-            instance,
-            config: String::new(),
-            shipped: shipped.join("policies"),
-            process: None,
-        };
+        let mut agent = Self { program: program.to_owned(), folder, instance, config: String::new(), process: None };
         fs::create_dir(agent.policies()).context("can't make the folder of policies")?;
         let file = shipped.join("bulkhead.yaml");
         let text = fs::read_to_string(&file).with_context(|| format!("can't read {}", file.display()))?;
@@ -74,6 +66,11 @@ impl Agent {
     /// The folder of policies that it reads.
     pub(crate) fn policies(&self) -> PathBuf {
         self.folder.join("policies")
+    }
+
+    /// Where the suggested policies are written.
+    fn suggested(&self) -> PathBuf {
+        self.folder.join("suggested")
     }
 
     /// Its configuration.
@@ -105,45 +102,80 @@ impl Agent {
         Ok(started.elapsed())
     }
 
-    /// Puts the shipped policies where the agent looks for them.
-    pub(crate) fn add_policies(&self) -> Result<()> {
-        for entry in fs::read_dir(&self.shipped).context("can't read the shipped policies")? {
-            let from = entry?.path();
-            let to = self.policies().join(from.file_name().context("a file has a name")?);
-            fs::copy(&from, &to).with_context(|| format!("can't copy {}", from.display()))?;
-        }
-        Ok(())
+    /// Lets the real command write what it would suggest into a folder, and puts those files where the agent looks for
+    /// policies once [`Agent::adopt`] is called. Gives what it says for programs and for people.
+    pub(crate) fn suggest(&self, enough: impl Fn(&Value) -> bool, within: Duration) -> Result<(Value, String)> {
+        let config = self.config().display().to_string();
+        let words = ["policy", "suggest", "--config", config.as_str()];
+        let until = Instant::now() + within;
+        let suggestion = interrupt::wait("bulkhead policy suggest has nothing to say", 2 * within, || {
+            let said = self.ask(&[&words[..], &["--json"]].concat())?;
+            let Ok(said) = serde_json::from_str::<Value>(&said) else { return Ok(None) };
+            Ok((enough(&said) || Instant::now() > until).then_some(said))
+        })?;
+        let folder = self.suggested().display().to_string();
+        let report = self.ask(&[&words[..], &["--output", folder.as_str()]].concat())?;
+        Ok((suggestion, report.replace(&format!("{}/", self.folder.display()), "")))
     }
 
-    /// Changes the one line `posture:` of its configuration, and waits until that and the policies are in force.
+    /// Copies the suggested policies to where the agent looks for policies. Says which files there are.
+    pub(crate) fn adopt(&self) -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(self.suggested()).context("can't read the suggested policies")? {
+            let from = entry?.path();
+            let name = from.file_name().context("a file has a name")?;
+            fs::copy(&from, self.policies().join(name)).with_context(|| format!("can't copy {}", from.display()))?;
+            names.push(name.to_string_lossy().into_owned());
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// Changes the one line `posture:` of its configuration.
     pub(crate) fn set_posture(&mut self, posture: &str) -> Result<()> {
         let lines = self.config.lines().map(|line| match line.starts_with("posture:") {
             true => format!("posture: {posture}\n"),
             false => format!("{line}\n"),
         });
         self.config = lines.collect();
-        let policies = fs::read_dir(self.policies()).context("can't read the policies")?.count();
-        self.write_config()?;
+        self.write_config()
+    }
+
+    /// Changes the lines `mode:` of the policies.
+    pub(crate) fn set_mode(&self, from: &str, to: &str) -> Result<()> {
+        for entry in fs::read_dir(self.policies()).context("can't read the policies")? {
+            let file = entry?.path();
+            let text = fs::read_to_string(&file).with_context(|| format!("can't read {}", file.display()))?;
+            let text = text.replace(&format!("mode: {from}\n"), &format!("mode: {to}\n"));
+            fs::write(&file, text).with_context(|| format!("can't write {}", file.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Waits until everybody has that posture, and all policies are in force in the mode of the same name.
+    pub(crate) fn wait_for(&mut self, posture: &str) -> Result<()> {
         interrupt::wait(&format!("{posture} isn't in force"), APPLIED_WITHIN, || {
             self.alive()?;
             let Some(status) = self.status()? else { return Ok(None) };
-            let postures = status["workloads"].as_array().context("status lists workloads")?;
-            let there = postures.iter().all(|w| w["posture"] == posture);
-            let files = status["policies"].as_array().context("status lists policies")?.len();
-            Ok((there && files >= policies && faultless(&status)).then_some(()))
+            let all = |list: &str, key: &str| {
+                let list = status[list].as_array().filter(|list| !list.is_empty());
+                list.is_some_and(|list| list.iter().all(|one| one[key] == posture))
+            };
+            let there = all("workloads", "posture") && all("policies", "mode");
+            Ok((there && faultless(&status)).then_some(()))
         })
         .with_context(|| self.last_words())
-    }
-
-    /// What the real command says of the policies.
-    pub(crate) fn check_policies(&self) -> Result<String> {
-        let mut command = Command::new(&self.program);
-        said(command.args(["policy", "check"]).arg(self.policies()))
     }
 
     /// Asks it by the real command.
     pub(crate) fn ask(&self, words: &[&str]) -> Result<String> {
         said(&mut self.command(words)).with_context(|| format!("bulkhead {}", words.join(" ")))
+    }
+
+    /// Asks it for one JSON document.
+    pub(crate) fn document(&self, words: &[&str]) -> Result<Value> {
+        let said = self.ask(words)?;
+        serde_json::from_str(&said).with_context(|| format!("not JSON: {said}"))
     }
 
     /// Asks it for JSON lines.
@@ -163,9 +195,8 @@ impl Agent {
     }
 
     fn command(&self, words: &[&str]) -> Command {
-        let (name, rest) = words.split_first().unwrap_or((&"status", &[]));
         let mut command = Command::new(&self.program);
-        command.arg(name).arg("--socket").arg(self.socket()).args(rest).stdin(Stdio::null());
+        command.args(words).arg("--socket").arg(self.socket()).stdin(Stdio::null());
         command
     }
 

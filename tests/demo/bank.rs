@@ -52,6 +52,17 @@ pub(crate) const PARTIES: [Party; 13] = [
 /// The workload that is broken into.
 pub(crate) const BROKEN_INTO: &str = "billing";
 
+/// The workload that runs a job now and then, and is silent in between.
+pub(crate) const BATCH: &str = "reports";
+
+/// The workload that was never seen to do anything.
+pub(crate) const SILENT: &str = "legacy";
+
+/// A party's index in [`PARTIES`].
+pub(crate) fn index(name: &str) -> usize {
+    PARTIES.iter().position(|p| p.name == name).unwrap_or(PARTIES.len())
+}
+
 /// A transport protocol.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Proto {

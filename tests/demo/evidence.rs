@@ -7,6 +7,7 @@ use crate::traffic::Business;
 use crate::tries::Tried;
 use comfy_table::Cell;
 use serde_json::{Value, json};
+use std::fmt;
 use std::time::Duration;
 
 /// The intruder under enforcement.
@@ -27,6 +28,58 @@ pub(crate) struct Connect {
     pub(crate) bulkhead: u64,
 }
 
+/// What `bulkhead policy suggest` made of what was seen.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct Suggested {
+    /// Its rules.
+    pub(crate) rules: usize,
+    /// What was seen and would be denied.
+    pub(crate) false_denies: usize,
+    /// Pairs and ports that it allows and nobody used.
+    pub(crate) surplus: u64,
+}
+
+/// A workload's live connections, after its identity was revoked.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct Revocation {
+    /// Sockets that ended, of both ends.
+    pub(crate) sockets: usize,
+    /// From the command to the last one's end.
+    pub(crate) took: Duration,
+}
+
+/// A part of all pairs of identities.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct Share {
+    /// So many ...
+    pub(crate) part: u64,
+    /// ... of so many.
+    pub(crate) of: u64,
+}
+
+impl Share {
+    /// From 0 to 1, in thousandths.
+    #[expect(clippy::cast_precision_loss, reason = "a share, of far fewer pairs than a double counts exactly")]
+    fn number(self) -> f64 {
+        (self.part as f64 / self.of.max(1) as f64 * 1000.0).round() / 1000.0
+    }
+}
+
+impl fmt::Display for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.1} % ({} of {} pairs)", self.number() * 100.0, self.part, self.of)
+    }
+}
+
+/// The lateral-movement surface, as `bulkhead report` gives it.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct Surface {
+    /// While nothing is enforced.
+    pub(crate) before: Share,
+    /// Under enforcement.
+    pub(crate) after: Share,
+}
+
 /// All of it.
 #[derive(Default)]
 pub(crate) struct Evidence {
@@ -38,6 +91,12 @@ pub(crate) struct Evidence {
     pub(crate) intruder: Intruder,
     /// What a connect costs.
     pub(crate) connect: Connect,
+    /// The rules.
+    pub(crate) suggested: Suggested,
+    /// The identity that was taken away.
+    pub(crate) revocation: Revocation,
+    /// What can get to what.
+    pub(crate) surface: Surface,
     business: Business,
     took: Duration,
     complaints: Vec<String>,
@@ -49,12 +108,17 @@ impl Evidence {
         self.complaints.push(what.to_owned());
     }
 
-    /// The last figures, and what follows from all of them.
+    /// The last figures, and what follows from all of them. What is enforced is what was suggested, so each way that
+    /// differs from the table of intentions is named here.
     pub(crate) fn close(&mut self, business: Business, took: Duration) {
         (self.business, self.took) = (business, took);
         for t in &self.after {
             if t.received != t.way.intended() {
-                let what = if t.received { "gets through, and isn't meant to" } else { "doesn't get through" };
+                let what = if t.received {
+                    "gets through by the suggestion, and isn't meant to"
+                } else {
+                    "doesn't get through"
+                };
                 self.complaints.push(format!("{} {what} (errno {})", t.way, t.errno));
             }
         }
@@ -94,6 +158,13 @@ impl Evidence {
                 "errno": if self.intruder.denied > 0 { "EPERM" } else { "" },
             },
             "connect_ns": { "none": self.connect.none, "bulkhead": self.connect.bulkhead },
+            "suggest": {
+                "rules": self.suggested.rules,
+                "false_denies": self.suggested.false_denies,
+                "surplus": self.suggested.surplus,
+            },
+            "revocation": { "sockets": self.revocation.sockets, "ms": milliseconds(self.revocation.took) },
+            "surface": { "before": self.surface.before.number(), "after": self.surface.after.number() },
         })
     }
 
@@ -130,8 +201,13 @@ impl Evidence {
             micros(self.connect.bulkhead),
             String::new(),
         ]);
+        let percent = |share: Share| format!("{:.1} %", share.number() * 100.0);
+        let Surface { before, after } = self.surface;
+        sums.add_row(["lateral-movement surface".to_owned(), percent(before), percent(after), String::new()]);
         screen.table(&sums);
         screen.print("");
+        screen
+            .say("What is enforced is what was suggested, unchanged; `meant` is a table that somebody wrote by hand.");
         let Business { answered, lost, .. } = self.business;
         let style = if lost + self.false_denials() == 0 { GOOD } else { BAD };
         screen.say(&format!(
@@ -154,6 +230,11 @@ impl Evidence {
             if self.held() { in_style(GOOD, "The story held") } else { in_style(BAD, "The story did not hold") };
         screen.say(&format!("{verdict}, in {} s.", self.took.as_secs()));
     }
+}
+
+/// In tenths.
+fn milliseconds(time: Duration) -> f64 {
+    (time.as_secs_f64() * 10_000.0).round() / 10.0
 }
 
 fn through(tried: &[Tried]) -> Vec<Way> {

@@ -89,20 +89,6 @@ pub(crate) fn read(lines: &[Value]) -> Result<Vec<Flow>> {
     Ok(all)
 }
 
-/// Who talked to whom, a row for each opener.
-pub(crate) fn by_source(flows: &[Flow]) -> Table {
-    let mut rows: BTreeMap<&str, BTreeMap<&str, Vec<&Flow>>> = BTreeMap::new();
-    for flow in flows {
-        rows.entry(&flow.source).or_default().entry(&flow.destination).or_default().push(flow);
-    }
-    let mut table = table(&["from", "to, on which port, how often"]);
-    for (source, destinations) in rows {
-        let told = destinations.into_iter().map(|(to, flows)| format!("{to} {}", ports(&flows)));
-        table.add_row([source.to_owned(), told.collect::<Vec<_>>().join("; ")]);
-    }
-    table
-}
-
 /// What would be refused, a row for each destination.
 pub(crate) fn by_destination(flows: &[Flow]) -> Table {
     let mut rows: BTreeMap<(&str, &str, &str), Vec<&Flow>> = BTreeMap::new();

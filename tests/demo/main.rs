@@ -8,6 +8,7 @@ mod bank;
 mod estate;
 mod evidence;
 mod flows;
+mod held;
 mod interrupt;
 mod latency;
 mod look;
@@ -34,6 +35,9 @@ struct Args {
     /// The folder with the demo's configuration and policies
     #[arg(long, value_name = "FOLDER")]
     shipped: PathBuf,
+    /// Where to draw who talks to whom
+    #[arg(long, value_name = "FOLDER")]
+    pictures: PathBuf,
     /// Write what was measured
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -65,7 +69,9 @@ fn run(args: &Args) -> Result<bool> {
     interrupt::watch()?;
     agent::clear_leftovers(&args.bulkhead).context("an earlier demo left something that can't be removed")?;
     let mut screen = Screen::default();
-    let evidence = story::tell(&mut screen, &args.bulkhead, &args.shipped, args.keep)?;
+    fs::create_dir_all(&args.pictures).with_context(|| format!("can't make {}", args.pictures.display()))?;
+    let files = story::Files { program: &args.bulkhead, shipped: &args.shipped, pictures: &args.pictures };
+    let evidence = story::tell(&mut screen, &files, args.keep)?;
     if let Some(file) = &args.json {
         let text = format!("{:#}\n", evidence.json());
         fs::write(file, text).with_context(|| format!("can't write {}", file.display()))?;

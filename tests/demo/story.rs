@@ -1,13 +1,19 @@
-//! The story: flat, observe, audit, enforce, and what it changed.
+//! The story: flat, observe, suggest, audit, enforce, an identity taken away, break-glass, and what all that changed.
+//!
+//! Rules come from nobody's hand: what is enforced is what `bulkhead policy suggest` made of the agent's history. It is
+//! held against the hand-written table of intentions ([`bank`]), way by way.
 //!
 //! What goes wrong on the way is a complaint, not an end: the story goes on and says at its end that it didn't hold.
+
+mod learn;
+mod trust;
 
 use crate::agent::Agent;
 use crate::bank::{self, BROKEN_INTO, PARTIES, Way};
 use crate::estate::Estate;
 use crate::evidence::{Evidence, Intruder};
 use crate::flows::{self, Flow};
-use crate::screen::{BAD, FAINT, GOOD, Screen, WARNING, in_style};
+use crate::screen::{BAD, FAINT, GOOD, Screen, in_style};
 use crate::traffic::{Business, Traffic};
 use crate::tries::{self, Tried};
 use crate::{interrupt, latency, look};
@@ -19,20 +25,29 @@ use std::time::{Duration, Instant};
 /// How long the counters may take to show up: the agent reads them every other second.
 const SHOWN_WITHIN: Duration = Duration::from_secs(12);
 
-/// How often each of the bank's flows should be seen before they are shown.
-const SEEN: u64 = 10;
+/// What it is told with.
+pub(crate) struct Files<'a> {
+    /// The agent's binary.
+    pub(crate) program: &'a Path,
+    /// The folder of its files.
+    pub(crate) shipped: &'a Path,
+    /// Where pictures are drawn.
+    pub(crate) pictures: &'a Path,
+}
 
 /// Everything that the steps share. Dropped in this order: first the agent with its programs, the estate at last.
 struct Story<'a> {
     screen: &'a mut Screen,
+    pictures: &'a Path,
     agent: Agent,
     traffic: Traffic,
     estate: Estate,
     evidence: Evidence,
 }
 
-/// Tells it from the beginning to the end. `program` is the agent's binary, `shipped` the folder of its files.
-pub(crate) fn tell(screen: &mut Screen, program: &Path, shipped: &Path, keep: bool) -> Result<Evidence> {
+/// Tells it from the beginning to the end.
+pub(crate) fn tell(screen: &mut Screen, files: &Files<'_>, keep: bool) -> Result<Evidence> {
+    let Files { program, shipped, pictures } = *files;
     let began = Instant::now();
     let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
     screen.print(&format!("A small bank on this kernel (Linux {kernel})"));
@@ -40,13 +55,16 @@ pub(crate) fn tell(screen: &mut Screen, program: &Path, shipped: &Path, keep: bo
     let estate = Estate::build()?;
     let traffic = Traffic::start(&estate)?;
     let agent = Agent::prepare(program, shipped, &estate.cgroup()?)?;
-    let mut story = Story { screen, agent, traffic, estate, evidence: Evidence::default() };
+    let mut story = Story { screen, pictures, agent, traffic, estate, evidence: Evidence::default() };
     story.introduce();
     story.flat()?;
     story.observe()?;
+    story.suggest()?;
     story.audit()?;
     story.enforce()?;
-    let Story { screen, agent, mut traffic, estate, mut evidence } = story;
+    story.revoke()?;
+    story.break_glass()?;
+    let Story { screen, agent, mut traffic, estate, mut evidence, .. } = story;
     let business = traffic.stop()?;
     for trouble in traffic.troubles() {
         evidence.complain(&format!("the bank's business was disturbed: {trouble}"));
@@ -103,67 +121,17 @@ impl Story<'_> {
         Ok(())
     }
 
-    fn observe(&mut self) -> Result<()> {
-        self.screen.step("Observe", "who talks to whom; nothing is refused");
-        self.screen.command("bulkhead agent --config bulkhead.yaml     # posture: observe");
-        self.screen.doing("loading the programs");
-        let took = self.agent.start()?;
-        self.screen.say(&format!("Its programs are loaded and attached after {:.1} s.", took.as_secs_f64()));
-        self.screen.command("bulkhead observe --json");
-        self.screen.doing("waiting for the counters");
-        let wanted: Vec<Way> = bank::ways().into_iter().filter(|w| w.intended()).collect();
-        let asked = ["observe", "--verdict", "allowed", "--json"];
-        let seen = |flows: &[Flow], w: &Way| flows.iter().any(|f| f.is_of(*w) && f.count >= SEEN);
-        let flows = self.flows(&asked, |flows| wanted.iter().all(|w| seen(flows, w)))?;
-        for way in wanted.iter().filter(|w| !w.v6 && !flows.iter().any(|f| f.is_of(**w))) {
-            self.evidence.complain(&format!("observe doesn't show {way}"));
-        }
-        self.screen.table(&flows::by_source(&flows));
-        self.meanwhile("observe");
-        Ok(())
-    }
-
-    fn audit(&mut self) -> Result<()> {
-        self.screen.step("Audit", "the shipped policy; still nothing is refused");
-        self.agent.add_policies()?;
-        self.screen.command("bulkhead policy check bank.yaml");
-        let checked = self.agent.check_policies()?;
-        self.screen.say(checked.trim_end());
-        self.screen.command("sed -i 's/^posture: .*/posture: audit/' bulkhead.yaml");
-        self.screen.doing("waiting until it is in force");
-        self.agent.set_posture("audit")?;
-        let ways = intrusion();
-        let tried = tries::all(&mut self.estate, &ways, |_| true, Some("intruder"))?;
-        let through = through(&tried).len();
-        self.screen.say(&format!(
-            "The intruder tries {} ways that {BROKEN_INTO} has no use for: {} get through, and are told:",
-            ways.len(),
-            in_style(WARNING, through)
-        ));
-        if through < ways.len() {
-            self.evidence.complain("audit refused something");
-        }
-        self.screen.command("bulkhead observe --verdict would-deny");
-        self.screen.doing("waiting for the counters");
-        let asked = ["observe", "--verdict", "would-deny", "--json"];
-        let flows = self.flows(&asked, |flows| ways.iter().all(|w| flows.iter().any(|f| f.is_of(*w))))?;
-        for way in ways.iter().filter(|w| !w.v6 && !flows.iter().any(|f| f.is_of(**w))) {
-            self.evidence.complain(&format!("would-deny doesn't show {way}"));
-        }
-        for flow in flows.iter().filter(|f| f.source != BROKEN_INTO) {
-            self.evidence.complain(&format!("the policy forgets {flow}"));
-        }
-        self.screen.table(&flows::by_destination(&flows));
-        self.meanwhile("audit");
-        Ok(())
-    }
-
     fn enforce(&mut self) -> Result<()> {
-        self.screen.step("Enforce", "what the policy doesn't allow is refused");
+        self.screen.step("Enforce", "what no rule allows is refused");
         let denials = self.agent.follow(&["observe", "--follow", "--verdict", "denied", "--json"], "denials")?;
-        self.screen.command("sed -i 's/^posture: .*/posture: enforce/' bulkhead.yaml");
+        self.screen.command("sed -i 's/mode: audit/mode: enforce/' policies/*");
+        self.agent.set_mode("audit", "enforce")?;
+        self.screen.command("bulkhead enforce --confirm-within 5m     # turned back unless it is confirmed");
         self.screen.doing("waiting until it is in force");
-        self.agent.set_posture("enforce")?;
+        let said = self.agent.ask(&["enforce", "--confirm-within", "5m"])?;
+        self.screen.say(&in_style(FAINT, said.trim_end()));
+        self.agent.wait_for("enforce")?;
+        self.batch_job("enforced")?;
         let ways = intrusion();
         let tried = tries::all(&mut self.estate, &ways, |_| false, Some("intruder"))?;
         let refused = |t: &&Tried| !t.received && t.errno == libc::EPERM;
@@ -198,7 +166,22 @@ impl Story<'_> {
         ));
         self.evidence.after = after;
         self.screen.doing("timing connects");
-        self.evidence.connect.bulkhead = latency::median_connect(&self.estate)?;
+        match latency::median_connect(&self.estate) {
+            Ok(median) => self.evidence.connect.bulkhead = median,
+            Err(e) => self.evidence.complain(&format!("no connect() could be timed: {e:#}")),
+        }
+        self.screen.command("bulkhead enforce --confirm");
+        let said = self.agent.ask(&["enforce", "--confirm"])?;
+        self.screen.say(&in_style(FAINT, said.trim_end()));
+        self.screen
+            .command("bulkhead report --json     # whom each workload can get to, directly and by way of others");
+        self.evidence.surface.after = self.surface()?;
+        self.screen.say(&format!(
+            "The lateral-movement surface: {} of a flat network, instead of {}.",
+            in_style(GOOD, self.evidence.surface.after),
+            self.evidence.surface.before,
+        ));
+        self.draw("enforced")?;
         self.meanwhile("enforce");
         Ok(())
     }

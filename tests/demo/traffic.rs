@@ -1,10 +1,10 @@
 //! The bank's daily business: requests that go on through every step, each of which must be answered.
 //!
 //! What the table of intentions says is sent, each time over a new connection or socket, and over one that is held from
-//! before Bulkhead came. A request is lost if no answer comes within [`PATIENCE`], and falsely
+//! before Bulkhead came. One party is silent but for a job now and then ([`job`]). A request is lost if no answer comes within [`PATIENCE`], and falsely
 //! denied if the kernel refuses it. The children count in memory that they share with the parent.
 
-use crate::bank::{self, PARTIES, Proto};
+use crate::bank::{self, BATCH, PARTIES, Proto};
 use crate::estate::Estate;
 use crate::server::{MESSAGE, REQUEST};
 use anyhow::{Context as _, Result, bail};
@@ -74,17 +74,9 @@ impl Traffic {
         let counters = shared(COUNTERS)?;
         let (mut processes, mut names) = (Vec::new(), Vec::new());
         for (party, who) in PARTIES.iter().enumerate() {
-            let mut errands = Vec::new();
-            for way in bank::ways().into_iter().filter(|w| w.from == party && w.intended()) {
-                let to = estate.address(way.to, way.v6);
-                let by: &[By] = match way.proto {
-                    Proto::Tcp => &[By::NewConnection, By::HeldConnection],
-                    Proto::Udp => &[By::NewSocket, By::HeldSocket],
-                };
-                errands.extend(by.iter().map(|&by| Errand { to, by }));
-            }
+            let errands = errands(estate, party);
             let errands = errands.as_slice();
-            if !errands.is_empty() {
+            if !errands.is_empty() && who.name != BATCH {
                 names.push(who.name);
                 processes.push(estate.spawn(party, who.name, |turn| run(turn, errands, counters))?);
             }
@@ -127,6 +119,39 @@ impl Traffic {
         }
         Ok(self.so_far())
     }
+}
+
+/// Everything that a party is there for, in each way of asking.
+fn errands(estate: &Estate, party: usize) -> Vec<Errand> {
+    let ways = bank::ways().into_iter().filter(|w| w.from == party && w.intended());
+    let errands = ways.flat_map(|way| {
+        let to = estate.address(way.to, way.v6);
+        let by = match way.proto {
+            Proto::Tcp => [By::NewConnection, By::HeldConnection],
+            Proto::Udp => [By::NewSocket, By::HeldSocket],
+        };
+        by.map(|by| Errand { to, by })
+    });
+    errands.collect()
+}
+
+/// Lets the party whose work comes now and then do it once. Says how many requests were answered, and what went wrong
+/// with the others.
+pub(crate) fn job(estate: &Estate) -> Result<(usize, Vec<String>)> {
+    let party = bank::index(BATCH);
+    let errands = errands(estate, party);
+    let errands = errands.as_slice();
+    let mut process = estate.spawn(party, "batch-job", |turn| {
+        for (errand, number) in errands.iter().zip(0..) {
+            if let Err(e) = Channel::open(errand).and_then(|mut channel| channel.ask(errand, number)) {
+                turn.received(format!("{:?} to {}: {e}", errand.by, errand.to).as_bytes())?;
+            }
+        }
+        Ok(())
+    })?;
+    process.finish(OPEN_WITHIN).context("the batch job doesn't end")??;
+    let troubles: Vec<String> = process.received().iter().map(|t| String::from_utf8_lossy(t).into_owned()).collect();
+    Ok((errands.len() - troubles.len(), troubles))
 }
 
 /// Zeroed counters that a forked child shares with its parent. They stay until the process ends.

@@ -122,7 +122,8 @@ fn nonce(secret: [u8; 16], n: u32) -> [u8; MESSAGE] {
     bytes
 }
 
-fn fresh_secret() -> Result<[u8; 16]> {
+/// Random bytes.
+pub(crate) fn fresh_secret() -> Result<[u8; 16]> {
     let mut bytes = [0; 16];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).context("no random bytes")?;
     Ok(bytes)

@@ -20,7 +20,7 @@ use crate::setup::{self, Purpose};
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
-  cargo xtask demo                     flat, observe, audit, enforce: under a minute once all is built
+  cargo xtask demo                     from a flat network to enforced rules: under two minutes once all is built
   cargo xtask demo --json demo.json    what it measured, for programs
   cargo xtask demo --keep              leave it running for a look around
 
@@ -51,6 +51,7 @@ impl Args {
         let mut demo = Command::new(folder.join("demo"));
         demo.arg("--bulkhead").arg(folder.join("bulkhead"));
         demo.arg("--shipped").arg(run::root().join("deploy/demo"));
+        demo.arg("--pictures").arg(run::target().join("demo"));
         for (option, file) in [("--json", self.json), ("--svg", self.svg)] {
             if let Some(file) = file {
                 demo.arg(option).arg(env::current_dir().context("where is this?")?.join(file));

@@ -120,7 +120,8 @@ pub(super) fn counted(n: u64, noun: &str) -> String {
     format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
 }
 
-fn render(done: &Done) -> String {
+/// What an order came to, for people.
+pub(super) fn render(done: &Done) -> String {
     let mut out = format!("{}.\n", done.text);
     let Some(Cutting { dry_run, namespaces, looked_at, sockets, took_us, connections, faults, .. }) = &done.cut else {
         out.push_str("No live connection can be concerned.\n");

@@ -12,6 +12,7 @@ use crate::sources::roster::Roster;
 use crate::sources::{addresses, assemble, hierarchy};
 use crate::suggest::port_words;
 use anyhow::{Context, bail};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -30,6 +31,11 @@ pub(super) struct Source {
 }
 
 impl Source {
+    /// The agent that is asked, unless it is a file.
+    pub(super) fn agent(&self) -> Option<&Socket> {
+        self.history.is_none().then_some(&self.socket)
+    }
+
     pub(super) fn read(&self) -> anyhow::Result<History> {
         let Some(file) = &self.history else {
             let since = self.since.map(|ms| ("since", now().saturating_sub(ms).to_string()));
@@ -85,21 +91,27 @@ pub(super) fn inventory(file: &Path, config: &Config) -> anyhow::Result<Inventor
 pub(super) struct Present {
     pub(super) inventory: Inventory,
     pub(super) policies: PolicySet,
+    /// The texts of the policies' files, by name.
+    pub(super) texts: BTreeMap<String, String>,
 }
 
 /// What a configuration says; nothing without one.
 pub(super) fn present(file: Option<&Path>) -> anyhow::Result<Present> {
     let Some(file) = file else {
-        return Ok(Present { inventory: Inventory::default(), policies: PolicySet::default() });
+        return Ok(Present { inventory: Inventory::default(), policies: PolicySet::default(), texts: BTreeMap::new() });
     };
     let mut findings = Vec::new();
     let Some(config) = configuration(file, &mut findings)? else { return refuse(&findings) };
-    let policies = policies(&config.policies)?;
-    Ok(Present { inventory: inventory(file, &config)?, policies })
+    let (policies, texts) = with_texts(&config.policies)?;
+    Ok(Present { inventory: inventory(file, &config)?, policies, texts })
 }
 
 /// The policies of these files and folders, all of them good.
 pub(super) fn policies(files: &[PathBuf]) -> anyhow::Result<PolicySet> {
+    Ok(with_texts(files)?.0)
+}
+
+fn with_texts(files: &[PathBuf]) -> anyhow::Result<(PolicySet, BTreeMap<String, String>)> {
     let reading = read(files, |_| {});
     if let Some((file, why)) = reading.unreadable.first_key_value() {
         bail!("{file} can't be read: {why}");
@@ -109,7 +121,8 @@ pub(super) fn policies(files: &[PathBuf]) -> anyhow::Result<PolicySet> {
     if findings.iter().any(Diagnostic::is_error) {
         return refuse(&findings);
     }
-    Ok(set)
+    let texts = reading.texts.iter().map(|(file, text)| (file.to_string(), text.to_string())).collect();
+    Ok((set, texts))
 }
 
 fn refuse<T>(findings: &[Diagnostic]) -> anyhow::Result<T> {

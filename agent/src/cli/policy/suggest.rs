@@ -1,11 +1,15 @@
 //! `bulkhead policy suggest`
 
 use super::files::{Names, Source, count, present};
+use crate::app::overrides::Target;
 use crate::cli::exit::Answer;
+use crate::cli::orders::render;
 use crate::cli::table::{table, text};
+use crate::cli::{Socket, client};
 use crate::identity::SpiffeId;
 use crate::policy::Mode;
 use crate::serve::api::printable;
+use crate::serve::orders::{Done, Order};
 use crate::suggest::{self, Apart, PolicyFile, SetApart, Suggestion, Wish, port_words, time};
 use anyhow::{Context, bail};
 use std::collections::{BTreeMap, BTreeSet};
@@ -72,8 +76,24 @@ pub(super) fn run(args: &Args) -> crate::cli::Result {
     if let Some(folder) = &args.output {
         store(folder, &suggestion.files)?;
     }
+    let live = match args.source.agent() {
+        Some(agent) => {
+            let wish = Wish { mode: Mode::Enforce, ..wish };
+            let enforced = suggest::suggest(&history, &present.policies, &present.inventory, &wish);
+            enforced.ok().map(|s| live(agent, present.texts, s.files, wish.only.is_empty()))
+        }
+        None => None,
+    };
+    let report = |s: &Suggestion| match &live {
+        Some(Ok(done)) => format!("{}\n\nLive connections, if that were enforced now: {}", report(s), render(done)),
+        Some(Err(e)) => {
+            format!("{}\n\nwarning   which live connections it would cut couldn't be asked: {e:#}", report(s))
+        }
+        None => report(s),
+    };
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&suggestion).context("writing JSON")?);
+        let told = Told { suggestion: &suggestion, live: live.as_ref().and_then(|l| l.as_ref().ok()) };
+        println!("{}", serde_json::to_string_pretty(&told).context("writing JSON")?);
     } else if let Some(folder) = &args.output {
         println!("{}", report(&suggestion));
         let folder = printable(folder.as_os_str().as_encoded_bytes());
@@ -84,6 +104,24 @@ pub(super) fn run(args: &Args) -> crate::cli::Result {
     }
     let fine = suggestion.proof.false_denies.is_empty();
     Ok(if fine { Answer::Fine } else { Answer::Findings })
+}
+
+/// What is written as JSON.
+#[derive(serde::Serialize)]
+struct Told<'s> {
+    #[serde(flatten)]
+    suggestion: &'s Suggestion,
+    /// The live connections that it would cut if it were enforced now; null without an agent to ask.
+    live: Option<&'s Done>,
+}
+
+/// Asks the agent which live connections these policies would cut beside the present ones, under enforcement: of
+/// everybody, or only of those that the policies select.
+fn live(agent: &Socket, present: BTreeMap<String, String>, files: Vec<PolicyFile>, all: bool) -> anyhow::Result<Done> {
+    let mut policies = present;
+    policies.extend(files.into_iter().map(|f| (format!("suggested/{}", f.file), f.text)));
+    let order = Order::Live { policies, enforce: all.then_some(Target::Node) };
+    client::block_on(client::post(&agent.socket, "/orders", &order))
 }
 
 /// Writes all files or says which one is in the way before any is written.
