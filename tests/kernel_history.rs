@@ -1,6 +1,6 @@
 //! What the real agent writes down of real traffic, also when it is killed again and again.
 
-use bulkhead_tests::{Agent, Estate, Process, Reply, at, wait_for};
+use bulkhead_tests::{Agent, Estate, Process, Reply, at, wait_at_most, wait_for};
 use serde_json::Value;
 use std::fs;
 use std::net::TcpStream;
@@ -71,6 +71,23 @@ fn connections_are_counted_once_however_often_the_agent_is_killed() {
     assert_eq!(attempts(&agent, "web", "allowed"), made);
     let tree = text(&agent.ask("graph", &[]));
     assert!(tree.contains("database") && tree.lines().all(|l| l.chars().count() <= 100), "{tree}");
+}
+
+#[test]
+fn executables_of_what_is_allowed_are_learnt() {
+    let estate = Estate::new(&["web", "database"]);
+    let mut agent = Agent::over(&estate, "posture: observe");
+    agent.start(&[]);
+    // Of a socket that is older than the programs, nobody knows the maker.
+    let _server = estate.get("database").serve(&[PORT], Reply::Nothing).expect("a server");
+    let mut living = Vec::new();
+    let us = std::env::current_exe().expect("an executable").display().to_string();
+    wait_at_most(Duration::from_secs(40), "both ends' executables", || {
+        connect(&estate, "web", 1, &mut living);
+        let graph: Value = serde_json::from_slice(&agent.ask("graph", &["--as", "json"]).stdout).unwrap_or_default();
+        let seen = |end: &str| graph["edges"][0][end].as_array().is_some_and(|all| all.contains(&us.as_str().into()));
+        seen("source_executables") && seen("destination_executables")
+    });
 }
 
 #[test]
