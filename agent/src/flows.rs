@@ -8,7 +8,7 @@
 pub mod series;
 
 use crate::identity::Identity;
-use bulkhead_common::maps::EdgeKey;
+use bulkhead_common::maps::{EdgeKey, Traffic};
 use bulkhead_common::outcome::REASONS;
 use bulkhead_common::{Direction, Outcome, PeerId, Reason};
 use serde::{Deserialize, Serialize};
@@ -85,6 +85,7 @@ pub struct Count {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Edges {
     readings: BTreeMap<EdgeKey, Count>,
+    traffic: BTreeMap<EdgeKey, Traffic>,
     overflow: BTreeMap<(u8, u8, u8), u64>,
     lost_events: u64,
 }
@@ -103,6 +104,17 @@ impl Edges {
             }
         }
         grown
+    }
+
+    /// Takes a reading of what became of TCP connections. Read it before the counters, so that no more of them are
+    /// established than were tried.
+    pub fn fold_traffic(&mut self, readings: Vec<(EdgeKey, Traffic)>) {
+        self.traffic.extend(readings);
+    }
+
+    /// What became of an edge's TCP connections, since the counters began.
+    pub fn traffic(&self, key: &EdgeKey) -> Traffic {
+        self.traffic.get(key).copied().unwrap_or_default()
     }
 
     /// Takes a reading of the totals: lost events, and what found no room among the edges.

@@ -33,6 +33,8 @@ pub const EDGES: &str = "EDGES";
 /// `HASH`: [`EdgeKey`] to [`Retired`]: what was counted beside rules that are gone. The agent's alone; its entry under
 /// [`Retired::nobody`] takes what finds no room.
 pub const RETIRED: &str = "RETIRED";
+/// `HASH`: [`EdgeKey`] to [`Traffic`]: what became of the TCP connections that were counted under that key.
+pub const TRAFFIC: &str = "TRAFFIC";
 /// `PERCPU_ARRAY` of `u64`: see [`totals`].
 pub const TOTALS: &str = "TOTALS";
 /// `LRU_HASH`: [`FlowKey`] to [`FlowValue`], for flows with peers inside the cluster.
@@ -65,6 +67,8 @@ pub mod capacity {
     pub const RULES: u32 = 1 << 16;
     /// Entries of [`super::EDGES`].
     pub const EDGES: u32 = 1 << 16;
+    /// Entries of [`super::TRAFFIC`].
+    pub const TRAFFIC: u32 = EDGES;
     /// Entries of [`super::FLOWS`] and of [`super::WORLD_FLOWS`].
     pub const FLOWS: u32 = 1 << 16;
     /// Bytes of [`super::EVENTS`].
@@ -255,12 +259,41 @@ impl EdgeKey {
     }
 }
 
+/// What became of the TCP connections of one edge. Each number only grows.
+///
+/// *Sent* is from whoever opened the connection, *received* is what came back, whichever end counted it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Traffic {
+    /// Handshakes that were completed.
+    pub established: u64,
+    /// Attempts that were answered, but not by a handshake: by a reset.
+    pub refused: u64,
+    /// Attempts that were given up without an answer, by the kernel or by the application.
+    pub timed_out: u64,
+    /// Payload that the destination acknowledged, of connections that have ended.
+    pub bytes_sent: u64,
+    /// Payload that the source got, of connections that have ended.
+    pub bytes_received: u64,
+    /// Segments from the source, of connections that have ended. With those that were sent again, at the source.
+    pub packets_sent: u64,
+    /// Segments to the source, of connections that have ended.
+    pub packets_received: u64,
+}
+
+impl Traffic {
+    /// How many numbers it has, each a `u64`.
+    pub const PARTS: u32 = 7;
+}
+
 /// Indexes into [`TOTALS`].
 pub mod totals {
     use crate::outcome::{Direction, Outcome, REASONS, Reason};
 
     /// Events that the ring buffer had no room for.
     pub const LOST_EVENTS: u32 = 0;
+    /// First of the numbers of [`super::Traffic`] that found no room in [`super::TRAFFIC`], in its order.
+    pub const TRAFFIC: u32 = 1;
     /// First of the counts that found no room in [`super::EDGES`], by direction, outcome and reason.
     pub const OVERFLOW: u32 = 16;
     /// Number of elements.
@@ -355,8 +388,13 @@ pub struct SocketVerdict {
     pub peer: Addr,
     /// The peer's port.
     pub peer_port: u16,
-    /// Zero.
-    pub pad: [u8; 6],
+    /// TCP: 1 when the completed handshake has been counted.
+    pub established: u16,
+    /// TCP: the lower half of the bytes received when the peer acknowledged our end of the connection.
+    pub half_closed: u32,
+    /// TCP: under what the connection is counted, as it was judged when it was opened. Without a protocol: under
+    /// nothing.
+    pub edge: EdgeKey,
 }
 
 /// What is kept of a socket. One value and not two, since making and freeing one costs more than most verdicts.
@@ -443,8 +481,10 @@ const _: () = {
     assert!(size_of::<FlowKey>() == 28 && offset_of!(FlowKey, proto) == 24);
     assert!(size_of::<FlowValue>() == 16);
     assert!(size_of::<Stamp>() == 48 && offset_of!(Stamp, flags) == 36);
-    assert!(size_of::<SocketVerdict>() == 32 && offset_of!(SocketVerdict, peer) == 8);
-    assert!(size_of::<SocketState>() == 88 && offset_of!(SocketState, owner) == 48);
+    assert!(size_of::<Traffic>() == 8 * Traffic::PARTS as usize);
+    assert!(totals::TRAFFIC + Traffic::PARTS <= totals::OVERFLOW);
+    assert!(size_of::<SocketVerdict>() == 48 && offset_of!(SocketVerdict, edge) == 32);
+    assert!(size_of::<SocketState>() == 104 && offset_of!(SocketState, owner) == 48);
 };
 
 #[cfg(test)]

@@ -76,7 +76,7 @@ byte_enum! {
 }
 
 byte_enum! {
-    /// The kernel hook that decided.
+    /// A kernel hook. Each but the last decides.
     Hook {
         /// cgroup/sock_create
         SockCreate = 0 => "sock_create",
@@ -88,6 +88,15 @@ byte_enum! {
         Egress = 3 => "egress",
         /// cgroup_skb/ingress
         Ingress = 4 => "ingress",
+        /// cgroup/sock_ops: it only counts what becomes of TCP connections.
+        SockOps = 5 => "sock_ops",
+    }
+}
+
+impl Hook {
+    /// Whether it may refuse anything.
+    pub const fn decides(self) -> bool {
+        !matches!(self, Self::SockOps)
     }
 }
 

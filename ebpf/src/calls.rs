@@ -302,13 +302,16 @@ pub fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
     }
     let state = CachedVerdict::new(s.epoch, outcome, as_role, true, true).0;
     if kept.is_null() {
-        kept = storage::unstamped(sk, own, role::NONE);
+        kept = storage::unstamped(sk, own.instance, own.peer.0, role::NONE);
     }
     if !kept.is_null() {
         // SAFETY: the storage is there, and the helper takes this context. The peer first: a reader that sees the new
         // state sees the new peer.
         unsafe {
             let kept = storage::claim(kept, bpf_get_socket_cookie(ctx.cast()));
+            if d.ends.proto() == proto::TCP {
+                storage::attach(kept, d);
+            }
             fill(&mut (*kept).peer, d.ends.peer_addr.words());
             write_volatile(addr_of_mut!((*kept).peer_port), d.ends.peer_port);
             write_volatile(addr_of_mut!((*kept).state), state);

@@ -10,6 +10,7 @@
 //! | `packets.rs` | egress, ingress |
 //! | `flow.rs` | datagram flows |
 //! | `record.rs` | counters and events |
+//! | `traffic.rs` | what becomes of TCP connections: sock_ops |
 //! | `words.rs` | memory written word by word |
 //! | `log.rs` | lines for whoever looks for a fault in the programs; off by default |
 //!
@@ -33,11 +34,12 @@ mod packets;
 mod record;
 mod storage;
 mod tables;
+mod traffic;
 mod who;
 mod words;
 
-use aya_ebpf::macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr};
-use aya_ebpf::programs::{SkBuffContext, SockAddrContext, SockContext};
+use aya_ebpf::macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr, sock_ops};
+use aya_ebpf::programs::{SkBuffContext, SockAddrContext, SockContext, SockOpsContext};
 
 #[cgroup_sock(sock_create)]
 pub fn sock_create(ctx: SockContext) -> i32 {
@@ -72,6 +74,12 @@ pub fn egress(ctx: SkBuffContext) -> i32 {
 #[cgroup_skb(ingress)]
 pub fn ingress(ctx: SkBuffContext) -> i32 {
     packets::packet::<false>(ctx.skb.skb) as i32
+}
+
+#[sock_ops]
+pub fn sock_ops(ctx: SockOpsContext) -> u32 {
+    traffic::happened(ctx.ops);
+    1
 }
 
 #[panic_handler]

@@ -3,7 +3,9 @@
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use bulkhead_common::event::Event;
-use bulkhead_common::maps::{Control, EdgeKey, FlowKey, FlowValue, Retired, SocketState, capacity as cap, totals};
+use bulkhead_common::maps::{
+    Control, EdgeKey, FlowKey, FlowValue, Retired, SocketState, Traffic, capacity as cap, totals,
+};
 use bulkhead_common::places::{ADDRESS_PORT_WORDS, ADDRESS_WORDS, CGROUP_WORDS, RULE_WORDS, array};
 
 use crate::storage::SocketStorage;
@@ -35,6 +37,8 @@ pub static RULES: Array<[u64; RULE_WORDS], { array(cap::RULES) as usize }, MMAPA
 pub static EDGES: HashMap<EdgeKey, u64, { cap::EDGES as usize }> = HashMap::new();
 #[btf_map]
 pub static RETIRED: HashMap<EdgeKey, Retired, { cap::EDGES as usize }, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+pub static TRAFFIC: HashMap<EdgeKey, Traffic, { cap::TRAFFIC as usize }, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 pub static TOTALS: PerCpuArray<u64, { totals::LEN as usize }> = PerCpuArray::new();
 #[btf_map]

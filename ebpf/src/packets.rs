@@ -296,14 +296,9 @@ fn tcp_packet<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot) -> bool {
     let outcome = d.judgement.outcome();
 
     if connected {
-        let state = CachedVerdict::new(s.epoch, outcome, as_role, old.once_allowed(), old.connected()).0;
-        let store = if v.kept.is_null() { storage::unstamped(v.sk, &v.own, role::NONE) } else { v.kept };
-        if !store.is_null() {
-            // SAFETY: the storage is there. The peer only matters where connect() wrote it, and then stays as it is.
-            unsafe { write_volatile(addr_of_mut!((*storage::claim(store, cookie(skb))).state), state) };
-        }
+        bulkhead_keep_verdict(v.skb, d, s.epoch, as_role, own_of(v));
     } else if !OUT && segment.opens && outcome.passes() {
-        mark_server(v);
+        bulkhead_mark_server(v.skb, own_of(v));
     }
 
     // An attempt is counted once: at the SYN on the listener, or when a socket is first judged.
@@ -315,14 +310,67 @@ fn tcp_packet<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot) -> bool {
     outcome.passes() || excused
 }
 
-/// The listener's children inherit that the peer opened the connection.
+// What is kept of a socket is large, and these functions' stacks aren't their callers'.
+
+/// Our workload in one word: its instance, and in the upper half its identity.
 #[inline(always)]
-fn mark_server(v: &View) {
-    let kept = if v.kept.is_null() { storage::unstamped(v.sk, &v.own, role::SERVER) } else { v.kept };
-    if !kept.is_null() {
-        // SAFETY: the storage is there; one aligned u32.
-        unsafe { write_volatile(addr_of_mut!((*kept).stamp.role), role::SERVER) };
+fn own_of(v: &View) -> u64 {
+    u64::from(v.own.instance) | u64::from(v.own.peer.0) << 32
+}
+
+/// The state of a packet's socket, made if there is none; or null.
+#[inline(always)]
+fn state_of(skb: *mut __sk_buff, own: u64, role: u32) -> *mut SocketState {
+    let sk = socket(skb);
+    if sk.is_null() {
+        return core::ptr::null_mut();
     }
+    let kept = SOCKETS.get(sk);
+    if kept.is_null() { storage::unstamped(sk, own as u32, (own >> 32) as u32, role) } else { kept }
+}
+
+/// Keeps what was decided with the packet's socket, and, until it has been let through once, under what its connection
+/// is counted. Gives 1, or 0 if there was no room.
+#[unsafe(no_mangle)]
+pub extern "C" fn bulkhead_keep_verdict(
+    skb: *mut __sk_buff,
+    d: *const Decision,
+    epoch: u32,
+    as_role: u32,
+    own: u64,
+) -> u32 {
+    if d.is_null() {
+        return 0;
+    }
+    let kept = state_of(skb, own, role::NONE);
+    if kept.is_null() {
+        return 0;
+    }
+    let mine = storage::claim(kept, cookie(skb));
+    let old = cached(mine);
+    // SAFETY: the storage is there, and the verifier has checked at each call that `d` points to a decision. The peer
+    // only matters where connect() wrote it, and then stays as it is.
+    unsafe {
+        let judgement = &(*d).judgement;
+        let state = CachedVerdict::new(epoch, judgement.outcome(), as_role, old.once_allowed(), old.connected());
+        write_volatile(addr_of_mut!((*mine).state), state.0);
+        if !old.once_allowed() && !matches!(judgement.reason, Reason::SelfTraffic) {
+            storage::attach(mine, &*d);
+        }
+    }
+    1
+}
+
+/// The listener's children inherit that the peer opened the connection. Gives 1, or 0 if there was no room.
+#[unsafe(no_mangle)]
+pub extern "C" fn bulkhead_mark_server(skb: *mut __sk_buff, own: u64) -> u32 {
+    let kept = state_of(skb, own, role::SERVER);
+    if kept.is_null() {
+        return 0;
+    }
+    // SAFETY: the storage is there; one aligned u32.
+    unsafe { write_volatile(addr_of_mut!((*kept).stamp.role), role::SERVER) };
+    1
 }
 
 /// What becomes of a packet that may be control traffic.

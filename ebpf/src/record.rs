@@ -16,7 +16,7 @@ use crate::maps::{EDGES, EVENTS, TOTALS};
 use crate::tables::Snapshot;
 use crate::who::Ends;
 
-const NOEXIST: u64 = 1;
+pub const NOEXIST: u64 = 1;
 
 /// What was decided about which flow, where, and on whose behalf.
 #[repr(C)]
@@ -47,16 +47,22 @@ impl Decision {
 }
 
 #[inline(always)]
-pub fn add_one(p: *mut u64) {
+pub fn add(p: *mut u64, n: u64) {
     // core offers no fetch_add for this target, since older BPF has no compare-and-swap; the instruction is there.
     // SAFETY: a map's value is aligned to eight bytes and only ever added to.
-    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(p, 1) };
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(p, n) };
 }
 
 #[inline(always)]
-fn total(index: u32) {
+pub fn add_one(p: *mut u64) {
+    add(p, 1);
+}
+
+/// Adds to one of the totals.
+#[inline(always)]
+pub fn total(index: u32, n: u64) {
     if let Some(p) = TOTALS.get_ptr_mut(index) {
-        add_one(p);
+        add(p, n);
     }
 }
 
@@ -81,7 +87,7 @@ fn count(flow: &Flow, direction: Direction, outcome: Outcome, reason: Reason) {
     // Somebody else was first, or the map is full.
     match EDGES.get_ptr_mut(&key) {
         Some(p) => add_one(p),
-        None => total(totals::overflow(direction, outcome, reason)),
+        None => total(totals::overflow(direction, outcome, reason), 1),
     }
 }
 
@@ -111,7 +117,7 @@ pub extern "C" fn bulkhead_record(epoch: u32, d: *const Decision, counted: u32) 
         return 1;
     }
     let Some(mut entry) = EVENTS.reserve(0) else {
-        total(totals::LOST_EVENTS);
+        total(totals::LOST_EVENTS, 1);
         return 1;
     };
     // SAFETY: CLOCK_MONOTONIC has no precondition.

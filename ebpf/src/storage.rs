@@ -6,11 +6,11 @@
 use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock};
 use aya_ebpf::helpers::generated::bpf_sk_storage_get;
 use bulkhead_common::maps::{SocketState, SocketVerdict, Stamp};
-use bulkhead_common::slots::Binding;
 use core::mem::MaybeUninit;
 use core::ptr;
 
 use crate::maps::SOCKETS;
+use crate::record::Decision;
 use crate::words::Words;
 
 /// Kernel: include/uapi/linux/bpf.h, BPF_MAP_TYPE_SK_STORAGE.
@@ -84,11 +84,11 @@ pub fn verdict(state: *mut SocketState, cookie: u64) -> *mut SocketVerdict {
 /// The state of a socket that nobody stamped, made by the kernel (MPTCP) or before the programs came: all that is known
 /// is whose cgroup it is in.
 #[inline(always)]
-pub fn unstamped(sk: *mut bpf_sock, own: &Binding, role: u32) -> *mut SocketState {
+pub fn unstamped(sk: *mut bpf_sock, instance: u32, peer: u32, role: u32) -> *mut SocketState {
     let mut space = MaybeUninit::uninit();
     let made = SocketState::zeroed(&mut space);
-    made.stamp.instance = own.instance;
-    made.stamp.peer = own.peer.0;
+    made.stamp.instance = instance;
+    made.stamp.peer = peer;
     made.stamp.role = role;
     SOCKETS.get_or_create(sk, made)
 }
@@ -102,8 +102,35 @@ pub fn claim(state: *mut SocketState, cookie: u64) -> *mut SocketVerdict {
         let verdict = ptr::addr_of_mut!((*state).verdict);
         if ptr::read_volatile(ptr::addr_of!((*state).owner)) != cookie {
             ptr::write_volatile(ptr::addr_of_mut!((*verdict).state), 0);
+            detach(verdict);
             ptr::write_volatile(ptr::addr_of_mut!((*state).owner), cookie);
         }
         verdict
+    }
+}
+
+/// Notes under what the connection that the verdict is about is counted.
+#[inline(always)]
+pub fn attach(verdict: *mut SocketVerdict, d: &Decision) {
+    let [low, high] = d.flow.port.to_ne_bytes();
+    let (outcome, reason) = (d.judgement.outcome() as u8, d.judgement.reason as u8);
+    // SAFETY: the storage is there; an edge's key is four words, aligned to four. The protocol comes last: with it the
+    // key counts.
+    unsafe {
+        let words = ptr::addr_of_mut!((*verdict).edge).cast::<u32>();
+        ptr::write_volatile(words, d.flow.src.0);
+        ptr::write_volatile(words.add(1), d.flow.dst.0);
+        ptr::write_volatile(words.add(3), u32::from_ne_bytes([outcome, reason, 0, 0]));
+        ptr::write_volatile(words.add(2), u32::from_ne_bytes([low, high, d.flow.proto, d.direction as u8]));
+    }
+}
+
+/// The next connection of the socket is another one.
+#[inline(always)]
+pub fn detach(verdict: *mut SocketVerdict) {
+    // SAFETY: the storage is there; aligned words.
+    unsafe {
+        ptr::write_volatile(ptr::addr_of_mut!((*verdict).edge).cast::<u32>().add(2), 0);
+        ptr::write_volatile(ptr::addr_of_mut!((*verdict).established), 0);
     }
 }

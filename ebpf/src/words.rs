@@ -4,7 +4,7 @@
 //! padding, becomes a call of a function that writes byte by byte. In the packet hooks that was a tenth of the time.
 //! What is written here is volatile, and so never becomes such a call.
 
-use bulkhead_common::maps::{FlowKey, SocketState};
+use bulkhead_common::maps::{FlowKey, SocketState, Traffic};
 use bulkhead_common::{Addr, Judgement};
 use core::mem::MaybeUninit;
 use core::ptr::{addr_of_mut, write_volatile};
@@ -43,6 +43,8 @@ unsafe impl Words for Decision {}
 unsafe impl Words for FlowKey {}
 // SAFETY: as above.
 unsafe impl Words for SocketState {}
+// SAFETY: as above.
+unsafe impl Words for Traffic {}
 // SAFETY: a union of integers, aligned to four.
 unsafe impl Words for aya_ebpf::bindings::bpf_sock_tuple {}
 

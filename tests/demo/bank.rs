@@ -70,6 +70,16 @@ pub(crate) enum Proto {
     Udp,
 }
 
+impl Proto {
+    /// Its number in IP headers.
+    pub(crate) fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+        }
+    }
+}
+
 impl fmt::Display for Proto {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -177,7 +177,7 @@ impl Story<'_> {
             .command("bulkhead report --json     # whom each workload can get to, directly and by way of others");
         self.evidence.surface.after = self.surface()?;
         self.screen.say(&format!(
-            "The lateral-movement surface: {} of a flat network, instead of {}.",
+            "The lateral-movement surface: {} of a flat network,\ninstead of {}.",
             in_style(GOOD, self.evidence.surface.after),
             self.evidence.surface.before,
         ));

@@ -246,7 +246,11 @@ impl<K: Kernel> Engine<K> {
                     }
                 }
                 Some(Request { order, answer }) = orders.recv() => {
-                    let done = tokio::task::block_in_place(|| self.obey(order));
+                    let done = tokio::task::block_in_place(|| {
+                        // Whoever orders has the files in mind as they are now, and they may just have changed.
+                        self.step(Dirty::ALL);
+                        self.obey(order)
+                    });
                     // Whoever asks for the status next sees what came of it.
                     publish.send_replace(Arc::new(self.snapshot()));
                     // Whoever asked may have gone; then nobody is told, and it is done all the same.

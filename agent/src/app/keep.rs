@@ -9,7 +9,7 @@ use super::snapshot::Snapshot;
 use crate::flows::{Count, PeerName};
 use crate::history::{Counts, History};
 use crate::store::{Batch, Clock, Health, Reading, Sighting, Store, StoreError};
-use bulkhead_common::maps::EdgeKey;
+use bulkhead_common::maps::{EdgeKey, Traffic};
 use bulkhead_common::{Outcome, PeerId, proto};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -160,16 +160,26 @@ fn readings(snapshot: &Snapshot) -> Vec<Reading> {
         address: None,
         source: name(key.src),
         destination: name(key.dst),
-        counts: counts(key, count),
+        counts: counts(key, count, &snapshot.edges.traffic(key)),
         first: count.first,
         last: count.last,
     })
     .collect()
 }
 
-/// The kernel counts what was tried. Of a datagram flow that is let through, that is all there is to count.
-fn counts(key: &EdgeKey, count: &Count) -> Counts {
+/// The kernel counts what was tried, and of TCP connections what became of them. Of a datagram flow that is let through,
+/// what was tried is all there is to count.
+fn counts(key: &EdgeKey, count: &Count, traffic: &Traffic) -> Counts {
     let passes = Outcome::from_u8(key.outcome).is_some_and(Outcome::passes);
-    let established = if passes && key.proto != proto::TCP { count.total } else { 0 };
-    Counts { attempts: count.total, established, ..Counts::default() }
+    let datagrams = if passes && key.proto != proto::TCP { count.total } else { 0 };
+    Counts {
+        attempts: count.total,
+        established: datagrams + traffic.established,
+        refused: traffic.refused,
+        timed_out: traffic.timed_out,
+        bytes_sent: traffic.bytes_sent,
+        bytes_received: traffic.bytes_received,
+        packets_sent: traffic.packets_sent,
+        packets_received: traffic.packets_received,
+    }
 }

@@ -9,7 +9,7 @@ use crate::image::Image;
 use crate::revocation::Reach;
 use crate::serve::api::{Commit, Feature, MapFill, Program};
 use bulkhead_common::event::Event;
-use bulkhead_common::maps::EdgeKey;
+use bulkhead_common::maps::{EdgeKey, Traffic};
 use std::future::Future;
 use std::pin::Pin;
 
@@ -59,6 +59,11 @@ pub trait Kernel: Send + 'static {
     /// # Errors
     /// When they can't be read.
     fn edges(&self) -> anyhow::Result<Vec<(EdgeKey, u64)>>;
+    /// What became of TCP connections, by edge.
+    ///
+    /// # Errors
+    /// When it can't be read.
+    fn traffic(&self) -> anyhow::Result<Vec<(EdgeKey, Traffic)>>;
     /// The totals, by [`bulkhead_common::maps::totals`].
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use crate::image::Image;
 use crate::revocation::Reach;
 use crate::serve::api::{Commit, Decision, EdgeLine, Explained, Feature, MapFill, Program, Status};
 use bulkhead_common::event::Event;
-use bulkhead_common::maps::{EdgeKey, totals};
+use bulkhead_common::maps::{EdgeKey, Traffic, totals};
 use bulkhead_common::slots::{Baseline, Sides};
 use bulkhead_common::verdict::{self, Flow};
 use bulkhead_common::{Class, Outcome, PeerId, Reason};
@@ -29,6 +29,7 @@ struct Memory {
     attached: bool,
     emit_allowed: bool,
     edges: Vec<(EdgeKey, u64)>,
+    traffic: Vec<(EdgeKey, Traffic)>,
     faults: Vec<String>,
     repaired: Vec<String>,
     refuse_commits: bool,
@@ -98,6 +99,9 @@ impl Kernel for Fake {
     }
     fn edges(&self) -> anyhow::Result<Vec<(EdgeKey, u64)>> {
         Ok(self.memory().edges.clone())
+    }
+    fn traffic(&self) -> anyhow::Result<Vec<(EdgeKey, Traffic)>> {
+        Ok(self.memory().traffic.clone())
     }
     fn totals(&self) -> anyhow::Result<Vec<u64>> {
         let mut all = vec![0; usize::try_from(totals::LEN)?];

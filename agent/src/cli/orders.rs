@@ -122,7 +122,10 @@ pub(super) fn counted(n: u64, noun: &str) -> String {
 
 /// What an order came to, for people.
 pub(super) fn render(done: &Done) -> String {
-    let mut out = format!("{}.\n", done.text);
+    let mut out = match done.text.as_str() {
+        "" => String::new(),
+        text => format!("{text}.\n"),
+    };
     let Some(Cutting { dry_run, namespaces, looked_at, sockets, took_us, connections, faults, .. }) = &done.cut else {
         out.push_str("No live connection can be concerned.\n");
         return out;

@@ -3,7 +3,7 @@
 use super::object::PINNED_MAPS;
 use super::{Datapath, sys};
 use crate::plan::{Key, Table};
-use bulkhead_common::maps::{self, EdgeKey, FlowKey, FlowValue, Retired, totals};
+use bulkhead_common::maps::{self, EdgeKey, FlowKey, FlowValue, Retired, Traffic, totals};
 use bulkhead_common::{Direction, Outcome, Reason};
 use std::collections::BTreeMap;
 use std::io;
@@ -39,6 +39,13 @@ impl Totals {
         self.at(totals::overflow(direction, outcome, reason))
     }
 
+    /// What became of connections whose edge found no room.
+    pub fn unattributed(&self) -> Traffic {
+        let at = |n| self.at(totals::TRAFFIC + n);
+        let n: [u64; Traffic::PARTS as usize] = std::array::from_fn(|n| at(n as u32));
+        zerocopy::transmute!(n)
+    }
+
     fn at(&self, index: u32) -> u64 {
         self.0.get(index as usize).copied().unwrap_or(0)
     }
@@ -56,6 +63,11 @@ impl Datapath {
             *sums.entry(edge).or_default() += count;
         }
         Ok(sums.into_iter().collect())
+    }
+
+    /// What became of the TCP connections of each edge, once. A number may already be higher when this returns.
+    pub fn traffic(&self) -> io::Result<Vec<(EdgeKey, Traffic)>> {
+        sys::map_read_all(self.map(maps::TRAFFIC)?)
     }
 
     /// The totals, summed over all CPUs.
@@ -76,6 +88,7 @@ impl Datapath {
             let table = Table::ALL.into_iter().find(|t| t.name() == name);
             let used = match name {
                 maps::EDGES => sys::map_read_all::<EdgeKey, u64>(self.map(name)?)?.len(),
+                maps::TRAFFIC => sys::map_read_all::<EdgeKey, Traffic>(self.map(name)?)?.len(),
                 maps::RETIRED => sys::map_read_all::<EdgeKey, Retired>(self.map(name)?)?.len(),
                 maps::FLOWS | maps::WORLD_FLOWS => sys::map_read_all::<FlowKey, FlowValue>(self.map(name)?)?.len(),
                 maps::OLD_SOCKETS => sys::map_read_all::<u64, u32>(self.map(name)?)?.len(),

@@ -22,8 +22,7 @@ pub struct Feature {
 }
 
 /// What is looked for although nothing uses it: so it is known where a later version can.
-const NOT_USED_YET: [&str; 5] =
-    ["task-in-packet-hooks", "netns-in-packet-hooks", "sk_lookup-programs", "sock_ops-programs", "lsm"];
+const NOT_USED_YET: [&str; 4] = ["task-in-packet-hooks", "netns-in-packet-hooks", "sk_lookup-programs", "lsm"];
 
 /// Tries out everything. Takes some hundred milliseconds, leaves nothing behind.
 pub fn features() -> Vec<Feature> {
@@ -83,9 +82,9 @@ pub fn features() -> Vec<Feature> {
         ),
         feature(
             "sock_ops-programs",
-            false,
+            true,
             takes(program::BPF_PROG_TYPE_SOCK_OPS, attach::BPF_CGROUP_SOCK_OPS),
-            "retries of a held-back connection take seconds",
+            nothing_judged,
         ),
         feature("lsm", false, lsm(), "AF_PACKET, AF_VSOCK and sockets made outside the attach points aren't contained"),
     ]

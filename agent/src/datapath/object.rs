@@ -8,7 +8,7 @@ use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
 use aya_obj::generated::bpf_attach_type::{
     BPF_CGROUP_INET_EGRESS, BPF_CGROUP_INET_INGRESS, BPF_CGROUP_INET_SOCK_CREATE, BPF_CGROUP_INET4_CONNECT,
-    BPF_CGROUP_INET6_CONNECT, BPF_CGROUP_UDP4_SENDMSG, BPF_CGROUP_UDP6_SENDMSG,
+    BPF_CGROUP_INET6_CONNECT, BPF_CGROUP_SOCK_OPS, BPF_CGROUP_UDP4_SENDMSG, BPF_CGROUP_UDP6_SENDMSG,
 };
 use bulkhead_common::{Hook, maps};
 use std::collections::BTreeMap;
@@ -29,7 +29,7 @@ pub(super) struct Mount {
 }
 
 /// Every program, in the order in which they are attached: sockets are stamped before anything judges by a stamp.
-pub(super) const MOUNTS: [Mount; 7] = [
+pub(super) const MOUNTS: [Mount; 8] = [
     Mount { program: "sock_create", hook: Hook::SockCreate, attach_type: BPF_CGROUP_INET_SOCK_CREATE as u32 },
     Mount { program: "ingress", hook: Hook::Ingress, attach_type: BPF_CGROUP_INET_INGRESS as u32 },
     Mount { program: "egress", hook: Hook::Egress, attach_type: BPF_CGROUP_INET_EGRESS as u32 },
@@ -37,11 +37,12 @@ pub(super) const MOUNTS: [Mount; 7] = [
     Mount { program: "connect6", hook: Hook::Connect, attach_type: BPF_CGROUP_INET6_CONNECT as u32 },
     Mount { program: "sendmsg4", hook: Hook::Sendmsg, attach_type: BPF_CGROUP_UDP4_SENDMSG as u32 },
     Mount { program: "sendmsg6", hook: Hook::Sendmsg, attach_type: BPF_CGROUP_UDP6_SENDMSG as u32 },
+    Mount { program: "sock_ops", hook: Hook::SockOps, attach_type: BPF_CGROUP_SOCK_OPS as u32 },
 ];
 
 /// The maps that are pinned. Those that the compiler adds (constants) and the kernel's log belong to one load of the
 /// programs and aren't.
-pub(super) const PINNED_MAPS: [&str; 16] = [
+pub(super) const PINNED_MAPS: [&str; 17] = [
     maps::CONTROL,
     maps::SLOTS,
     maps::BASELINES,
@@ -52,6 +53,7 @@ pub(super) const PINNED_MAPS: [&str; 16] = [
     maps::RULES,
     maps::EDGES,
     maps::RETIRED,
+    maps::TRAFFIC,
     maps::TOTALS,
     maps::FLOWS,
     maps::WORLD_FLOWS,
@@ -134,6 +136,7 @@ pub(super) fn load(options: &Options, set: &Set) -> Result<Ebpf, OpenError> {
             Program::CgroupSock(p) => p.load(),
             Program::CgroupSockAddr(p) => p.load(),
             Program::CgroupSkb(p) => p.load(),
+            Program::SockOps(p) => p.load(),
             _ => return Err(OpenError::BadObject(format!("{} is of an unknown kind", mount.program))),
         };
         result.map_err(|e| refused(mount.program, &e))?;

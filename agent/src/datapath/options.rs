@@ -35,7 +35,7 @@ pub struct Limits {
     pub prefixes: u32,
     /// Blocks of ports of all pairs of peers.
     pub rules: u32,
-    /// Counted edges.
+    /// Counted edges, and edges of which is kept what became of their connections.
     pub edges: u32,
     /// Remembered datagram flows, for peers inside and outside the cluster each.
     pub flows: u32,
@@ -57,7 +57,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    pub(super) fn by_map(&self) -> [(&'static str, u32); 10] {
+    pub(super) fn by_map(&self) -> [(&'static str, u32); 11] {
         [
             (maps::CGROUPS, array(self.cgroups)),
             (maps::ADDRESSES, array(self.addresses)),
@@ -67,6 +67,7 @@ impl Limits {
             (maps::RULES, array(self.rules)),
             (maps::EDGES, self.edges),
             (maps::RETIRED, self.edges),
+            (maps::TRAFFIC, self.edges),
             (maps::FLOWS, self.flows),
             (maps::WORLD_FLOWS, self.flows),
         ]

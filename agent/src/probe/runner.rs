@@ -84,7 +84,7 @@ impl<'e, E: Enforcement> Probe<'e, E> {
         });
         let mut report = Report { rows: rows.collect(), hooks: Vec::new() };
         if each_hook {
-            for &hook in Hook::ALL {
+            for hook in Hook::ALL.iter().copied().filter(|h| h.decides()) {
                 report.hooks.push((hook, self.flips(hook, &available, &played)?));
             }
         }

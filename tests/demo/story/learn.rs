@@ -66,8 +66,22 @@ impl Story<'_> {
         if !said["unseen"].as_array().is_some_and(|all| all.iter().any(|name| name["id"] == silent)) {
             self.evidence.complain(&format!("the suggestion doesn't name {SILENT} as uncovered"));
         }
-        for apart in said["apart"].as_array().into_iter().flatten() {
-            self.evidence.complain(&format!("the suggestion sets apart what the bank needs: {apart}"));
+        // What the kernel knows by itself to be a reply is set apart too, and rightly.
+        let needed = |apart: &Value| {
+            let (from, to) = (flows::name(&apart["source"]["id"]), flows::name(&apart["destination"]["id"]));
+            let intended = bank::ways().into_iter().filter(|w| w.intended());
+            let mut ends = intended.map(|w| (PARTIES[w.from].name, &PARTIES[w.to], w.proto.number()));
+            ends.any(|(f, t, n)| (f, t.name) == (&*from, &*to) && apart["port"] == t.port && apart["protocol"] == n)
+        };
+        for apart in said["apart"].as_array().into_iter().flatten().filter(|apart| needed(apart)) {
+            let end = |key: &str| flows::name(&apart[key]["id"]);
+            self.evidence.complain(&format!(
+                "no rule is suggested for {} to {} on port {} ({})",
+                end("source"),
+                end("destination"),
+                apart["port"],
+                apart["why"]
+            ));
         }
         self.meanwhile("suggest");
         Ok(())

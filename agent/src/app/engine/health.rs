@@ -27,6 +27,7 @@ struct Boot {
 
 impl<K: Kernel> Engine<K> {
     pub(super) fn read_counters(&mut self) -> anyhow::Result<()> {
+        self.edges.fold_traffic(self.kernel.traffic()?);
         let readings = self.kernel.edges()?;
         let names = self.names();
         let now = std::time::Instant::now();

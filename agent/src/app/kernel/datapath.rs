@@ -10,7 +10,7 @@ use crate::serve::api::{Commit, Feature, MapFill, Program};
 use crate::sources::hierarchy::Hierarchy;
 use anyhow::Context;
 use bulkhead_common::event::Event;
-use bulkhead_common::maps::{self, EdgeKey};
+use bulkhead_common::maps::{self, EdgeKey, Traffic};
 use bulkhead_common::{Direction, Outcome, Reason};
 use std::pin::Pin;
 use std::sync::LazyLock;
@@ -95,6 +95,10 @@ impl Kernel for Datapath {
 
     fn edges(&self) -> anyhow::Result<Vec<(EdgeKey, u64)>> {
         Ok(Self::edges(self)?)
+    }
+
+    fn traffic(&self) -> anyhow::Result<Vec<(EdgeKey, Traffic)>> {
+        Ok(Self::traffic(self)?)
     }
 
     fn totals(&self) -> anyhow::Result<Vec<u64>> {

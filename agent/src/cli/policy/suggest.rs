@@ -85,7 +85,7 @@ pub(super) fn run(args: &Args) -> crate::cli::Result {
         None => None,
     };
     let report = |s: &Suggestion| match &live {
-        Some(Ok(done)) => format!("{}\n\nLive connections, if that were enforced now: {}", report(s), render(done)),
+        Some(Ok(done)) => format!("{}\n\nLive connections, if that were enforced now:\n{}", report(s), render(done)),
         Some(Err(e)) => {
             format!("{}\n\nwarning   which live connections it would cut couldn't be asked: {e:#}", report(s))
         }

@@ -1,0 +1,198 @@
+//! What becomes of TCP connections: established, refused, never answered; and what went over those that have ended.
+//!
+//! The kernel calls this program at events of a socket's life, most of them only where it was asked to. It decides
+//! nothing. Which edge a connection belongs to was noted on the socket by the hook that judged it; an accepted socket
+//! is only judged at its first packet, so its handshake is counted at the first event after that. All of them come under
+//! the socket's lock, so nothing is counted twice.
+
+use aya_ebpf::bindings::{
+    BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RTT_CB,
+    BPF_SOCK_OPS_RTT_CB_FLAG, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
+    BPF_TCP_CLOSE, BPF_TCP_CLOSE_WAIT, BPF_TCP_CLOSING, BPF_TCP_ESTABLISHED, BPF_TCP_FIN_WAIT1, BPF_TCP_FIN_WAIT2,
+    BPF_TCP_LAST_ACK, BPF_TCP_SYN_SENT, bpf_sock_ops,
+};
+use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_sock_ops_cb_flags_set};
+use bulkhead_common::Direction;
+use bulkhead_common::maps::{SocketVerdict, Traffic, totals};
+use core::mem::MaybeUninit;
+use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
+
+use crate::maps::{SOCKETS, TRAFFIC};
+use crate::record::{NOEXIST, add, total};
+use crate::storage;
+use crate::words::Words;
+
+/// A field of the context.
+macro_rules! of {
+    ($ctx:ident, $($field:tt)+) => {
+        // SAFETY: the verifier checks each field of the context; those of a socket that isn't there are 0.
+        unsafe { read_volatile(addr_of!((*$ctx).$($field)+)) }
+    };
+}
+
+/// cgroup/sock_ops.
+#[inline(always)]
+pub fn happened(ctx: *mut bpf_sock_ops) {
+    match of!(ctx, op) {
+        BPF_SOCK_OPS_STATE_CB => changes(ctx),
+        BPF_SOCK_OPS_TCP_CONNECT_CB => call_at(ctx, of!(ctx, bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => established(ctx),
+        // Our end's first data will be acknowledged; by then the socket has been judged.
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => {
+            call_at(ctx, of!(ctx, bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTT_CB_FLAG)
+        }
+        BPF_SOCK_OPS_RTT_CB => {
+            call_at(ctx, of!(ctx, bpf_sock_ops_cb_flags) & !BPF_SOCK_OPS_RTT_CB_FLAG);
+            established(ctx);
+        }
+        _ => {}
+    }
+}
+
+/// Says at which events of this socket the program wants to be called.
+#[inline(always)]
+fn call_at(ctx: *mut bpf_sock_ops, flags: u32) {
+    // SAFETY: the helper takes this context, and refuses flags that it doesn't know.
+    unsafe { bpf_sock_ops_cb_flags_set(ctx, flags as i32) };
+}
+
+/// What is kept of the socket, if its connection is counted under an edge; else null.
+#[inline(always)]
+fn known(ctx: *mut bpf_sock_ops) -> *mut SocketVerdict {
+    let sk = of!(ctx, __bindgen_anon_2.sk);
+    if sk.is_null() {
+        return core::ptr::null_mut();
+    }
+    // SAFETY: the helper takes this context.
+    let verdict = storage::verdict(SOCKETS.get(sk), unsafe { bpf_get_socket_cookie(ctx.cast()) });
+    // SAFETY: a non-null pointer to the socket's storage.
+    if verdict.is_null() || unsafe { read_volatile(addr_of!((*verdict).edge.proto)) } == 0 {
+        return core::ptr::null_mut();
+    }
+    verdict
+}
+
+/// Counts the handshake, unless that was done.
+#[inline(always)]
+fn count_handshake(verdict: *mut SocketVerdict, more: &mut Traffic) {
+    // SAFETY: a non-null pointer to the socket's storage; only this program writes it, under the socket's lock.
+    unsafe {
+        if read_volatile(addr_of!((*verdict).established)) == 0 {
+            write_volatile(addr_of_mut!((*verdict).established), 1);
+            more.established = 1;
+        }
+    }
+}
+
+/// The handshake is complete.
+#[inline(always)]
+fn established(ctx: *mut bpf_sock_ops) {
+    let verdict = known(ctx);
+    if !verdict.is_null() {
+        let mut space = MaybeUninit::uninit();
+        let more = Traffic::zeroed(&mut space);
+        count_handshake(verdict, more);
+        keep(verdict, more);
+    }
+}
+
+/// The socket leaves one state for another.
+#[inline(always)]
+fn changes(ctx: *mut bpf_sock_ops) {
+    // SAFETY: this event has arguments.
+    let (from, to) = unsafe {
+        (
+            read_volatile(addr_of!((*ctx).__bindgen_anon_1.args[0])),
+            read_volatile(addr_of!((*ctx).__bindgen_anon_1.args[1])),
+        )
+    };
+    if to != BPF_TCP_CLOSE && to != BPF_TCP_FIN_WAIT2 {
+        return;
+    }
+    let verdict = known(ctx);
+    if verdict.is_null() {
+        return;
+    }
+    if to == BPF_TCP_FIN_WAIT2 {
+        let received = of!(ctx, bytes_received) as u32;
+        // SAFETY: a non-null pointer to the socket's storage; one aligned u32.
+        unsafe { write_volatile(addr_of_mut!((*verdict).half_closed), received) };
+        return;
+    }
+    let mut space = MaybeUninit::uninit();
+    let more = Traffic::zeroed(&mut space);
+    match from {
+        // Whatever comes for a socket that is in this state and doesn't leave it for another one is a reset.
+        BPF_TCP_SYN_SENT if of!(ctx, segs_in) != 0 => more.refused = 1,
+        BPF_TCP_SYN_SENT => more.timed_out = 1,
+        BPF_TCP_ESTABLISHED | BPF_TCP_FIN_WAIT1 | BPF_TCP_FIN_WAIT2 | BPF_TCP_CLOSE_WAIT | BPF_TCP_CLOSING
+        | BPF_TCP_LAST_ACK => {
+            count_handshake(verdict, more);
+            ended(ctx, verdict, from, more);
+        }
+        _ => {}
+    }
+    keep(verdict, more);
+    storage::detach(verdict);
+}
+
+/// Adds what went over a connection that ends.
+///
+/// The kernel counts each end's closing as a byte, and for whoever opened it the opening too.
+#[inline(always)]
+fn ended(ctx: *mut bpf_sock_ops, verdict: *const SocketVerdict, from: u32, more: &mut Traffic) {
+    // SAFETY: a non-null pointer to the socket's storage.
+    let (opened, half_closed) = unsafe {
+        (
+            read_volatile(addr_of!((*verdict).edge.direction)) == Direction::Egress as u8,
+            read_volatile(addr_of!((*verdict).half_closed)),
+        )
+    };
+    let (mut acked, mut received) = (of!(ctx, bytes_acked), of!(ctx, bytes_received));
+    let closed = matches!(from, BPF_TCP_FIN_WAIT2 | BPF_TCP_CLOSING | BPF_TCP_LAST_ACK)
+        && of!(ctx, snd_una) == of!(ctx, snd_nxt);
+    let peer_closed = matches!(from, BPF_TCP_CLOSE_WAIT | BPF_TCP_CLOSING | BPF_TCP_LAST_ACK)
+        // In this state it isn't told; but the last thing that a peer sends is that it closes.
+        || from == BPF_TCP_FIN_WAIT2 && received as u32 != half_closed;
+    acked = acked.saturating_sub(opened as u64 + closed as u64);
+    received = received.saturating_sub(peer_closed as u64);
+    let (out, inward) = (u64::from(of!(ctx, segs_out)), u64::from(of!(ctx, segs_in)));
+    if opened {
+        (more.bytes_sent, more.bytes_received) = (acked, received);
+        (more.packets_sent, more.packets_received) = (out, inward);
+    } else {
+        (more.bytes_sent, more.bytes_received) = (received, acked);
+        (more.packets_sent, more.packets_received) = (inward, out);
+    }
+}
+
+/// Adds to what is counted under the socket's edge; what finds no room goes into the totals. A function of its own, but not
+/// a global one: 6.1 takes no key that a caller only knows by its type.
+#[inline(never)]
+fn keep(verdict: *const SocketVerdict, more: &Traffic) {
+    // SAFETY: a non-null pointer to the socket's storage. The key may change meanwhile, if the connection has just been
+    // judged again; then it is another one, but whole enough for a look-up.
+    let edge = unsafe { &*addr_of!((*verdict).edge) };
+    let mut place = TRAFFIC.get_ptr_mut(edge);
+    if place.is_none() {
+        if TRAFFIC.insert(edge, more, NOEXIST).is_ok() {
+            return;
+        }
+        // Somebody else was first, or the map is full.
+        place = TRAFFIC.get_ptr_mut(edge);
+    }
+    let more = core::ptr::from_ref(more).cast::<u64>();
+    let mut n = 0;
+    while n < Traffic::PARTS {
+        // SAFETY: it has so many numbers.
+        let by = unsafe { read_volatile(more.add(n as usize)) };
+        if by != 0 {
+            match place {
+                // SAFETY: as above, and a map's value stays writable for this run.
+                Some(p) => add(unsafe { p.cast::<u64>().add(n as usize) }, by),
+                None => total(totals::TRAFFIC + n, by),
+            }
+        }
+        n += 1;
+    }
+}
