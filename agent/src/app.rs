@@ -87,14 +87,14 @@ pub async fn run<K: Kernel>(
     let (logged, log_health) = watch::channel(None);
     let decision_log = config.decision_log.clone();
     let (measured, surface) = watch::channel(None);
-    let accounts = Accounts { history: health, log: log_health, surface };
+    let sightings = Sightings::default();
+    let accounts = Accounts { sightings: sightings.clone(), history: health, log: log_health, surface };
     let mut engine = Engine::new(file, config, hierarchy, state, kernel).map_err(Failure::Other)?.with(accounts);
     engine.first().await?;
 
     let (publish, snapshots) = watch::channel(Arc::new(engine.snapshot()));
     let (stop, stopped) = watch::channel(false);
     let mut tasks: JoinSet<(&'static str, anyhow::Result<()>)> = JoinSet::new();
-    let sightings = Sightings::default();
     let stored = history.last();
     let keep = Keep::new(Box::new(history), stored, snapshots.clone(), sightings.clone());
     let task = keep.clone().run(healthy, stopped.clone());

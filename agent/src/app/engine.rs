@@ -15,8 +15,8 @@ use super::kernel::Kernel;
 use super::overrides::Overrides;
 use super::snapshot::{Accounts, Names, Snapshot};
 use crate::config::{self, Config};
+use crate::flows::Edges;
 use crate::flows::series::Series;
-use crate::flows::{self, Edges};
 use crate::image::Image;
 use crate::policy::{self, Compiled, Diagnostic, PolicySet, RuleTable, Severity};
 use crate::revocation::Reach;
@@ -31,7 +31,7 @@ use crate::sources::watch::{Dirty, Watcher};
 use crate::sources::{addresses, strays};
 use anyhow::Context;
 use bulkhead_common::slots::{Baseline, Sides};
-use bulkhead_common::{Addr, Class, Outcome};
+use bulkhead_common::{Addr, Class};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -269,7 +269,8 @@ impl<K: Kernel> Engine<K> {
                     });
                 }
                 _ = follow.tick() => {
-                    let wanted = decisions.receiver_count() > 0;
+                    let curious = self.accounts.sightings.wants_allowed(std::time::Instant::now());
+                    let wanted = decisions.receiver_count() > 0 || curious;
                     if wanted == emitting {
                         continue;
                     }
@@ -479,19 +480,6 @@ impl<K: Kernel> Engine<K> {
         }
         self.kernel_faults = faults;
         self.not_contained = strays::not_contained(&self.hierarchy, &self.config, &self.scan);
-    }
-
-    fn read_counters(&mut self) -> anyhow::Result<()> {
-        self.edges.fold_traffic(self.kernel.traffic()?);
-        let readings = self.kernel.edges()?;
-        let names = self.names();
-        for (key, more) in self.edges.fold(&readings, super::clock::now()) {
-            if Outcome::from_u8(key.outcome) != Some(Outcome::Allowed) {
-                self.series.add(&flows::edge(&key, |p| names.peer(p)), more);
-            }
-        }
-        self.edges.fold_totals(&self.kernel.totals()?);
-        Ok(())
     }
 
     fn names(&self) -> Names {

@@ -1,6 +1,9 @@
 //! What events tell beside the counters, gathered until the store takes it: executables, and addresses of peers that
 //! have no identity.
 //!
+//! The kernel sends no event of what is allowed unless it is asked to. So where an allowed edge grows of which no event
+//! told anything yet, it is asked for a moment ([`Sightings::wants_allowed`]), a few times and no more.
+//!
 //! Bounded: a flood of events costs a look-up each, and what finds no room is counted. Nothing here is needed for an
 //! exact count, so nothing is lost with the agent but detail.
 
@@ -30,7 +33,21 @@ pub struct Sightings(Arc<Mutex<Gathered>>);
 struct Gathered {
     all: HashMap<Key, Seen>,
     overflow: u64,
+    /// How often was asked for events of an edge; [`HEARD`] once one came.
+    asked: HashMap<EdgeKey, u8>,
+    /// Until when events of what is allowed are wanted, and from when they may be wanted again.
+    asking: Option<(Instant, Instant)>,
 }
+
+/// How many edges are remembered as asked for.
+const EDGES: usize = 1 << 16;
+/// How often is asked for events of one edge. Of some there are none.
+const TIMES: u8 = 5;
+/// Not to be asked for any more.
+const HEARD: u8 = u8::MAX;
+/// For how long is asked, and how long not after that.
+const ASK: Duration = Duration::from_secs(2);
+const REST: Duration = Duration::from_secs(8);
 
 /// What makes two sightings the same.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -47,6 +64,30 @@ struct Seen {
 }
 
 impl Sightings {
+    /// An allowed edge grew: if no event told anything of it yet, they are wanted for a moment.
+    pub fn miss(&self, edge: &EdgeKey, now: Instant) {
+        let mut gathered = self.lock();
+        let Gathered { asked, asking, .. } = &mut *gathered;
+        let room = asked.len() < EDGES;
+        let may = asking.is_none_or(|(until, again)| now < until || now >= again);
+        let times = match asked.get_mut(edge) {
+            Some(times) => times,
+            None if room => asked.entry(*edge).or_default(),
+            None => return,
+        };
+        if may && *times < TIMES {
+            *times += 1;
+            if asking.is_none_or(|(_, again)| now >= again) {
+                *asking = Some((now + ASK, now + ASK + REST));
+            }
+        }
+    }
+
+    /// Whether events of what is allowed are wanted.
+    pub fn wants_allowed(&self, now: Instant) -> bool {
+        self.lock().asking.is_some_and(|(until, _)| now < until)
+    }
+
     /// Takes an event up.
     pub fn note(&self, event: &Event, executable: Option<&Arc<str>>, now: u64) {
         let edge = EdgeKey {
@@ -64,11 +105,14 @@ impl Sightings {
             Some(Direction::Ingress) => outside(event.src, &event.saddr),
             None => None,
         };
+        let mut gathered = self.lock();
+        if let Some(asked) = gathered.asked.get_mut(&edge).filter(|_| executable.is_some()) {
+            *asked = HEARD;
+        }
         if address.is_none() && executable.is_none() {
             return;
         }
         let key = Key { edge, address, executable: executable.cloned() };
-        let mut gathered = self.lock();
         if let Some(seen) = gathered.all.get_mut(&key) {
             seen.times += 1;
             seen.last = now;
@@ -81,8 +125,11 @@ impl Sightings {
 
     /// Takes out what was gathered, by name, and how many events found no room.
     pub fn take(&self, names: &Names) -> (Vec<Sighting>, u64) {
-        let gathered = std::mem::take(&mut *self.lock());
-        let named = gathered.all.into_iter().filter_map(|(key, seen)| {
+        let (all, overflow) = {
+            let mut gathered = self.lock();
+            (std::mem::take(&mut gathered.all), std::mem::take(&mut gathered.overflow))
+        };
+        let named = all.into_iter().filter_map(|(key, seen)| {
             let Key { edge, address, executable } = key;
             Some(Sighting {
                 link: Link {
@@ -100,7 +147,7 @@ impl Sightings {
                 last: seen.last,
             })
         });
-        (named.collect(), gathered.overflow)
+        (named.collect(), overflow)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Gathered> {
@@ -175,6 +222,32 @@ mod tests {
         let (all, overflow) = sightings.take(&Names::default());
         assert_eq!((all.len(), overflow), (ROOM, 1));
         assert_eq!(sightings.take(&Names::default()).0.len(), 0);
+    }
+
+    #[test]
+    fn events_of_what_is_allowed_are_asked_for_until_one_came() {
+        let sightings = Sightings::default();
+        let event = Event { src: 256, dst: 257, dport: 80, proto: 6, ..Event::default() };
+        let edge = EdgeKey { src: 256, dst: 257, port: 80, proto: 6, ..EdgeKey::default() };
+        let start = Instant::now();
+        assert!(!sightings.wants_allowed(start));
+        sightings.miss(&edge, start);
+        assert!(sightings.wants_allowed(start) && !sightings.wants_allowed(start + ASK));
+        // Not again at once; and not for ever.
+        sightings.miss(&edge, start + ASK);
+        assert!(!sightings.wants_allowed(start + ASK));
+        for round in 1..20 {
+            sightings.miss(&edge, start + (ASK + REST) * round);
+        }
+        assert!(!sightings.wants_allowed(start + (ASK + REST) * 19));
+        // Another edge, of which an event comes.
+        let (edge, event) = (EdgeKey { port: 81, ..edge }, Event { dport: 81, ..event });
+        let later = start + (ASK + REST) * 100;
+        sightings.miss(&edge, later);
+        assert!(sightings.wants_allowed(later));
+        sightings.note(&event, Some(&"/bin/a".into()), 0);
+        sightings.miss(&edge, later + ASK + REST);
+        assert!(!sightings.wants_allowed(later + ASK + REST));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What the one task publishes for everybody else: whole, immutable, one epoch.
 
+use super::sightings::Sightings;
 use crate::declog;
 use crate::flows::series::Series;
 use crate::flows::{Edges, PeerName};
@@ -37,9 +38,11 @@ impl Names {
     }
 }
 
-/// How those are who write down what happens.
+/// How those are who write down what happens, and what they want to know.
 #[derive(Clone, Debug)]
 pub struct Accounts {
+    /// Details for the history.
+    pub sightings: Sightings,
     /// The history.
     pub history: watch::Receiver<store::Health>,
     /// The decision log, if there is one.
@@ -52,6 +55,7 @@ impl Default for Accounts {
     /// Nobody writes anything down.
     fn default() -> Self {
         Self {
+            sightings: Sightings::default(),
             history: watch::channel(store::Health::default()).1,
             log: watch::channel(None).1,
             surface: watch::channel(None).1,

@@ -308,6 +308,8 @@ const fn day_and_hour(ms: u64) -> (u64, u64) {
 
 /// The hour that means a whole day.
 const WHOLE_DAY: u64 = 24;
+/// The name of the first day of which all hours are there.
+const HOURLY: &str = "hourly";
 
 #[cfg(test)]
 mod tests;

@@ -1,10 +1,12 @@
-//! Whether what is in force is what was compiled, and for how long nothing was.
+//! What the engine reads back: the counters, whether what is in force is what was compiled, and for how long nothing was.
 
 use super::super::clock::Clock;
 use super::super::kernel::Kernel;
 use super::Engine;
+use crate::flows;
 use crate::revocation::Reach;
 use crate::serve::api::DriftStatus;
+use bulkhead_common::Outcome;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
@@ -24,6 +26,22 @@ struct Boot {
 }
 
 impl<K: Kernel> Engine<K> {
+    pub(super) fn read_counters(&mut self) -> anyhow::Result<()> {
+        self.edges.fold_traffic(self.kernel.traffic()?);
+        let readings = self.kernel.edges()?;
+        let names = self.names();
+        let now = std::time::Instant::now();
+        for (key, more) in self.edges.fold(&readings, super::super::clock::now()) {
+            if Outcome::from_u8(key.outcome) == Some(Outcome::Allowed) {
+                self.accounts.sightings.miss(&key, now);
+            } else {
+                self.series.add(&flows::edge(&key, |p| names.peer(p)), more);
+            }
+        }
+        self.edges.fold_totals(&self.kernel.totals()?);
+        Ok(())
+    }
+
     /// Right after the programs were attached: for how long there were none since the machine was started.
     pub(super) fn note_boot(&mut self, now: &Clock) -> anyhow::Result<()> {
         let stored = self.state.text(BOOT)?.and_then(|text| serde_json::from_str::<Boot>(&text).ok());

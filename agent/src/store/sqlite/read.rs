@@ -3,7 +3,8 @@
 //! Both ends' hooks count. Of one link and outcome, the source's hook is believed where it saw any, else the
 //! destination's. A counter without an address also counts what those with one do, so their part is taken off it.
 
-use super::{Open, StoreError, counts_at, signed, unsigned};
+use super::write::meta;
+use super::{HOURLY, Open, StoreError, counts_at, day_and_hour, signed, unsigned};
 use crate::flows::{self, PeerName};
 use crate::history::{Counts, History, Link, Record, Window};
 use crate::store::{rest, sum};
@@ -98,28 +99,30 @@ fn key(r: &Record) -> (&Link, &str, &str, Option<IpAddr>) {
     (&r.link, &r.outcome, &r.reason, r.address)
 }
 
+/// By whole days where those lie in the window, else by the hour where there are hours.
 fn seen(t: &rusqlite::Transaction<'_>, since: u64, until: u64) -> Result<BTreeMap<i64, Seen>, StoreError> {
     let mut all = t.prepare(
-        "SELECT edge, day, hours, first, last, attempts, established, refused, timed_out, bytes_sent, bytes_received,
-                packets_sent, packets_received
-         FROM counts WHERE last >= ? AND first <= ? ORDER BY edge, day, hour",
+        "SELECT edge, hours, first, last, attempts, established, refused, timed_out, bytes_sent, bytes_received,
+                packets_sent, packets_received, day
+         FROM counts
+         WHERE last >= ?1 AND first <= ?2 AND (hour = 24) = (day NOT IN (?3, ?4) OR day < ?5)
+         ORDER BY edge, day, hour",
     )?;
-    let mut rows = all.query(params![signed(since), signed(until)])?;
+    let ends = [since, until].map(|at| signed(day_and_hour(at).0));
+    let hourly = meta(t, HOURLY)?.unwrap_or(0);
+    let mut rows = all.query(params![signed(since), signed(until), ends[0], ends[1], hourly])?;
     let mut seen: BTreeMap<i64, Seen> = BTreeMap::new();
-    let (mut current, mut mask) = ((i64::MIN, i64::MIN), 0_u32);
+    let mut current = (i64::MIN, i64::MIN);
     while let Some(row) = rows.next()? {
-        let (edge, day, hours): (i64, i64, u32) = (row.get(0)?, row.get(1)?, row.get(2)?);
-        let (first, last) = (unsigned(row.get(3)?), unsigned(row.get(4)?));
+        let (edge, hours, day): (i64, u32, i64) = (row.get(0)?, row.get(1)?, row.get(12)?);
+        let (first, last) = (unsigned(row.get(2)?), unsigned(row.get(3)?));
         let s = seen.entry(edge).or_insert(Seen { first, last, ..Seen::default() });
-        if current != (edge, day) {
-            (current, mask) = ((edge, day), 0);
-            s.days += 1;
-        }
-        s.hours += (hours & !mask).count_ones();
-        mask |= hours;
+        s.days += u32::from(current != (edge, day));
+        current = (edge, day);
+        s.hours += hours.count_ones();
         s.first = s.first.min(first);
         s.last = s.last.max(last);
-        s.counts = sum(s.counts, counts_at(row, 5)?);
+        s.counts = sum(s.counts, counts_at(row, 4)?);
     }
     Ok(seen)
 }

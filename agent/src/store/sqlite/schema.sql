@@ -1,7 +1,9 @@
 -- The history of one host, version 1 (PRAGMA user_version). Times are milliseconds since 1970, a day is that many days
--- since 1970. An hour of 24 means the whole day; `hours` then has a bit for each hour in which something was seen.
+-- since 1970. Everything is counted twice: in the row of its hour, and in that of the whole day (hour 24), whose `hours`
+-- have a bit for each hour in which something was seen. So a day's hours can go without anything to be summed up.
 
--- Single numbers: the generation of the readings, what was counted without ends, when the last batch was taken.
+-- Single numbers: the generation of the readings, what was counted without ends, when the last batch was taken, and the
+-- first day of which all hours are there.
 CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 
 CREATE TABLE peers (

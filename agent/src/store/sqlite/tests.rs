@@ -226,7 +226,7 @@ fn hours_become_days_and_days_become_too_old() {
     assert_eq!((r.first, r.last), (NOW, end - HOUR / 2));
     store.tidy(end, true).expect("tidied");
     assert_eq!(everything(&mut store), whole, "only detail went");
-    assert_eq!(store.health().rows, 3 + 20);
+    assert_eq!(store.health().rows, 5 + 20);
     // A day that was seen again after it was put into one row.
     store.record(&batch(NOW + HOUR, vec![reading(k, total + 1, NOW + HOUR)])).expect("written");
     store.tidy(end, true).expect("tidied");

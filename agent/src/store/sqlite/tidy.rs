@@ -1,6 +1,7 @@
 //! Thinning out: hours become days, days become too old, and what is too much makes room from its old end.
 
-use super::{Open, PAGE, StoreError, WHOLE_DAY, day_and_hour, limit, signed, unsigned};
+use super::write::{meta, set_meta};
+use super::{HOURLY, Open, PAGE, StoreError, WHOLE_DAY, day_and_hour, limit, signed, unsigned};
 use crate::store::Bounds;
 use rusqlite::{Connection, params};
 use std::collections::HashSet;
@@ -30,10 +31,7 @@ impl Open {
     fn thin_out(&mut self, now: u64, trusted: bool, bounds: Bounds) -> Result<(u64, Option<String>), StoreError> {
         let (today, _) = day_and_hour(now);
         if trusted {
-            let hourly = today.saturating_sub(bounds.hourly_days.saturating_sub(1));
-            for day in days(&self.connection, "hour < 24")?.into_iter().filter(|d| *d < hourly) {
-                self.whole_day(day)?;
-            }
+            self.whole_days_before(today.saturating_sub(bounds.hourly_days.saturating_sub(1)))?;
             let kept = today.saturating_sub(bounds.days.saturating_sub(1));
             for day in days(&self.connection, "1")?.into_iter().filter(|d| *d < kept) {
                 self.remove_day(day)?;
@@ -56,7 +54,7 @@ impl Open {
             while size.exceeds(bounds, ENOUGH) {
                 let old = |days: Vec<u64>| days.into_iter().find(|d| *d != today);
                 if let Some(day) = old(days(&self.connection, "hour < 24")?) {
-                    self.whole_day(day)?;
+                    self.whole_days_before(day + 1)?;
                 } else if let Some(day) = old(days(&self.connection, "1")?) {
                     self.remove_day(day)?;
                     removed += 1;
@@ -85,32 +83,12 @@ impl Open {
         Ok((size.rows, crowded))
     }
 
-    /// Puts the hours of a day into one row.
-    fn whole_day(&mut self, day: u64) -> Result<(), StoreError> {
+    /// Leaves of all days before this one only what they are as a whole.
+    fn whole_days_before(&mut self, day: u64) -> Result<(), StoreError> {
         let t = self.connection.transaction()?;
-        t.execute(
-            "INSERT INTO counts
-             SELECT edge, day, ?2, 0, min(first), max(last), sum(attempts), sum(established), sum(refused),
-                    sum(timed_out), sum(bytes_sent), sum(bytes_received), sum(packets_sent), sum(packets_received)
-             FROM counts WHERE day = ?1 AND hour < ?2 GROUP BY edge
-             ON CONFLICT DO UPDATE SET
-               first = min(first, excluded.first), last = max(last, excluded.last),
-               attempts = attempts + excluded.attempts, established = established + excluded.established,
-               refused = refused + excluded.refused, timed_out = timed_out + excluded.timed_out,
-               bytes_sent = bytes_sent + excluded.bytes_sent,
-               bytes_received = bytes_received + excluded.bytes_received,
-               packets_sent = packets_sent + excluded.packets_sent,
-               packets_received = packets_received + excluded.packets_received",
-            params![signed(day), signed(WHOLE_DAY)],
-        )?;
-        // An hour's row has one bit, so the sum of the different ones is their union.
-        t.execute(
-            "UPDATE counts SET hours = hours | (SELECT coalesce(sum(DISTINCT h.hours), 0) FROM counts h
-                WHERE h.edge = counts.edge AND h.day = ?1 AND h.hour < ?2)
-             WHERE day = ?1 AND hour = ?2",
-            params![signed(day), signed(WHOLE_DAY)],
-        )?;
-        t.execute("DELETE FROM counts WHERE day = ?1 AND hour < ?2", params![signed(day), signed(WHOLE_DAY)])?;
+        t.execute("DELETE FROM counts WHERE day < ?1 AND hour < ?2", params![signed(day), signed(WHOLE_DAY)])?;
+        let known = meta(&t, HOURLY)?.unwrap_or(0);
+        set_meta(&t, HOURLY, known.max(signed(day)))?;
         t.commit()?;
         Ok(())
     }

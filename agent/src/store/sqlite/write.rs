@@ -1,6 +1,6 @@
 //! Taking a batch: the differences to the stored readings, and the readings, in one transaction.
 
-use super::{Open, StoreError, counts_at, day_and_hour, signed, unsigned};
+use super::{Open, StoreError, WHOLE_DAY, counts_at, day_and_hour, signed, unsigned};
 use crate::flows::PeerName;
 use crate::history::{Counts, Link};
 use crate::store::{Batch, Bounds, Reading, Sighting, grown, parts};
@@ -46,11 +46,7 @@ fn key_of(reading: &Reading) -> Key {
 impl Open {
     /// Reads back what a former agent stored.
     pub(super) fn read_back(connection: Connection) -> Result<Self, StoreError> {
-        let meta = |name: &str| -> Result<Option<i64>, StoreError> {
-            Ok(connection
-                .query_row("SELECT value FROM meta WHERE name = ?", [name], |r| r.get::<_, i64>(0))
-                .optional()?)
-        };
+        let meta = |name: &str| meta(&connection, name);
         let generation = meta("generation")?.unwrap_or(0).cast_unsigned();
         let unattributed = unsigned(meta("unattributed")?.unwrap_or(0));
         let last = meta("last")?.map(unsigned);
@@ -147,7 +143,11 @@ impl Open {
     }
 }
 
-fn set_meta(t: &Transaction<'_>, name: &str, value: i64) -> Result<(), StoreError> {
+pub(super) fn meta(t: &Connection, name: &str) -> Result<Option<i64>, StoreError> {
+    Ok(t.query_row("SELECT value FROM meta WHERE name = ?", [name], |r| r.get(0)).optional()?)
+}
+
+pub(super) fn set_meta(t: &Connection, name: &str, value: i64) -> Result<(), StoreError> {
     let sql = "INSERT INTO meta VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value";
     t.prepare_cached(sql)?.execute(params![name, value])?;
     Ok(())
@@ -232,11 +232,12 @@ fn edge_of_reading(t: &Transaction<'_>, r: &Reading, room: &mut Room) -> Result<
     edge(t, link, kind, room)
 }
 
-/// Adds to the hour of `last`.
+/// Adds to the hour of `last`, and to its day.
 fn add(t: &Transaction<'_>, edge: i64, more: Counts, first: u64, last: u64) -> Result<(), StoreError> {
     let (day, hour) = day_and_hour(last);
     let [a, b, c, d, e, f, g, h] = parts(more).map(signed);
-    t.prepare_cached(
+    let (bit, first, last) = (1_i64 << hour, signed(first), signed(last));
+    let mut row = t.prepare_cached(
         "INSERT INTO counts VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)
          ON CONFLICT DO UPDATE SET hours = hours | excluded.hours,
            first = min(first, excluded.first), last = max(last, excluded.last),
@@ -245,23 +246,10 @@ fn add(t: &Transaction<'_>, edge: i64, more: Counts, first: u64, last: u64) -> R
            bytes_sent = bytes_sent + excluded.bytes_sent, bytes_received = bytes_received + excluded.bytes_received,
            packets_sent = packets_sent + excluded.packets_sent,
            packets_received = packets_received + excluded.packets_received",
-    )?
-    .execute(params![
-        edge,
-        signed(day),
-        signed(hour),
-        1_i64 << hour,
-        signed(first),
-        signed(last),
-        a,
-        b,
-        c,
-        d,
-        e,
-        f,
-        g,
-        h
-    ])?;
+    )?;
+    for hour in [hour, WHOLE_DAY] {
+        row.execute(params![edge, signed(day), signed(hour), bit, first, last, a, b, c, d, e, f, g, h])?;
+    }
     Ok(())
 }
 
