@@ -9,6 +9,7 @@ mod corpus;
 mod demo;
 mod guest;
 mod lint;
+mod manifests;
 mod matrix;
 mod object;
 mod run;
@@ -39,6 +40,8 @@ enum Task {
     Corpus(corpus::Args),
     /// Measure what Bulkhead costs, and hold it against the bars
     Bench(bench::Args),
+    /// Write the parts of deploy/ that are made from others
+    Manifests(manifests::Args),
     /// Run the kernel tests on other kernels, in QEMU
     Matrix(matrix::Args),
 }
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Task::Lint(args) => args.run(),
         Task::Corpus(args) => args.run(),
         Task::Bench(args) => args.run(),
+        Task::Manifests(args) => args.run(),
         Task::Matrix(args) => args.run(),
     };
     match done {

@@ -106,11 +106,16 @@ impl Check<'_> {
         let ranges = ranges.iter().filter_map(|r| self.prefix(r)).collect();
         let endpoints = self.endpoints(endpoints, &workloads, &resolve);
         let low::Limits { rules, edges, flows } = limits;
+        let in_cluster = cluster.is_some();
+        let cluster = cluster.and_then(|c| self.cluster(c));
         Config {
-            instance: self.instance(instance),
+            instance: match (&instance, &cluster) {
+                (None, Some(cluster)) => cluster.instance(),
+                _ => self.instance(instance),
+            },
             attach,
             // Below the pods' cgroup there is nothing of the host's.
-            unlisted: unlisted.unwrap_or(if cluster.is_some() { Unlisted::Unknown } else { Unlisted::Host }),
+            unlisted: unlisted.unwrap_or(if in_cluster { Unlisted::Unknown } else { Unlisted::Host }),
             endpoints,
             ranges,
             posture: default,
@@ -143,7 +148,7 @@ impl Check<'_> {
             postures,
             workloads,
             services: Vec::new(),
-            cluster: cluster.and_then(|c| self.cluster(c)),
+            cluster,
         }
     }
 

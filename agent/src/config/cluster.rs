@@ -1,8 +1,11 @@
 //! The part of the file that makes this host a cluster's node.
 
 use super::template::{BadTemplate, DEFAULT, TRUST_DOMAIN, Template};
+use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 
+/// How long the name of an instance may be.
+const LONGEST: usize = 64;
 /// Namespaces that a posture for all doesn't reach: what the cluster itself runs on.
 pub const EXEMPT: [&str; 6] =
     ["kube-system", "kube-node-lease", "bulkhead-system", "spire", "spire-server", "spire-system"];
@@ -46,6 +49,18 @@ pub struct Cluster {
 }
 
 impl Cluster {
+    /// The name of this node's pins and state, so that several nodes can share one kernel: the node's, without the dots,
+    /// which bpffs keeps for itself.
+    pub fn instance(&self) -> String {
+        let name: String = self.node.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect();
+        if name.len() <= LONGEST {
+            return name;
+        }
+        let digest = Sha256::digest(self.node.as_bytes());
+        let told: String = digest.iter().take(8).map(|b| format!("{b:02x}")).collect();
+        format!("{}-{told}", &name[..LONGEST - 17])
+    }
+
     /// What holds where the file says nothing else.
     ///
     /// # Errors
@@ -57,5 +72,19 @@ impl Cluster {
             exempt: EXEMPT.iter().map(|s| (*s).to_owned()).collect(),
             built_ins: BuiltIn::ALL.into(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_node_has_an_instance_of_its_own() {
+        let of = |node: &str| Cluster::new(node, None, None).expect("fine").instance();
+        assert_eq!(of("ip-10-0-0-1.ec2.internal"), "ip-10-0-0-1_ec2_internal");
+        let (a, b) = (of(&format!("{}a", "x".repeat(70))), of(&format!("{}b", "x".repeat(70))));
+        assert_eq!((a.len(), b.len()), (64, 64));
+        assert_ne!(a, b);
     }
 }
