@@ -145,14 +145,8 @@ fn up(nodes: u8, check: bool) -> Result<()> {
     fs::create_dir_all(folder.join("log")).with_context(|| format!("can't make {}", folder.display()))?;
     let images = images::build(&programs, &folder)?;
 
-    let mut state = State {
-        folder,
-        programs,
-        places: Vec::new(),
-        daemons: Vec::new(),
-        door: None,
-        before: Inventory::take()?,
-    };
+    let mut state =
+        State { folder, programs, places: Vec::new(), daemons: Vec::new(), door: None, before: Inventory::take()? };
     let started = Instant::now();
     step(format!("starting a cluster with {nodes} node{}", if nodes == 1 { "" } else { "s" }));
     let nodes: Vec<Node> = (1..=nodes).map(Node).collect();

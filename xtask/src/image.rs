@@ -104,14 +104,26 @@ struct ArtifactTarget {
 pub(crate) fn static_program(package: &str, name: &str, release: bool) -> Result<PathBuf> {
     step(format!("building a static {name}"));
     let mut cargo = run::cargo();
-    cargo.args(["build", "--quiet", "--package", package, "--bin", name, "--message-format", "json-render-diagnostics"]);
+    cargo.args([
+        "build",
+        "--quiet",
+        "--package",
+        package,
+        "--bin",
+        name,
+        "--message-format",
+        "json-render-diagnostics",
+    ]);
     // Named although it is the host's own, so that the flags don't reach build scripts and macros.
     cargo.arg("--target").arg(format!("{}-unknown-linux-gnu", std::env::consts::ARCH));
     let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned()];
     // The same setting as the guests' programs: one build serves both.
     cargo.env("CARGO_PROFILE_DEV_DEBUG", "false");
     if release {
-        cargo.arg("--release").env("CARGO_PROFILE_RELEASE_DEBUG", "false").env("CARGO_PROFILE_RELEASE_STRIP", "symbols");
+        cargo
+            .arg("--release")
+            .env("CARGO_PROFILE_RELEASE_DEBUG", "false")
+            .env("CARGO_PROFILE_RELEASE_STRIP", "symbols");
         flags.push(format!("--remap-path-prefix={}=.", root().display()));
         flags.extend(cargo_home().map(|home| format!("--remap-path-prefix={}=cargo", home.display())));
     }

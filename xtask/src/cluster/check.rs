@@ -45,9 +45,8 @@ fn checks(state: &State) -> Result<()> {
             let ways = to.addresses.iter().map(|address| ("address", address));
             for (way, address) in ways.chain(to.service.iter().map(|address| ("Service", address))) {
                 for protocol in ["tcp", "udp"] {
-                    ask(state, from, to, protocol, address).with_context(|| {
-                        format!("{} -> {} by its {way} over {protocol}", from.name, to.name)
-                    })?;
+                    ask(state, from, to, protocol, address)
+                        .with_context(|| format!("{} -> {} by its {way} over {protocol}", from.name, to.name))?;
                     asked += 1;
                 }
             }
@@ -80,8 +79,8 @@ fn manifests(state: &State) -> Value {
     let mut items = vec![json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})];
     for node in state.nodes() {
         let name = pod_name(node);
-        let ports = ["TCP", "UDP"]
-            .map(|protocol| json!({"name": protocol.to_lowercase(), "port": PORT, "protocol": protocol}));
+        let ports =
+            ["TCP", "UDP"].map(|protocol| json!({"name": protocol.to_lowercase(), "port": PORT, "protocol": protocol}));
         items.push(json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {"name": name, "namespace": NAMESPACE, "labels": {"pod": name}},
@@ -154,8 +153,8 @@ fn ask(state: &State, from: &Pod, to: &Pod, protocol: &str, address: &str) -> Re
     let address = if address.contains(':') { format!("[{address}]:{PORT}") } else { format!("{address}:{PORT}") };
     // A Service that is a moment old may not be known on every node yet.
     let mut last = String::new();
-    let answered = wait::until("the answer", Duration::from_secs(10), || {
-        match exec(state, from, &["ask", protocol, &address]) {
+    let answered =
+        wait::until("the answer", Duration::from_secs(10), || match exec(state, from, &["ask", protocol, &address]) {
             Ok(answer) => {
                 ensure!(answer.starts_with(&format!("{} saw {protocol} ", to.name)), "{address} answers: {answer}");
                 Ok(true)
@@ -164,8 +163,7 @@ fn ask(state: &State, from: &Pod, to: &Pod, protocol: &str, address: &str) -> Re
                 last = format!("{error:#}");
                 Ok(false)
             }
-        }
-    });
+        });
     answered.with_context(|| format!("{address}: {last}"))
 }
 

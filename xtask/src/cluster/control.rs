@@ -24,13 +24,8 @@ pub(super) const PLACE: &str = "control";
 pub(super) const API: &str = "https://10.246.0.1:6443";
 
 /// Names in the API server's certificate, besides its addresses.
-const NAMES: [&str; 5] = [
-    "localhost",
-    "kubernetes",
-    "kubernetes.default",
-    "kubernetes.default.svc",
-    "kubernetes.default.svc.cluster.local",
-];
+const NAMES: [&str; 5] =
+    ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"];
 
 /// Requests of service accounts, and what became of them.
 const AUDIT: &str = "\

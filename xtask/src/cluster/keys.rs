@@ -126,7 +126,9 @@ pub(super) fn write(file: &Path, text: &str) -> Result<()> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
     let opened = fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(file);
-    opened.and_then(|mut file| file.write_all(text.as_bytes())).with_context(|| format!("can't write {}", file.display()))
+    opened
+        .and_then(|mut file| file.write_all(text.as_bytes()))
+        .with_context(|| format!("can't write {}", file.display()))
 }
 
 fn base64(text: &str) -> String {

@@ -80,7 +80,9 @@ impl Place {
         let handle = self.anchor.handle().with_context(|| format!("{} isn't there any more", self.name))?;
         let mut command = Command::new(program);
         enter(&mut command, &self.group, move || {
-            let all = ThreadNameSpaceType::NETWORK | ThreadNameSpaceType::MOUNT | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME;
+            let all = ThreadNameSpaceType::NETWORK
+                | ThreadNameSpaceType::MOUNT
+                | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME;
             // SAFETY: as in `make`: one thread, nothing shared.
             Ok(rustix::thread::move_into_thread_name_spaces(std::os::fd::AsFd::as_fd(&handle), all)?)
         })?;
@@ -111,7 +113,8 @@ fn enter(
     mut then: impl FnMut() -> std::io::Result<()> + Send + Sync + 'static,
 ) -> Result<()> {
     let group = group.join("cgroup.procs");
-    let group = fs::OpenOptions::new().write(true).open(&group).with_context(|| format!("can't open {}", group.display()))?;
+    let group =
+        fs::OpenOptions::new().write(true).open(&group).with_context(|| format!("can't open {}", group.display()))?;
     // SAFETY: between fork and exec only system calls are made, nothing is allocated or locked.
     unsafe {
         command.pre_exec(move || {

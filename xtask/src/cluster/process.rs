@@ -32,8 +32,7 @@ impl Process {
     /// A handle that stays this process's.
     pub(super) fn handle(self) -> Result<OwnedFd> {
         let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw).context("that is no pid")?;
-        let handle =
-            pidfd_open(pid, PidfdFlags::empty()).with_context(|| format!("process {} is gone", self.pid))?;
+        let handle = pidfd_open(pid, PidfdFlags::empty()).with_context(|| format!("process {} is gone", self.pid))?;
         // Only now: the pid can't be given away while the handle is open.
         if !self.is_alive() {
             bail!("process {} is gone", self.pid);

@@ -111,7 +111,8 @@ mod tests {
     #[test]
     fn names_only_what_is_new() {
         let before = Inventory { links: set(&["lo", "eth0"]), routes: set(&["default"]), tables: set(&["table ip x"]) };
-        let after = Inventory { links: set(&["lo", "veth1"]), routes: set(&[]), tables: set(&["table ip x", "table ip y"]) };
+        let after =
+            Inventory { links: set(&["lo", "veth1"]), routes: set(&[]), tables: set(&["table ip x", "table ip y"]) };
         assert_eq!(after.since(&before), ["link veth1", "table ip y"]);
     }
 }

@@ -117,13 +117,7 @@ impl State {
     /// Adds a daemon, and starts it.
     pub(super) fn run(&mut self, name: &str, place: &str, program: &str, arguments: Vec<String>) -> Result<()> {
         let program = self.programs.join(program);
-        self.daemons.push(Daemon {
-            name: name.to_owned(),
-            place: place.to_owned(),
-            program,
-            arguments,
-            process: None,
-        });
+        self.daemons.push(Daemon { name: name.to_owned(), place: place.to_owned(), program, arguments, process: None });
         self.start(name)
     }
 
@@ -135,7 +129,11 @@ impl State {
             bail!("{name} runs already");
         }
         let log = self.log(name);
-        let log = File::options().create(true).append(true).open(&log).with_context(|| format!("can't open {}", log.display()))?;
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .with_context(|| format!("can't open {}", log.display()))?;
         let mut command = self.place(&daemon.place)?.command(&daemon.program)?;
         command.args(&daemon.arguments).env(MARK, &self.folder).env("PATH", self.path());
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);

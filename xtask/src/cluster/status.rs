@@ -103,6 +103,7 @@ fn text(value: &Value) -> String {
 
 fn new_table(header: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_header(header.to_vec());
+    table.load_style(presets::NOTHING);
+    table.set_header(header.to_vec());
     table
 }

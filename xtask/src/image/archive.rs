@@ -56,12 +56,10 @@ impl Image {
             "layers": [descriptor("application/vnd.oci.image.layer.v1.tar", &layer_digest, layer_size)],
         }))?;
         let manifest_digest = digest(&manifest);
-        let mut entry =
-            descriptor("application/vnd.oci.image.manifest.v1+json", &manifest_digest, manifest.len());
+        let mut entry = descriptor("application/vnd.oci.image.manifest.v1+json", &manifest_digest, manifest.len());
         let tag = self.name.rsplit_once(':').map_or("latest", |(_, tag)| tag);
         // The first is how containerd names it, the second how everybody else does.
-        entry["annotations"] =
-            json!({"io.containerd.image.name": self.name, "org.opencontainers.image.ref.name": tag});
+        entry["annotations"] = json!({"io.containerd.image.name": self.name, "org.opencontainers.image.ref.name": tag});
         entry["platform"] = json!({"architecture": architecture(), "os": "linux"});
         let index = serde_json::to_vec(&json!({
             "schemaVersion": 2,

@@ -40,14 +40,20 @@ fn run() -> Result<()> {
             serve::start(port.parse().context("PORT is a number up to 65535")?)?;
             wait_for_the_end()
         }
-        ["ask", "tcp", address] => Ok(println!("{}", ask::tcp(parse(address)?)?)),
-        ["ask", "udp", address] => Ok(println!("{}", ask::udp(parse(address)?)?)),
+        ["ask", "tcp", address] => say(ask::tcp(parse(address)?)?),
+        ["ask", "udp", address] => say(ask::udp(parse(address)?)?),
         ["resolve", server, name] => {
-            ask::addresses(parse(server)?, name)?.iter().for_each(|address| println!("{address}"));
-            Ok(())
+            let addresses: Vec<String> =
+                ask::addresses(parse(server)?, name)?.iter().map(ToString::to_string).collect();
+            say(addresses.join("\n"))
         }
         _ => bail!("what to do?\n{USAGE}"),
     }
+}
+
+fn say(answer: String) -> Result<()> {
+    println!("{answer}");
+    Ok(())
 }
 
 fn parse(address: &str) -> Result<SocketAddr> {
