@@ -20,6 +20,7 @@ mod state;
 mod status;
 mod wait;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -221,15 +222,21 @@ fn down() -> Result<()> {
     step("taking the cluster down");
     let started = Instant::now();
     hierarchies.clear()?;
-    let (namespaces, before) = state.map_or_else(Default::default, |state| {
-        (state.places.into_iter().flat_map(|place| place.namespaces).collect(), Some(state.before))
-    });
+    let (mut namespaces, mut processes, mut before) = (BTreeSet::new(), Vec::new(), None);
+    if let Some(state) = state {
+        processes.extend(state.processes());
+        namespaces.extend(state.places.into_iter().flat_map(|place| place.namespaces));
+        before = Some(state.before);
+    }
     let mut residue = Residue::default();
     wait::until("the last traces to go", Duration::from_secs(10), || {
         residue = Residue::find(&folder, &namespaces, &hierarchies, before.as_ref())?;
         Ok(residue.ours.is_empty())
     })
     .with_context(|| format!("still there:\n{}", residue.ours.join("\n")))?;
+    // Those that have ended wait for the machine's first process to take note. Not all machines have one that does.
+    let buried = || Ok(processes.iter().all(|process| process.is_buried()));
+    wait::until("the ended processes to be buried", Duration::from_secs(2), buried).ok();
     clear_folder(&folder, true)?;
     for new in &residue.new {
         note(format!("{new} wasn't there before, and isn't the cluster's"));

@@ -24,6 +24,16 @@ pub(super) const MARK: &str = "BULKHEAD_CLUSTER";
 /// Folders below a place's `/var` that must be there.
 const VAR: [&str; 5] = ["lib/kubelet", "lib/containerd", "lib/cni", "log", "tmp"];
 
+/// Settings of the whole machine, below `/proc/sys`, that a kubelet sets as it likes: it gets copies to write on.
+pub(super) const SETTINGS: [&str; 6] = [
+    "kernel/keys/root_maxbytes",
+    "kernel/keys/root_maxkeys",
+    "kernel/panic",
+    "kernel/panic_on_oops",
+    "vm/overcommit_memory",
+    "vm/panic_on_oom",
+];
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Place {
     pub(super) name: String,
@@ -66,6 +76,12 @@ impl Place {
         let var = var.to_str().context("the cluster's folder has a name that isn't text")?;
         // Nothing may travel to the host; within the place mounts are shared, as systemd has them on a node.
         self.run(&["mount", "--make-rprivate", "/"])?;
+        for setting in SETTINGS {
+            let real = format!("/proc/sys/{setting}");
+            let value = fs::read_to_string(&real).with_context(|| format!("can't read {real}"))?;
+            let copy = self.write(&format!("settings/{setting}"), &value)?;
+            self.run(&["mount", "--bind", &copy.to_string_lossy(), &real])?;
+        }
         self.run(&["mount", "--bind", var, "/var"])?;
         self.run(&["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run"])?;
         self.run(&["ln", "-sfn", "/run", "/var/run"])?;

@@ -29,6 +29,11 @@ impl Process {
         stat(self.pid).is_some_and(|(state, start)| start == self.start && !matches!(state, 'Z' | 'X'))
     }
 
+    /// Whether nothing reminds of it: it has ended, and its parent knows.
+    pub(super) fn is_buried(self) -> bool {
+        stat(self.pid).is_none_or(|(_, start)| start != self.start)
+    }
+
     /// A handle that stays this process's.
     pub(super) fn handle(self) -> Result<OwnedFd> {
         let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw).context("that is no pid")?;
@@ -93,7 +98,9 @@ mod tests {
         let process = Process::of(child.id()).expect("it has just started");
         process.end(Duration::from_secs(5)).expect("it obeys");
         assert!(!process.is_alive());
+        assert!(!process.is_buried());
         child.wait().expect("it is ours");
+        assert!(process.is_buried());
         process.end(Duration::ZERO).expect("nothing to do");
     }
 }

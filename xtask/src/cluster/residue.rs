@@ -1,7 +1,7 @@
 //! What a cluster could leave behind, and whether it did.
 //!
-//! Links, nft tables, mounts and named network namespaces of the host are compared with those before; cgroups and
-//! processes are ours by their names and namespaces, so that other work on the machine isn't taken for ours.
+//! Links, routes, nft tables and settings of the host are compared with those before; cgroups, processes and mounts are
+//! ours by their names and namespaces, so that other work on the machine isn't taken for ours.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,9 +12,12 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use super::groups::Hierarchies;
-use super::place::MARK;
+use super::place::{MARK, SETTINGS};
 use super::process;
 use crate::run::{self, find_program};
+
+/// Settings of the host's network that a cluster makes in its own.
+const FORWARDING: [&str; 2] = ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"];
 
 /// Things of the host's own that a cluster doesn't touch.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +25,7 @@ pub(super) struct Inventory {
     links: BTreeSet<String>,
     routes: BTreeSet<String>,
     tables: BTreeSet<String>,
+    settings: BTreeSet<String>,
 }
 
 impl Inventory {
@@ -37,13 +41,21 @@ impl Inventory {
         let links = links.iter().filter_map(|line| Some(line.split(": ").nth(1)?.to_owned())).collect();
         // Temporary routes count down.
         let routes = routes.into_iter().filter(|route| !route.contains(" expires ")).collect();
-        Ok(Self { links, routes, tables })
+        let setting =
+            |name: &str| Some(format!("{name} {}", fs::read_to_string(format!("/proc/sys/{name}")).ok()?.trim()));
+        let settings = SETTINGS.iter().chain(&FORWARDING).filter_map(|name| setting(name)).collect();
+        Ok(Self { links, routes, tables, settings })
     }
 
     /// What `self` has that `before` hadn't, for the reader.
     fn since(&self, before: &Self) -> Vec<String> {
-        let Self { links, routes, tables } = self;
-        let pairs = [("link", links, &before.links), ("route", routes, &before.routes), ("", tables, &before.tables)];
+        let Self { links, routes, tables, settings } = self;
+        let pairs = [
+            ("link", links, &before.links),
+            ("route", routes, &before.routes),
+            ("", tables, &before.tables),
+            ("setting", settings, &before.settings),
+        ];
         let new = |(kind, now, then): &(&str, &BTreeSet<String>, &BTreeSet<String>)| -> Vec<String> {
             now.difference(then).map(|name| format!("{kind} {name}").trim_start().to_owned()).collect()
         };
@@ -110,9 +122,18 @@ mod tests {
 
     #[test]
     fn names_only_what_is_new() {
-        let before = Inventory { links: set(&["lo", "eth0"]), routes: set(&["default"]), tables: set(&["table ip x"]) };
-        let after =
-            Inventory { links: set(&["lo", "veth1"]), routes: set(&[]), tables: set(&["table ip x", "table ip y"]) };
-        assert_eq!(after.since(&before), ["link veth1", "table ip y"]);
+        let before = Inventory {
+            links: set(&["lo", "eth0"]),
+            routes: set(&["default"]),
+            tables: set(&["table ip x"]),
+            settings: set(&["a 1"]),
+        };
+        let after = Inventory {
+            links: set(&["lo", "veth1"]),
+            routes: set(&[]),
+            tables: set(&["table ip x", "table ip y"]),
+            settings: set(&["a 2"]),
+        };
+        assert_eq!(after.since(&before), ["link veth1", "table ip y", "setting a 2"]);
     }
 }
