@@ -221,13 +221,10 @@ fn down() -> Result<()> {
     }
     step("taking the cluster down");
     let started = Instant::now();
-    hierarchies.clear()?;
-    let (mut namespaces, mut processes, mut before) = (BTreeSet::new(), Vec::new(), None);
-    if let Some(state) = state {
-        processes.extend(state.processes());
-        namespaces.extend(state.places.into_iter().flat_map(|place| place.namespaces));
-        before = Some(state.before);
-    }
+    let processes = hierarchies.clear()?;
+    let (namespaces, before): (BTreeSet<String>, _) = state.map_or_else(Default::default, |state| {
+        (state.places.into_iter().flat_map(|place| place.namespaces).collect(), Some(state.before))
+    });
     let mut residue = Residue::default();
     wait::until("the last traces to go", Duration::from_secs(10), || {
         residue = Residue::find(&folder, &namespaces, &hierarchies, before.as_ref())?;

@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use super::process::Process;
+
 /// The daemons, and the pods of all nodes but the first.
 pub(super) const OURS: &str = "bulkhead-cluster";
 /// The first node's pods, where a kubelet puts them by default.
@@ -56,7 +58,10 @@ impl Hierarchies {
     pub(super) fn require_free(&self) -> Result<()> {
         let Some(root) = self.remaining().into_iter().next() else { return Ok(()) };
         match self.starter() {
-            Some(folder) => bail!("a cluster is up on this machine, in {}: end it there", folder.display()),
+            Some(folder) => bail!(
+                "a cluster is up on this machine, in {}: `cargo xtask cluster down` there ends it",
+                folder.display()
+            ),
             None => bail!("{} exists: something else runs pods on this machine", root.display()),
         }
     }
@@ -100,9 +105,12 @@ impl Hierarchies {
         Ok(())
     }
 
-    /// Ends every process below our roots, and removes the groups. True if there was anything.
-    pub(super) fn clear(&self) -> Result<bool> {
+    /// Ends every process below our roots, removes the groups, and answers which processes those were.
+    pub(super) fn clear(&self) -> Result<Vec<Process>> {
         let roots = self.remaining();
+        let pids = ROOTS.iter().flat_map(|root| pids(&self.unified(root)));
+        // One that has ended meanwhile doesn't have to be ended.
+        let processes = pids.filter_map(|pid| Process::of(pid).ok()).collect();
         for root in &roots {
             let kill = root.join("cgroup.kill");
             if kill.exists() {
@@ -118,7 +126,7 @@ impl Hierarchies {
                 sleep(Duration::from_millis(20));
             }
         }
-        Ok(!roots.is_empty())
+        Ok(processes)
     }
 
     /// Groups of ours that exist.
@@ -133,19 +141,18 @@ impl Hierarchies {
 
 /// The folder of the cluster whose processes are below `root`.
 fn starter(root: &Path) -> Option<PathBuf> {
-    let mut folders = vec![root.to_path_buf()];
-    while let Some(folder) = folders.pop() {
-        let pids = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
-        for pid in pids.lines() {
-            let environment = fs::read_to_string(format!("/proc/{pid}/environ")).unwrap_or_default();
-            let mut variables = environment.split('\0').filter_map(|variable| variable.split_once('='));
-            if let Some((_, value)) = variables.find(|(name, _)| *name == super::place::MARK) {
-                return Some(value.into());
-            }
-        }
-        folders.extend(children(&folder));
-    }
-    None
+    pids(root).into_iter().find_map(|pid| {
+        let environment = fs::read_to_string(format!("/proc/{pid}/environ")).unwrap_or_default();
+        let mut variables = environment.split('\0').filter_map(|variable| variable.split_once('='));
+        variables.find(|(name, _)| *name == super::place::MARK).map(|(_, value)| value.into())
+    })
+}
+
+/// The processes in a group and those below it.
+fn pids(folder: &Path) -> Vec<u32> {
+    let here = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+    let below = children(folder).into_iter().flat_map(|child| pids(&child));
+    here.lines().filter_map(|pid| pid.parse().ok()).chain(below).collect()
 }
 
 fn children(folder: &Path) -> Vec<PathBuf> {

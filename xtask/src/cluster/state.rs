@@ -88,12 +88,6 @@ impl State {
         self.places.iter().map(|place| place.name.as_str()).filter(|name| name.starts_with("node"))
     }
 
-    /// The processes that it was started with, or got later.
-    pub(super) fn processes(&self) -> Vec<Process> {
-        let anchors = self.places.iter().map(|place| place.anchor);
-        anchors.chain(self.daemons.iter().filter_map(|daemon| daemon.process)).chain(self.door).collect()
-    }
-
     pub(super) fn kubeconfig(&self) -> PathBuf {
         self.folder.join("kubeconfig")
     }
