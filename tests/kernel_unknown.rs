@@ -1,7 +1,8 @@
 //! A connection to somebody who isn't known yet: held back, and tried again as soon as it may be known.
 
 use bulkhead::inventory::{Endpoint, Place, Posture};
-use bulkhead_tests::{Enforced, Estate, Reply, SOON, at, widened};
+use bulkhead_tests::enforced::widened;
+use bulkhead_tests::{Enforced, Estate, Reply, SOON, at};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 

@@ -5,9 +5,11 @@
 
 mod bench;
 mod build;
+mod cluster;
 mod corpus;
 mod demo;
 mod guest;
+mod image;
 mod lint;
 mod manifests;
 mod matrix;
@@ -42,6 +44,10 @@ enum Task {
     Bench(bench::Args),
     /// Write the parts of deploy/ that are made from others
     Manifests(manifests::Args),
+    /// A Kubernetes cluster on this machine, for tests (needs root)
+    Cluster(cluster::Args),
+    /// Make the container image, without a container engine
+    Image(image::Args),
     /// Run the kernel tests on other kernels, in QEMU
     Matrix(matrix::Args),
 }
@@ -56,6 +62,8 @@ fn main() -> ExitCode {
         Task::Corpus(args) => args.run(),
         Task::Bench(args) => args.run(),
         Task::Manifests(args) => args.run(),
+        Task::Cluster(args) => args.run(),
+        Task::Image(args) => args.run(),
         Task::Matrix(args) => args.run(),
     };
     match done {
