@@ -39,7 +39,7 @@ use state::State;
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
-  cargo xtask cluster up --nodes 2         bring it up (the first time about 12 min: it builds Kubernetes)
+  cargo xtask cluster up --nodes 2         bring it up (the first time some 15 min: it builds Kubernetes)
   export KUBECONFIG=target/cluster/kubeconfig
   cargo xtask cluster status               is everything well? exit code 1 if not
   cargo xtask cluster stop kubelet@node2   a fault; `start` ends it

@@ -72,7 +72,7 @@ const COREDNS: Module = Module {
     tags: "",
     version: None,
     cgo: false,
-    minutes: "2",
+    minutes: "3",
 };
 
 const SPIRE: Module = Module {
@@ -192,7 +192,7 @@ fn folder() -> Result<PathBuf> {
 fn require_go() -> Result<()> {
     if find_program("go").is_none() {
         bail!(
-            "Go is missing, which builds the cluster's programs (about 12 min, once): take 1.26 or newer from \
+            "Go is missing, which builds the cluster's programs (some 15 min, once): take 1.26 or newer from \
              https://go.dev/dl/, or `apt-get install golang-go` where that is at least 1.21"
         );
     }
