@@ -61,9 +61,9 @@ pub struct PolicyStatus {
     /// The generation that the rest is about.
     pub observed_generation: i64,
     /// How many workloads it selects, over all nodes that reported.
-    pub workloads: u64,
+    pub workloads: i64,
     /// How many rules it has.
-    pub rules: u64,
+    pub rules: i64,
     /// Accepted, Enforced, Degraded.
     pub conditions: Vec<k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition>,
 }
@@ -126,12 +126,23 @@ fn schema_of<T: JsonSchema>() -> Value {
     value
 }
 
-/// Takes out what a structural schema may not hold.
+/// How long a list may be: the API server works out beforehand what checking the longest would cost.
+const LONGEST: u64 = 256;
+/// The same for lists of exceptions, which hold lists themselves and stand in a list.
+const EXCEPTIONS: u64 = 16;
+
+/// Takes out what a structural schema may not hold, and bounds every list.
 fn tidy(value: &mut Value) {
     match value {
         Value::Object(map) => {
+            if map.get("type").is_some_and(|t| t == "array") {
+                map.entry("maxItems").or_insert(LONGEST.into());
+            }
             if map.get("additionalProperties") == Some(&Value::Bool(false)) {
                 map.remove("additionalProperties");
+            }
+            if let Some(Value::Object(except)) = map.get_mut("except").filter(|e| e["type"] == "array") {
+                except.insert("maxItems".to_owned(), EXCEPTIONS.into());
             }
             map.remove("title");
             map.values_mut().for_each(tidy);

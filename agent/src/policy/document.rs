@@ -228,7 +228,7 @@ pub struct Except {
 
 /// An end of a connection: exactly one of `id`, `class` and `cidr`.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[schemars(extend("x-kubernetes-validations" = [{"rule": "[has(self.id), has(self.class), has(self.cidr)].exists_one(x, x)", "message": "exactly one of id, class and cidr"}, {"rule": "!has(self.except) || has(self.cidr)", "message": "except goes with cidr"}]))]
+#[schemars(extend("x-kubernetes-validations" = [{"rule": "has(self.cidr) ? !has(self.id) && !has(self.class) : has(self.id) != has(self.class) && !has(self.except)", "message": "exactly one of id, class and cidr; except goes with cidr"}]))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Peer {
     /// A SPIFFE ID or a glob.

@@ -114,7 +114,8 @@ pub fn assemble(
         for a in addresses {
             endpoint(Place::Addr(*a), Owner::Workload { peer: numbered[index], instance });
         }
-        for glob in &w.cgroups {
+        // A pod's patterns stand for every place where its cgroup may be; only a file's must match something.
+        for glob in w.cgroups.iter().filter(|g| g.at != Position::default()) {
             if !scan.workloads.iter().any(|(c, i)| *i == index && glob.matches(&c.path)) {
                 warn(
                     glob.at,
