@@ -19,6 +19,8 @@ pub mod surface;
 pub use failure::Failure;
 pub use snapshot::{Accounts, Names, Snapshot};
 
+use crate::cluster::publish;
+use crate::cluster::watch::Watch;
 use crate::config::Config;
 use crate::serve::api::Status;
 use crate::serve::{control, metrics};
@@ -89,7 +91,26 @@ pub async fn run<K: Kernel>(
     let (measured, surface) = watch::channel(None);
     let sightings = Sightings::default();
     let accounts = Accounts { sightings: sightings.clone(), history: health, log: log_health, surface };
+    let cluster = config.cluster.clone();
+    let attach = config.attach.clone();
     let mut engine = Engine::new(file, config, hierarchy, state, kernel).map_err(Failure::Other)?.with(accounts);
+    let mut end = std::pin::pin!(end);
+    let mut published = None;
+    if let Some(settings) = cluster {
+        let client = kube::Client::try_default()
+            .await
+            .context("the API server's address isn't known (is there a service account or KUBECONFIG?)")
+            .map_err(Failure::Other)?;
+        let watch = Watch::start(&client, &settings);
+        // Until everything was listed once, what is in force stays in force.
+        tokio::select! {
+            () = &mut end => return Ok(()),
+            () = listed(&watch) => {}
+        }
+        let (publish, workloads) = watch::channel(Arc::default());
+        engine = engine.in_cluster(engine::Cluster::new(watch, &attach, publish));
+        published = Some((client, settings.node, workloads));
+    }
     engine.first().await?;
 
     let (publish, snapshots) = watch::channel(Arc::new(engine.snapshot()));
@@ -122,6 +143,10 @@ pub async fn run<K: Kernel>(
             ("the kernel's log", Err(broken))
         });
     }
+    if let Some((client, node, workloads)) = published {
+        let task = publish::run(client, node, workloads, stopped.clone());
+        tasks.spawn(async move { ("the node's endpoints", task.await) });
+    }
     let (give_orders, orders) = mpsc::channel(ORDERS);
     let task = control::serve(control, snapshots.clone(), decisions.clone(), keep, give_orders, stopped.clone());
     tasks.spawn(async move { ("the control socket", task.await) });
@@ -136,7 +161,7 @@ pub async fn run<K: Kernel>(
 
     let mut outcome = Ok(());
     tokio::select! {
-        () = end => tracing::info!("ending; what is in force stays in force"),
+        () = &mut end => tracing::info!("ending; what is in force stays in force"),
         Some(done) = tasks.join_next() => outcome = Err(Failure::Other(early(done))),
     }
     notify("STOPPING=1");
@@ -152,6 +177,16 @@ pub async fn run<K: Kernel>(
         tracing::warn!("some tasks didn't end within {} s and are dropped", DRAIN.as_secs());
     }
     outcome
+}
+
+/// Waits until every kind of object was listed once, and says which weren't while it takes long.
+async fn listed(watch: &Watch) {
+    loop {
+        match tokio::time::timeout(DRAIN, watch.synced()).await {
+            Ok(()) => return,
+            Err(_) => tracing::warn!("waiting for the API server's lists of: {}", watch.missing().join(", ")),
+        }
+    }
 }
 
 /// Puts in force what the files, or their last good forms, say now, and ends: for a machine that has just been started,

@@ -5,6 +5,7 @@
 
 mod agent;
 mod client;
+mod crd;
 mod early;
 mod exit;
 mod explain;
@@ -112,6 +113,11 @@ enum Command {
         docs/blast-radius.md says what the numbers mean.\n\n\
         Exit codes: 0 shown, 2 the agent couldn't be asked.")]
     Report(report::Args),
+    /// Print the custom resources' definitions
+    #[command(after_help = "Examples:\n  bulkhead crd | kubectl apply --server-side -f -\n\n\
+        deploy/ holds the same.\n\n\
+        Exit codes: 0 printed.")]
+    Crd(crd::Args),
     /// Take everything off: programs, links and maps; nothing is contained afterwards
     #[command(after_help = "Examples:\n  systemctl disable --now bulkhead && bulkhead uninstall\n  \
         bulkhead uninstall --config /etc/bulkhead/bulkhead.yaml\n\n\
@@ -150,6 +156,7 @@ pub fn main() -> ExitCode {
         Command::Preflight(args) => preflight::run(&args),
         Command::Probe(args) => probe::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Crd(args) => crd::run(&args),
         Command::Uninstall(args) => uninstall::run(&args),
     };
     exit::code(answer)

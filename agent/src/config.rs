@@ -7,11 +7,15 @@
 //! Pure: it reads a text, never a file.
 
 mod check;
+mod cluster;
 mod globs;
 mod low;
+mod template;
 
 pub use check::{BPFFS, INSTANCE, SOCKET, STATE, parse};
+pub use cluster::{BuiltIn, Cluster, EXEMPT};
 pub use globs::CgroupGlob;
+pub use template::{BadTemplate, Filling, Template};
 
 use crate::identity::Identity;
 use crate::inventory::{Owner, Place, Posture};
@@ -35,6 +39,10 @@ pub struct Config {
     pub unlisted: Unlisted,
     /// Peers at addresses that aren't this host's workloads.
     pub endpoints: Vec<Peer>,
+    /// Addresses that stand for others. A file has none; a cluster adds them.
+    pub services: Vec<Service>,
+    /// The cluster whose node this is; `None`: a plain host.
+    pub cluster: Option<Cluster>,
     /// Addresses that belong to workloads: whoever is there and isn't known is class `unknown`, not `world`.
     pub ranges: Vec<maps::PrefixKey>,
     /// The posture where nothing closer says otherwise.
@@ -94,8 +102,15 @@ pub struct Peer {
 /// Who an endpoint is: not numbered yet, unlike [`Owner`].
 #[derive(Clone, Debug, PartialEq)]
 pub enum Who {
-    /// A workload somewhere, with the posture that its side is judged by here.
-    Identity(Identity, Posture),
+    /// A workload somewhere.
+    Identity {
+        /// Who it is.
+        identity: Identity,
+        /// The posture that its side is judged by here.
+        posture: Posture,
+        /// Its named ports.
+        ports: BTreeMap<String, (u8, u16)>,
+    },
     /// A class.
     Class(Class),
 }
@@ -105,9 +120,29 @@ impl Who {
     pub const fn class(&self) -> Option<Owner> {
         match self {
             Self::Class(c) => Some(Owner::Class(*c)),
-            Self::Identity(..) => None,
+            Self::Identity { .. } => None,
         }
     }
+}
+
+/// Addresses that stand for whoever answers there.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Service {
+    /// `namespace/name:port`.
+    pub title: String,
+    /// Where it is reached; one protocol.
+    pub places: Vec<maps::AddrPort>,
+    /// Who answers, and at which port.
+    pub backends: Vec<(Backend, u16)>,
+}
+
+/// Who answers for a Service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Backend {
+    /// A workload.
+    Identity(Identity),
+    /// Somebody without a SPIFFE ID.
+    Class(Class),
 }
 
 /// Who the processes below an attach point are that belong to no workload.

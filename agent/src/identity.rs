@@ -110,12 +110,23 @@ impl<'de> serde::Deserialize<'de> for SpiffeId {
 pub struct Identity {
     /// The namespace; empty on a plain host.
     pub namespace: String,
-    /// Its SPIFFE IDs, at least one.
+    /// Its SPIFFE IDs, at least one; none for a Service ([`Identity::service`]).
     pub ids: BTreeSet<SpiffeId>,
+}
+
+impl Identity {
+    /// What stands at a Service's address where several may answer. It is nobody, so no policy selects it; its title,
+    /// `namespace/name:port`, is no namespace that there can be.
+    pub fn service(title: &str) -> Self {
+        Self { namespace: title.to_owned(), ids: BTreeSet::new() }
+    }
 }
 
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.ids.is_empty() {
+            return write!(f, "service {}", self.namespace);
+        }
         for (i, id) in self.ids.iter().enumerate() {
             if i > 0 {
                 f.write_str("+")?;

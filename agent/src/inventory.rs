@@ -6,7 +6,7 @@
 use crate::identity::Identity;
 use bulkhead_common::maps::{AddrPort, PrefixKey};
 use bulkhead_common::{Addr, Class, PeerId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The default verdict of a workload, as the pair (in force, audited).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, serde::Serialize, serde::Deserialize)]
@@ -99,6 +99,17 @@ pub struct Endpoint {
     pub owner: Owner,
 }
 
+/// What stands at places where several may answer, or at another port than the one connected to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Service {
+    /// Its number.
+    pub peer: PeerId,
+    /// Where it is reached: IP protocol and port.
+    pub ports: BTreeSet<(u8, u16)>,
+    /// Who may answer, and at which port; at least one.
+    pub backends: BTreeSet<(PeerId, u16)>,
+}
+
 /// Everything that the compiler knows besides the policies.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Inventory {
@@ -110,6 +121,8 @@ pub struct Inventory {
     pub attach_points: Vec<AttachPoint>,
     /// Who is where. `world` for everything else is implied.
     pub endpoints: Vec<Endpoint>,
+    /// Services that are judged by whoever may answer.
+    pub services: Vec<Service>,
     /// The built-ins that are on: `PASS_…` bits of [`bulkhead_common::maps::Control`].
     pub built_ins: u32,
 }

@@ -23,6 +23,7 @@
 //! | [`suggest`] | rules for what was seen, with the evidence and the proof |
 //! | [`simulate`] | what another policy set would have done to what was seen |
 //! | [`config`] | the agent's file |
+//! | [`cluster`] | the API server's objects: pods, Services, policies |
 //! | [`sources`] | cgroups, files, addresses: what changes on the host |
 //! | [`datapath`] | the kernel side: load, pin, attach, commit, watch |
 //! | [`serve`] | metrics, probes and the control socket |
@@ -32,6 +33,7 @@
 
 pub mod app;
 pub mod cli;
+pub mod cluster;
 pub mod config;
 pub mod datapath;
 pub mod declog;

@@ -41,7 +41,7 @@ pub use explain::{Explanation, Party, explain};
 pub use model::{Mode, Policy, PolicyName};
 pub use overrides::{Overrides, Scope};
 pub use parse::{Document, Rejected, parse, read};
-pub use pattern::IdPattern;
+pub use pattern::{ANY as ANY_ID, IdPattern};
 pub use rules::{RuleRef, RuleTable, Section};
 pub use set::PolicySet;
 

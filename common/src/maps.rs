@@ -366,6 +366,9 @@ pub struct Stamp {
 impl Stamp {
     /// The socket lives in the host's network namespace.
     pub const HOST_NETNS: u32 = 1;
+    /// Its present connect() was left to the packet hooks because the peer isn't known yet: what they drop is to be sent
+    /// again soon.
+    pub const HELD_BACK: u32 = 2;
 }
 
 /// Which end of a connection a socket is.

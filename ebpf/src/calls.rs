@@ -286,7 +286,9 @@ pub fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
                 if judge_either(s, d, own, &peer, &mut as_role) {
                     fresh = true;
                 }
-                if held_back(&peer, d) {
+                let held = held_back(&peer, d);
+                storage::note_held(kept, held);
+                if held {
                     return true;
                 }
             }

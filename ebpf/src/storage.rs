@@ -66,6 +66,30 @@ pub fn stamp(state: *mut SocketState) -> *mut Stamp {
     state.cast()
 }
 
+/// Notes whether the socket's present connect() is held back.
+#[inline(always)]
+pub fn note_held(state: *mut SocketState, held: bool) {
+    if state.is_null() {
+        return;
+    }
+    // SAFETY: a non-null pointer to the socket's storage; one aligned u32.
+    unsafe {
+        let flags = ptr::addr_of_mut!((*state).stamp.flags);
+        let was = ptr::read_volatile(flags);
+        let now = if held { was | Stamp::HELD_BACK } else { was & !Stamp::HELD_BACK };
+        if now != was {
+            ptr::write_volatile(flags, now);
+        }
+    }
+}
+
+/// Whether the socket's present connect() is held back.
+#[inline(always)]
+pub fn is_held(state: *mut SocketState) -> bool {
+    // SAFETY: a non-null pointer to the socket's storage; one aligned u32.
+    !state.is_null() && unsafe { ptr::read_volatile(ptr::addr_of!((*state).stamp.flags)) } & Stamp::HELD_BACK != 0
+}
+
 /// The verdict of a socket's state, if it is this socket's own and not a copy of its listener's; else null.
 #[inline(always)]
 pub fn verdict(state: *mut SocketState, cookie: u64) -> *mut SocketVerdict {

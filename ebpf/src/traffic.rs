@@ -4,10 +4,13 @@
 //! nothing. Which edge a connection belongs to was noted on the socket by the hook that judged it; an accepted socket
 //! is only judged at its first packet, so its handshake is counted at the first event after that. All of them come under
 //! the socket's lock, so nothing is counted twice.
+//!
+//! It also has the first packet of a connection that was held back sent again soon: by then the peer may be known.
 
 use aya_ebpf::bindings::{
     BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RTT_CB,
     BPF_SOCK_OPS_RTT_CB_FLAG, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
+    BPF_SOCK_OPS_TIMEOUT_INIT,
     BPF_TCP_CLOSE, BPF_TCP_CLOSE_WAIT, BPF_TCP_CLOSING, BPF_TCP_ESTABLISHED, BPF_TCP_FIN_WAIT1, BPF_TCP_FIN_WAIT2,
     BPF_TCP_LAST_ACK, BPF_TCP_SYN_SENT, bpf_sock_ops,
 };
@@ -36,6 +39,7 @@ pub fn happened(ctx: *mut bpf_sock_ops) {
     match of!(ctx, op) {
         BPF_SOCK_OPS_STATE_CB => changes(ctx),
         BPF_SOCK_OPS_TCP_CONNECT_CB => call_at(ctx, of!(ctx, bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG),
+        BPF_SOCK_OPS_TIMEOUT_INIT => first_wait(ctx),
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => established(ctx),
         // Our end's first data will be acknowledged; by then the socket has been judged.
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => {
@@ -54,6 +58,20 @@ pub fn happened(ctx: *mut bpf_sock_ops) {
 fn call_at(ctx: *mut bpf_sock_ops, flags: u32) {
     // SAFETY: the helper takes this context, and refuses flags that it doesn't know.
     unsafe { bpf_sock_ops_cb_flags_set(ctx, flags as i32) };
+}
+
+/// How long the first SYN waits for an answer, in jiffies, where the connect() was held back: 20 to 200 ms, as the kernel
+/// counts. Each further wait is as long or longer.
+const AGAIN: u32 = 20;
+
+/// The kernel asks how long the first SYN waits for an answer; without a reply it is a second.
+#[inline(always)]
+fn first_wait(ctx: *mut bpf_sock_ops) {
+    let sk = of!(ctx, __bindgen_anon_2.sk);
+    if !sk.is_null() && storage::is_held(SOCKETS.get(sk)) {
+        // SAFETY: the verifier checks the field.
+        unsafe { write_volatile(addr_of_mut!((*ctx).__bindgen_anon_1.reply), AGAIN) };
+    }
 }
 
 /// What is kept of the socket, if its connection is counted under an edge; else null.

@@ -11,6 +11,7 @@ mod demo;
 mod guest;
 mod image;
 mod lint;
+mod manifests;
 mod matrix;
 mod object;
 mod run;
@@ -41,6 +42,8 @@ enum Task {
     Corpus(corpus::Args),
     /// Measure what Bulkhead costs, and hold it against the bars
     Bench(bench::Args),
+    /// Write the parts of deploy/ that are made from others
+    Manifests(manifests::Args),
     /// A Kubernetes cluster on this machine, for tests (needs root)
     Cluster(cluster::Args),
     /// Make the container image, without a container engine
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Task::Lint(args) => args.run(),
         Task::Corpus(args) => args.run(),
         Task::Bench(args) => args.run(),
+        Task::Manifests(args) => args.run(),
         Task::Cluster(args) => args.run(),
         Task::Image(args) => args.run(),
         Task::Matrix(args) => args.run(),

@@ -6,8 +6,11 @@
 
 mod cut;
 mod health;
+mod look;
 mod obey;
 mod status;
+
+pub(crate) use look::Cluster;
 
 use super::clock::Clock;
 use super::failure::Failure;
@@ -18,7 +21,7 @@ use crate::config::{self, Config};
 use crate::flows::Edges;
 use crate::flows::series::Series;
 use crate::image::Image;
-use crate::policy::{self, Compiled, Diagnostic, PolicySet, RuleTable, Severity};
+use crate::policy::{self, Compiled, Diagnostic, PolicySet, RuleTable};
 use crate::revocation::Reach;
 use crate::serve::api::{Commit, Decision, DriftStatus, NotContained};
 use crate::serve::orders::{Cutting, Request};
@@ -27,13 +30,13 @@ use crate::sources::hierarchy::{Hierarchy, Scan};
 use crate::sources::policies::{self, Policies};
 use crate::sources::roster::Roster;
 use crate::sources::state::State;
+use crate::sources::strays;
 use crate::sources::watch::{Dirty, Watcher};
-use crate::sources::{addresses, strays};
 use anyhow::Context;
 use bulkhead_common::slots::{Baseline, Sides};
 use bulkhead_common::{Addr, Class};
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{broadcast, mpsc, watch};
@@ -67,7 +70,11 @@ pub struct Engine<K: Kernel> {
     kernel: K,
     file: PathBuf,
     text: Option<String>,
+    /// The file's, with what the cluster adds.
     config: Config,
+    /// The file's alone.
+    base: Config,
+    cluster: Option<Cluster>,
     /// What is wrong with the configuration's file as it is now.
     config_faults: Vec<Diagnostic>,
     hierarchy: Hierarchy,
@@ -138,7 +145,9 @@ impl<K: Kernel> Engine<K> {
             kernel,
             text: std::fs::read_to_string(&file).ok(),
             file,
+            base: config.clone(),
             config,
+            cluster: None,
             config_faults: Vec::new(),
             hierarchy,
             state,
@@ -184,6 +193,13 @@ impl<K: Kernel> Engine<K> {
         self
     }
 
+    /// Reads the cluster's objects, too.
+    #[must_use]
+    pub(crate) fn in_cluster(mut self, cluster: Cluster) -> Self {
+        self.cluster = Some(cluster);
+        self
+    }
+
     /// The first full look, the first ruleset, and then the programs are attached.
     ///
     /// # Errors
@@ -212,6 +228,7 @@ impl<K: Kernel> Engine<K> {
         mut stopped: watch::Receiver<bool>,
     ) -> anyhow::Result<()> {
         let mut pending = Dirty::default();
+        let mut cluster = self.cluster.as_ref().map(Cluster::changes);
         let mut due = Instant::now();
         let mut settle = Some(Instant::now());
         let mut check = interval(CHECK);
@@ -222,7 +239,12 @@ impl<K: Kernel> Engine<K> {
         loop {
             tokio::select! {
                 _ = stopped.changed() => return Ok(()),
-                dirty = self.watcher.changed() => {
+                dirty = async {
+                    tokio::select! {
+                        dirty = self.watcher.changed() => dirty,
+                        () = look::changed(&mut cluster) => Ok(Dirty { cluster: true, ..Dirty::default() }),
+                    }
+                } => {
                     let dirty = dirty?;
                     if !pending.any() {
                         due = Instant::now() + if dirty.files { GATHER_FILES } else { GATHER };
@@ -297,113 +319,6 @@ impl<K: Kernel> Engine<K> {
             tracing::error!("the last good ruleset stays in force: {e:#}");
             self.source_faults.push(format!("{e:#}"));
         }
-    }
-
-    /// Reads what may have changed.
-    fn look(&mut self, dirty: Dirty) -> anyhow::Result<()> {
-        if dirty.files {
-            self.read_files()?;
-        }
-        if dirty.cgroups || dirty.files {
-            for path in &self.config.attach {
-                let directory = self.hierarchy.directory(path);
-                if !directory.is_dir() {
-                    std::fs::create_dir_all(&directory)
-                        .with_context(|| format!("making the attach point {} again", directory.display()))?;
-                }
-            }
-            let watcher = &mut self.watcher;
-            let mut unwatched = Ok(());
-            self.scan = self.hierarchy.scan(&self.config, |directory| {
-                if let Err(e) = watcher.cgroups(directory) {
-                    unwatched = Err(e);
-                }
-            });
-            unwatched?;
-        }
-        if dirty.addresses {
-            self.host = addresses::host().context("reading the host's addresses")?;
-        }
-        Ok(())
-    }
-
-    /// Reads the configuration and the policies; what isn't good leaves the last good one.
-    fn read_files(&mut self) -> anyhow::Result<()> {
-        let name = self.file.display().to_string();
-        if let Some(folder) = self.file.parent() {
-            self.watcher.files(if folder == Path::new("") { Path::new(".") } else { folder })?;
-        }
-        match std::fs::read_to_string(&self.file) {
-            Ok(text) if self.text.as_ref() == Some(&text) => {}
-            Ok(text) => {
-                match config::parse(&name, &text).and_then(|new| self.adoptable(&name, new)) {
-                    Ok(new) => {
-                        tracing::info!("the configuration changed");
-                        self.state.put(LAST_CONFIG, text.as_bytes())?;
-                        self.config = new;
-                        self.config_faults.clear();
-                    }
-                    Err(faults) => {
-                        for f in &faults {
-                            tracing::error!("{f}");
-                        }
-                        self.config_faults = faults;
-                    }
-                }
-                self.text = Some(text);
-            }
-            Err(e) => {
-                self.config_faults =
-                    vec![fault(&name, format!("can't be read: {e}"), "put it back; the last good one is in force")];
-                self.text = None;
-            }
-        }
-        let watcher = &mut self.watcher;
-        let mut unwatched = Ok(());
-        let reading = policies::read(&self.config.policies, |folder| {
-            if let Err(e) = watcher.files(folder) {
-                unwatched = Err(e);
-            }
-        });
-        unwatched?;
-        if reading != self.reading || self.image.is_none() {
-            let next = self.policies.after(&reading);
-            for f in &next.findings {
-                tracing::error!("{f}");
-            }
-            if next.good != self.policies.good {
-                next.store(&self.state)?;
-            }
-            self.policies = next;
-            self.reading = reading;
-        }
-        Ok(())
-    }
-
-    /// Some fields hold for an agent's whole life; a file that changes one of them isn't taken.
-    fn adoptable(&self, name: &str, new: Config) -> Result<Config, Vec<Diagnostic>> {
-        let old = &self.config;
-        let fixed = [
-            ("instance", new.instance != old.instance),
-            ("attach", new.attach != old.attach),
-            ("metrics", new.metrics != old.metrics),
-            ("socket", new.socket != old.socket),
-            ("state", new.state != old.state),
-            ("bpffs", new.bpffs != old.bpffs),
-            ("log", new.log != old.log),
-            ("limits", new.limits != old.limits),
-            ("history", new.history != old.history),
-            ("decisionLog", new.decision_log != old.decision_log),
-        ];
-        let faults: Vec<_> = fixed
-            .iter()
-            .filter(|(_, differs)| *differs)
-            .map(|(field, _)| {
-                let message = format!("`{field}` differs from what the agent was started with");
-                fault(name, message, "restart the agent; until then the last good configuration is in force")
-            })
-            .collect();
-        if faults.is_empty() { Ok(new) } else { Err(faults) }
     }
 
     /// Numbers and compiles, with what was commanded above it.
@@ -485,9 +400,4 @@ impl<K: Kernel> Engine<K> {
     fn names(&self) -> Names {
         Names { identities: self.roster.identities().map(|(n, i)| (n, i.clone())).collect(), rules: self.rules.clone() }
     }
-}
-
-fn fault(file: &str, message: String, hint: &str) -> Diagnostic {
-    let hint = Some(hint.to_owned());
-    Diagnostic { file: file.into(), line: 0, column: 0, severity: Severity::Error, message, hint }
 }

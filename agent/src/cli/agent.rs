@@ -3,6 +3,7 @@
 use super::exit::{Answer, Problem};
 use super::preflight;
 use crate::app::{self, Failure, Start};
+use crate::cluster::cgroup;
 use crate::config::{self, Config, Log};
 use crate::policy::{Diagnostic, Severity};
 use anyhow::Context;
@@ -26,9 +27,12 @@ pub(super) fn run(args: Args) -> super::Result {
 }
 
 fn live(args: Args) -> Result<(), Failure> {
-    let config = read(&args.config)?;
+    let mut config = read(&args.config)?;
     start_log(&config.log).map_err(Failure::Other)?;
     let hierarchy = preflight::missing()?;
+    if config.cluster.is_some() && config.attach.is_empty() {
+        config.attach = cgroup::attach(&hierarchy).map_err(Failure::Attach)?;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -1,5 +1,6 @@
 //! From the low struct to the checked [`Config`]: every complaint with its line, column and a hint, all of them at once.
 
+mod cluster;
 mod keeping;
 mod scalars;
 
@@ -95,6 +96,7 @@ impl Check<'_> {
             limits,
             history,
             decision_log,
+            cluster,
         } = low;
         let default = posture.unwrap_or(Posture::Observe);
         let resolve =
@@ -104,10 +106,16 @@ impl Check<'_> {
         let ranges = ranges.iter().filter_map(|r| self.prefix(r)).collect();
         let endpoints = self.endpoints(endpoints, &workloads, &resolve);
         let low::Limits { rules, edges, flows } = limits;
+        let in_cluster = cluster.is_some();
+        let cluster = cluster.and_then(|c| self.cluster(c));
         Config {
-            instance: self.instance(instance),
+            instance: match (&instance, &cluster) {
+                (None, Some(cluster)) => cluster.instance(),
+                _ => self.instance(instance),
+            },
             attach,
-            unlisted: unlisted.unwrap_or(Unlisted::Host),
+            // Below the pods' cgroup there is nothing of the host's.
+            unlisted: unlisted.unwrap_or(if in_cluster { Unlisted::Unknown } else { Unlisted::Host }),
             endpoints,
             ranges,
             posture: default,
@@ -139,6 +147,8 @@ impl Check<'_> {
             decision_log: decision_log.and_then(|l| self.decision_log(l)),
             postures,
             workloads,
+            services: Vec::new(),
+            cluster,
         }
     }
 
@@ -384,7 +394,7 @@ impl Check<'_> {
                 let namespace = namespace.unwrap_or_default();
                 let known = workloads.iter().find(|w| w.identity.ids == ids && w.identity.namespace == namespace);
                 let posture = known.map_or_else(|| posture(None, &namespace), |w| w.posture);
-                Who::Identity(Identity { namespace, ids }, posture)
+                Who::Identity { identity: Identity { namespace, ids }, posture, ports: BTreeMap::new() }
             }
             (None, Some(c)) => match Class::from_name(&c.value) {
                 Some(c) => Who::Class(c),

@@ -22,6 +22,11 @@ pub(super) struct BadGlob {
 }
 
 impl CgroupGlob {
+    /// The pattern for exactly this path; `None` if it has characters that mean something in a pattern.
+    pub fn fixed(path: &str, at: super::Position) -> Option<Self> {
+        if has_wildcard(path) { None } else { Self::new(path, at).ok() }
+    }
+
     pub(super) fn new(text: &str, at: super::Position) -> Result<Self, BadGlob> {
         let bad = |message: String, hint: &str| BadGlob { message, hint: hint.to_owned() };
         if !text.starts_with('/') {

@@ -38,6 +38,18 @@ pub(super) struct File {
     pub(super) limits: Limits,
     pub(super) history: Option<History>,
     pub(super) decision_log: Option<DecisionLog>,
+    pub(super) cluster: Option<Spanned<Cluster>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct Cluster {
+    pub(super) node: Option<Spanned<String>>,
+    pub(super) id: Option<Spanned<String>>,
+    pub(super) trust_domain: Option<Spanned<String>>,
+    pub(super) exempt: Option<Vec<String>>,
+    #[serde(default)]
+    pub(super) built_ins: BTreeMap<String, Spanned<bool>>,
 }
 
 #[derive(Deserialize)]

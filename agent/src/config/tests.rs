@@ -22,6 +22,35 @@ fn the_example_parses() {
     assert_eq!((log.max_size, log.keep, log.interval.as_secs()), (64 << 20, 5, 60));
 }
 
+/// The example with its last part, which is for a cluster's node, switched on.
+fn with_cluster() -> String {
+    let (host, cluster) = EXAMPLE.split_once("# cluster:\n").expect("the example has it");
+    let cluster: String = cluster.lines().map(|l| format!("{}\n", l.strip_prefix("# ").expect("a comment"))).collect();
+    format!("{host}cluster:\n{cluster}")
+}
+
+#[test]
+fn the_example_for_a_cluster_parses() {
+    let c = parse("bulkhead.example.yaml", &with_cluster()).unwrap_or_else(|e| panic!("{}", e[0]));
+    assert_eq!(c.cluster, Cluster::new("worker-1", None, Some("example.org")).ok());
+    assert_eq!(c.instance, "default", "the file names it");
+}
+
+#[test]
+fn a_cluster_that_cannot_be_read_is_a_fault() {
+    let c = parse("f", "cluster: {node: a.b}\n").expect("fine");
+    assert_eq!((c.instance.as_str(), c.unlisted), ("a_b", Unlisted::Unknown));
+    for (text, place, word) in [
+        ("cluster: {node: a, id: 'spiffe://x/{serviceAccount}'}\n", "1:24", "one identity"),
+        ("cluster: {node: a, trustDomain: UPPER}\n", "1:33", "trust domain"),
+        ("cluster: {node: a, builtIns: {dns: false}}\n", "1:36", "no built-in `dns`"),
+        ("cluster: {nodes: a}\n", "1:11", "unknown field"),
+    ] {
+        let all = faults(text);
+        assert!(all[0].starts_with(&format!("f.yaml:{place}: error: ")) && all[0].contains(word), "{text}: {all:?}");
+    }
+}
+
 /// A deserializer that only asks a struct for its fields.
 struct Fields<'a>(&'a mut Vec<&'static str>);
 
@@ -54,7 +83,8 @@ fn fields<'de, T: Deserialize<'de>>() -> Vec<&'static str> {
 
 #[test]
 fn the_example_has_and_explains_every_field() {
-    let lines: Vec<&str> = EXAMPLE.lines().collect();
+    let example = with_cluster();
+    let lines: Vec<&str> = example.lines().collect();
     let sections = [
         fields::<low::File>(),
         fields::<low::Workload>(),
@@ -64,6 +94,7 @@ fn the_example_has_and_explains_every_field() {
         fields::<low::Limits>(),
         fields::<low::History>(),
         fields::<low::DecisionLog>(),
+        fields::<low::Cluster>(),
     ];
     for field in sections.iter().flatten() {
         let is_field = |l: &str| l.trim_start().trim_start_matches("- ").starts_with(&format!("{field}:"));

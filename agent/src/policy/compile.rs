@@ -11,6 +11,7 @@ mod pairs;
 mod peers;
 mod places;
 mod ports;
+mod services;
 
 use super::model::{Mode, Policy};
 use super::rules::RuleTable;
@@ -87,6 +88,7 @@ pub fn compile(set: &PolicySet, inventory: &Inventory, table: &mut RuleTable) ->
     let mut image = Image { rules: entries.into_iter().collect(), baselines, ..Image::default() };
     let mut warnings = Vec::new();
     places::fill(&mut image, inventory, &peers, &mut warnings);
+    services::fill(&mut image, inventory);
     Compiled { image, warnings }
 }
 

@@ -5,6 +5,7 @@
 //! `ports:` with nothing behind it must not read as "every port".
 
 use super::diagnostic::At;
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 
@@ -43,7 +44,7 @@ pub struct Metadata {
 }
 
 /// The spec of `kind: SegmentationPolicy`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SegmentationPolicySpec {
     /// Into which verdicts it goes.
@@ -68,7 +69,8 @@ pub struct SegmentationPolicySpec {
 }
 
 /// The spec of `kind: ClusterSegmentationPolicy`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-validations" = [{"rule": "has(self.selector) || !(has(self.ingress) || has(self.egress) || has(self.sockets))", "message": "ingress, egress and sockets need a selector"}, {"rule": "has(self.selector) || has(self.edges) || has(self.denies)", "message": "a selector, edges or denies"}]))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ClusterSegmentationPolicySpec {
     /// Into which verdicts it goes.
@@ -100,7 +102,7 @@ pub struct ClusterSegmentationPolicySpec {
 }
 
 /// Into which of the two verdicts a policy goes.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// Into the audited one: it says what it would do.
@@ -120,7 +122,7 @@ impl Mode {
 }
 
 /// Which workloads.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Selector {
     /// SPIFFE IDs or globs; at least one.
@@ -128,7 +130,7 @@ pub struct Selector {
 }
 
 /// Rules by which the selected workloads take connections.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Ingress {
     /// An empty list allows nothing.
@@ -137,7 +139,7 @@ pub struct Ingress {
 }
 
 /// Rules by which the selected workloads open connections.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Egress {
     /// An empty list allows nothing.
@@ -146,7 +148,7 @@ pub struct Egress {
 }
 
 /// Who may connect to the selected workloads, on which of their ports.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct IngressRule {
     /// At least one.
@@ -160,7 +162,7 @@ pub struct IngressRule {
 }
 
 /// To whom the selected workloads may connect, on which of the other's ports.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct EgressRule {
     /// At least one.
@@ -174,7 +176,7 @@ pub struct EgressRule {
 }
 
 /// A connection that is open on both sides.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Edge {
     /// At least one.
@@ -190,7 +192,7 @@ pub struct Edge {
 }
 
 /// A connection that no rule can allow.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Deny {
     /// At least one.
@@ -209,7 +211,8 @@ pub struct Deny {
 }
 
 /// What a deny leaves to the rules: connections that fit all the fields given, at least one of them.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-validations" = [{"rule": "has(self.from) || has(self.to) || has(self.ports)", "message": "at least one of from, to and ports"}]))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Except {
     /// Whoever opens it.
@@ -224,7 +227,8 @@ pub struct Except {
 }
 
 /// An end of a connection: exactly one of `id`, `class` and `cidr`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-validations" = [{"rule": "has(self.cidr) ? !has(self.id) && !has(self.class) : has(self.id) != has(self.class) && !has(self.except)", "message": "exactly one of id, class and cidr; except goes with cidr"}]))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Peer {
     /// A SPIFFE ID or a glob.
@@ -242,7 +246,8 @@ pub struct Peer {
 }
 
 /// Ports of the destination.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-validations" = [{"rule": "has(self.port) || has(self.protocol)", "message": "a port or a protocol"}, {"rule": "!has(self.endPort) || has(self.port)", "message": "endPort goes with port"}]))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Port {
     /// TCP when a port is given; else it must be there.
@@ -257,7 +262,8 @@ pub struct Port {
 }
 
 /// A port as it is written: by number, or by the name that the destination gives it.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = int_or_string)]
 #[serde(untagged)]
 pub enum PortValue {
     /// Any number; whether it is a port is checked later.
@@ -267,7 +273,7 @@ pub enum PortValue {
 }
 
 /// Protocols that rules can name.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize, JsonSchema)]
 #[expect(missing_docs, reason = "the protocol of that name")]
 pub enum Protocol {
     TCP,
@@ -278,12 +284,17 @@ pub enum Protocol {
 }
 
 /// Kinds of socket that no rule can judge.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize, JsonSchema)]
 #[expect(missing_docs, reason = "the kind of that name")]
 pub enum SocketKind {
     RAW,
     SCTP,
     MPTCP,
+}
+
+/// The API server's word for a number or a text.
+fn int_or_string(schema: &mut schemars::Schema) {
+    *schema = schemars::json_schema!({"x-kubernetes-int-or-string": true});
 }
 
 /// A field that is there has a value: serde alone would take `field: null` for a field that isn't.

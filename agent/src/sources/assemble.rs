@@ -4,8 +4,9 @@
 
 use super::hierarchy::Scan;
 use super::roster::{Full, Roster};
-use crate::config::{Config, Peer, Position, Who, Workload};
-use crate::inventory::{AttachPoint, Endpoint, IdentityFacts, Inventory, Owner, Place, WorkloadCgroup};
+use crate::config::{Backend, Config, Peer, Position, Service, Who, Workload};
+use crate::identity::Identity;
+use crate::inventory::{self, AttachPoint, Endpoint, IdentityFacts, Inventory, Owner, Place, WorkloadCgroup};
 use crate::policy::{Diagnostic, Severity};
 use bulkhead_common::addr::V4_PREFIX_BITS;
 use bulkhead_common::maps::PrefixKey;
@@ -113,7 +114,8 @@ pub fn assemble(
         for a in addresses {
             endpoint(Place::Addr(*a), Owner::Workload { peer: numbered[index], instance });
         }
-        for glob in &w.cgroups {
+        // A pod's patterns stand for every place where its cgroup may be; only a file's must match something.
+        for glob in w.cgroups.iter().filter(|g| g.at != Position::default()) {
             if !scan.workloads.iter().any(|(c, i)| *i == index && glob.matches(&c.path)) {
                 warn(
                     glob.at,
@@ -143,9 +145,9 @@ pub fn assemble(
     for Peer { place, who } in &config.endpoints {
         let owner = match who {
             Who::Class(c) => Owner::Class(*c),
-            Who::Identity(identity, posture) => {
+            Who::Identity { identity, posture, ports } => {
                 let peer = roster.peer(identity)?;
-                peers.push((peer, identity, *posture));
+                peers.push((peer, identity, *posture, ports));
                 Owner::Workload { peer, instance: 0 }
             }
         };
@@ -164,14 +166,53 @@ pub fn assemble(
     let loopback = PrefixKey { bits: V4_PREFIX_BITS + 8, addr: Addr::v4([127, 0, 0, 0]) };
     endpoint(Place::Prefix(loopback), Owner::Class(Class::Host));
     endpoint(Place::Addr(Addr(std::net::Ipv6Addr::LOCALHOST.octets())), Owner::Class(Class::Host));
-    for (peer, identity, posture) in peers {
-        inventory.identities.entry(peer).or_insert_with(|| IdentityFacts {
+    for (peer, identity, posture, ports) in peers {
+        let facts = inventory.identities.entry(peer).or_insert_with(|| IdentityFacts {
             identity: identity.clone(),
             posture,
             ports: BTreeMap::new(),
         });
+        for (name, port) in ports {
+            facts.ports.entry(name.clone()).or_insert(*port);
+        }
+    }
+    for service in &config.services {
+        self::service(service, inventory, roster)?;
     }
     Ok(out)
+}
+
+/// A Service's places. Where one peer alone answers, and at the very port, the place is that peer's.
+fn service(service: &Service, inventory: &mut Inventory, roster: &mut Roster) -> Result<(), Full> {
+    let mut backends = BTreeSet::new();
+    for (backend, port) in &service.backends {
+        let peer = match backend {
+            Backend::Identity(identity) => roster.peer(identity)?,
+            Backend::Class(class) => class.id(),
+        };
+        backends.insert((peer, *port));
+    }
+    let mut shared = BTreeSet::new();
+    for place in &service.places {
+        let owner = match (backends.first(), backends.len()) {
+            // Nobody answers now: whoever will isn't known yet.
+            (None, _) => Owner::Class(Class::Unknown),
+            (Some((peer, port)), 1) if *port == place.port => match Class::from_number(peer.0) {
+                Some(class) => Owner::Class(class),
+                None => Owner::Workload { peer: *peer, instance: 0 },
+            },
+            _ => {
+                shared.insert((place.proto, place.port));
+                Owner::Workload { peer: roster.peer(&Identity::service(&service.title))?, instance: 0 }
+            }
+        };
+        inventory.endpoints.push(Endpoint { place: Place::Port(*place), owner });
+    }
+    if !shared.is_empty() {
+        let peer = roster.peer(&Identity::service(&service.title))?;
+        inventory.services.push(inventory::Service { peer, ports: shared, backends });
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -53,9 +53,10 @@ impl Hierarchy {
         let mount = mounts
             .0
             .iter()
-            .filter(|m| m.fs_type == "cgroup2" && m.root == "/")
+            .filter(|m| m.fs_type == "cgroup2")
             .map(|m| m.mount_point.clone())
-            .next()
+            // Every cgroup but the root has this file. In a container's cgroup namespace a mount's own root says nothing.
+            .find(|mount| mount.join("cgroup.controllers").exists() && !mount.join("cgroup.events").exists())
             .context("no cgroup2 hierarchy is mounted: boot with systemd.unified_cgroup_hierarchy=1, or mount -t cgroup2 none /sys/fs/cgroup")?;
         Ok(Self { mount, hybrid: mounts.0.iter().any(|m| m.fs_type == "cgroup") })
     }

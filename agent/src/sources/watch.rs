@@ -21,15 +21,17 @@ pub struct Dirty {
     pub files: bool,
     /// At the host's addresses.
     pub addresses: bool,
+    /// At the cluster's objects.
+    pub cluster: bool,
 }
 
 impl Dirty {
     /// Everywhere.
-    pub const ALL: Self = Self { cgroups: true, files: true, addresses: true };
+    pub const ALL: Self = Self { cgroups: true, files: true, addresses: true, cluster: true };
 
     /// Whether there is anything to look at.
     pub const fn any(self) -> bool {
-        self.cgroups || self.files || self.addresses
+        self.cgroups || self.files || self.addresses || self.cluster
     }
 
     /// Adds another's.
@@ -37,6 +39,7 @@ impl Dirty {
         self.cgroups |= other.cgroups;
         self.files |= other.files;
         self.addresses |= other.addresses;
+        self.cluster |= other.cluster;
     }
 }
 
@@ -129,7 +132,7 @@ impl Watcher {
                         Ok(events) => {
                             for event in events {
                                 if event.mask.contains(EventMask::Q_OVERFLOW) {
-                                    dirty.add(Dirty { addresses: false, ..Dirty::ALL });
+                                    dirty.add(Dirty { cgroups: true, files: true, ..Dirty::default() });
                                     continue;
                                 }
                                 match self.kinds.get(&event.wd) {

@@ -42,6 +42,7 @@ impl<K: Kernel> Engine<K> {
         let mut faults = self.source_faults.clone();
         faults.extend(self.kernel_faults.iter().chain(&self.cuts.faults).cloned());
         faults.extend(self.accounts.faults());
+        faults.extend(self.cluster.iter().flat_map(super::Cluster::faults));
         let maps = self.kernel.fill().unwrap_or_else(|e| {
             faults.push(format!("the tables' fill can't be read: {e:#}"));
             Vec::new()

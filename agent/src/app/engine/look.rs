@@ -1,0 +1,211 @@
+//! Reading what may have changed: files, the cluster's objects, cgroups, addresses.
+
+use super::Engine;
+use crate::app::kernel::Kernel;
+use crate::cluster::cgroup::Pods;
+use crate::cluster::crd::NodeWorkload;
+use crate::cluster::view::{self, View};
+use crate::cluster::watch::Watch;
+use crate::config::{self, Config};
+use crate::policy::{Diagnostic, Severity};
+use crate::sources::watch::Dirty;
+use crate::sources::{addresses, policies};
+use anyhow::Context;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use tokio::sync::watch as signal;
+
+/// The file with the last good configuration.
+use super::LAST_CONFIG;
+
+/// A cluster's node: its objects, and what they came to at the last look.
+pub(crate) struct Cluster {
+    watch: Watch,
+    pods_at: Vec<Pods>,
+    view: View,
+    publish: signal::Sender<Arc<Vec<NodeWorkload>>>,
+}
+
+impl Cluster {
+    /// The pods are below these cgroups; what other nodes are to know goes into `publish`.
+    pub(crate) fn new(watch: Watch, attach: &[String], publish: signal::Sender<Arc<Vec<NodeWorkload>>>) -> Self {
+        let pods_at = attach.iter().filter_map(|path| Pods::at(path)).collect();
+        Self { watch, pods_at, view: View::default(), publish }
+    }
+
+    pub(super) fn changes(&self) -> signal::Receiver<u64> {
+        self.watch.changes()
+    }
+
+    /// The configuration with what the objects say now.
+    fn view(&mut self, base: &Config) -> Config {
+        let Some(settings) = &base.cluster else { return base.clone() };
+        let objects = self.watch.objects();
+        let view = view::view(settings, &objects, base, &self.pods_at, &self.view.postures);
+        for new in view.warnings.iter().filter(|w| !self.view.warnings.contains(w)) {
+            tracing::warn!("{new}");
+        }
+        self.view = view;
+        self.publish.send_if_modified(|last| {
+            let differs = **last != self.view.published;
+            if differs {
+                *last = Arc::new(self.view.published.clone());
+            }
+            differs
+        });
+        self.view.over(base, &self.pods_at)
+    }
+
+    fn texts(&self) -> BTreeMap<String, String> {
+        self.view.texts.clone()
+    }
+
+    /// What is wrong with the objects, and with the watches.
+    pub(super) fn faults(&self) -> impl Iterator<Item = String> {
+        self.view.warnings.iter().cloned().chain(self.watch.faults())
+    }
+}
+
+/// Waits until the objects changed; for ever where there is no cluster.
+pub(super) async fn changed(cluster: &mut Option<signal::Receiver<u64>>) {
+    if let Some(changes) = cluster
+        && changes.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
+}
+
+impl<K: Kernel> Engine<K> {
+    /// Reads what may have changed.
+    pub(super) fn look(&mut self, dirty: Dirty) -> anyhow::Result<()> {
+        if dirty.files {
+            self.read_config()?;
+        }
+        if let Some(cluster) = self.cluster.as_mut().filter(|_| dirty.files || dirty.cluster) {
+            self.config = cluster.view(&self.base);
+        }
+        if dirty.files || dirty.cluster {
+            self.read_policies()?;
+        }
+        if dirty.any() {
+            for path in &self.config.attach {
+                let directory = self.hierarchy.directory(path);
+                if !directory.is_dir() {
+                    std::fs::create_dir_all(&directory)
+                        .with_context(|| format!("making the attach point {} again", directory.display()))?;
+                }
+            }
+            let watcher = &mut self.watcher;
+            let mut unwatched = Ok(());
+            self.scan = self.hierarchy.scan(&self.config, |directory| {
+                if let Err(e) = watcher.cgroups(directory) {
+                    unwatched = Err(e);
+                }
+            });
+            unwatched?;
+        }
+        if dirty.addresses {
+            self.host = addresses::host().context("reading the host's addresses")?;
+        }
+        Ok(())
+    }
+
+    /// Reads the configuration and the policies; what isn't good leaves the last good one.
+    fn read_config(&mut self) -> anyhow::Result<()> {
+        let name = self.file.display().to_string();
+        if let Some(folder) = self.file.parent() {
+            self.watcher.files(if folder == Path::new("") { Path::new(".") } else { folder })?;
+        }
+        match std::fs::read_to_string(&self.file) {
+            Ok(text) if self.text.as_ref() == Some(&text) => {}
+            Ok(text) => {
+                match config::parse(&name, &text).and_then(|new| self.adoptable(&name, new)) {
+                    Ok(new) => {
+                        tracing::info!("the configuration changed");
+                        self.state.put(LAST_CONFIG, text.as_bytes())?;
+                        self.base = new.clone();
+                        self.config = new;
+                        self.config_faults.clear();
+                    }
+                    Err(faults) => {
+                        for f in &faults {
+                            tracing::error!("{f}");
+                        }
+                        self.config_faults = faults;
+                    }
+                }
+                self.text = Some(text);
+            }
+            Err(e) => {
+                self.config_faults =
+                    vec![fault(&name, format!("can't be read: {e}"), "put it back; the last good one is in force")];
+                self.text = None;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the policies of the files and of the cluster.
+    fn read_policies(&mut self) -> anyhow::Result<()> {
+        let watcher = &mut self.watcher;
+        let mut unwatched = Ok(());
+        let mut reading = policies::read(&self.config.policies, |folder| {
+            if let Err(e) = watcher.files(folder) {
+                unwatched = Err(e);
+            }
+        });
+        unwatched?;
+        if let Some(cluster) = &self.cluster {
+            reading.texts.extend(cluster.texts());
+        }
+        if reading != self.reading || self.image.is_none() {
+            let next = self.policies.after(&reading);
+            for f in &next.findings {
+                tracing::error!("{f}");
+            }
+            if next.good != self.policies.good {
+                next.store(&self.state)?;
+            }
+            self.policies = next;
+            self.reading = reading;
+        }
+        Ok(())
+    }
+
+    /// Some fields hold for an agent's whole life; a file that changes one of them isn't taken.
+    fn adoptable(&self, name: &str, mut new: Config) -> Result<Config, Vec<Diagnostic>> {
+        let old = &self.base;
+        if new.cluster.is_some() && new.attach.is_empty() {
+            new.attach.clone_from(&old.attach);
+        }
+        let fixed = [
+            ("instance", new.instance != old.instance),
+            ("attach", new.attach != old.attach),
+            ("metrics", new.metrics != old.metrics),
+            ("socket", new.socket != old.socket),
+            ("state", new.state != old.state),
+            ("bpffs", new.bpffs != old.bpffs),
+            ("log", new.log != old.log),
+            ("limits", new.limits != old.limits),
+            ("history", new.history != old.history),
+            ("decisionLog", new.decision_log != old.decision_log),
+            ("cluster", new.cluster != old.cluster),
+        ];
+        let faults: Vec<_> = fixed
+            .iter()
+            .filter(|(_, differs)| *differs)
+            .map(|(field, _)| {
+                let message = format!("`{field}` differs from what the agent was started with");
+                fault(name, message, "restart the agent; until then the last good configuration is in force")
+            })
+            .collect();
+        if faults.is_empty() { Ok(new) } else { Err(faults) }
+    }
+}
+
+fn fault(file: &str, message: String, hint: &str) -> Diagnostic {
+    let hint = Some(hint.to_owned());
+    Diagnostic { file: file.into(), line: 0, column: 0, severity: Severity::Error, message, hint }
+}

@@ -1,0 +1,153 @@
+//! The custom resources: what `bulkhead crd` prints and deploy/ holds.
+//!
+//! The specs are the file form's own types ([`crate::policy::document`]), so a file is a resource. The API server checks
+//! what a schema and CEL can say; the agent converts every object by itself all the same, since an object may have
+//! passed an older schema.
+
+use crate::policy::document::{ClusterSegmentationPolicySpec, SegmentationPolicySpec};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::core::schema::StructuralSchemaRewriter;
+use kube::{CustomResource, CustomResourceExt};
+use schemars::JsonSchema;
+use schemars::generate::SchemaSettings;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+/// The group of [`crate::policy::document::API_VERSION`].
+pub const GROUP: &str = "bulkhead.dev";
+/// The version of it.
+pub const VERSION: &str = "v1alpha1";
+
+/// Where one node's pods are and who they are. Written by that node's agent, read by all others.
+#[derive(CustomResource, Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[kube(group = "bulkhead.dev", version = "v1alpha1", kind = "NodeEndpoints", plural = "nodeendpoints")]
+#[kube(shortname = "nodeep", category = "bulkhead", derive = "PartialEq")]
+#[kube(printcolumn = r#"{"name": "Published-By", "type": "string", "jsonPath": ".spec.publishedBy"}"#)]
+#[kube(printcolumn = r#"{"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}"#)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeEndpointsSpec {
+    /// The node whose agent wrote this: the same as the object's name, or another's while this node has no agent yet.
+    pub published_by: String,
+    /// The workloads that have addresses of their own.
+    #[serde(default)]
+    #[schemars(length(max = 1024))]
+    pub workloads: Vec<NodeWorkload>,
+}
+
+/// One pod of a node.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeWorkload {
+    /// The pod's UID.
+    pub uid: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its SPIFFE IDs.
+    #[schemars(length(max = 16))]
+    pub ids: Vec<String>,
+    /// Its addresses.
+    #[schemars(length(max = 16))]
+    pub addresses: Vec<String>,
+    /// Its named ports: `TCP/8080`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub ports: BTreeMap<String, String>,
+}
+
+/// What becomes of a policy.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PolicyStatus {
+    /// The generation that the rest is about.
+    pub observed_generation: i64,
+    /// How many workloads it selects, over all nodes that reported.
+    pub workloads: i64,
+    /// How many rules it has.
+    pub rules: i64,
+    /// Accepted, Enforced, Degraded.
+    pub conditions: Vec<k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition>,
+}
+
+/// All of them, in the order in which they may be created.
+pub fn all() -> Vec<CustomResourceDefinition> {
+    let scoped = |scope| json!({"scope": scope});
+    vec![
+        policy::<SegmentationPolicySpec>("SegmentationPolicy", "segmentationpolicies", "segpol", scoped("Namespaced")),
+        policy::<ClusterSegmentationPolicySpec>(
+            "ClusterSegmentationPolicy",
+            "clustersegmentationpolicies",
+            "csegpol",
+            scoped("Cluster"),
+        ),
+        NodeEndpoints::crd(),
+    ]
+}
+
+/// One kind of policy.
+fn policy<S: JsonSchema>(kind: &str, plural: &str, short: &str, scope: Value) -> CustomResourceDefinition {
+    let schema = |value: Value| json!({"type": "object", "required": ["spec"], "properties": {"spec": value, "status": schema_of::<PolicyStatus>()}});
+    let column = |name: &str, kind: &str, path: &str| json!({"name": name, "type": kind, "jsonPath": path});
+    let mut definition = json!({
+        "metadata": {"name": format!("{plural}.{GROUP}")},
+        "spec": {
+            "group": GROUP,
+            "names": {
+                "kind": kind, "plural": plural, "singular": kind.to_lowercase(), "shortNames": [short],
+                "categories": ["bulkhead"],
+            },
+            "versions": [{
+                "name": VERSION, "served": true, "storage": true,
+                "schema": {"openAPIV3Schema": schema(schema_of::<S>())},
+                "subresources": {"status": {}},
+                "additionalPrinterColumns": [
+                    column("Mode", "string", ".spec.mode"),
+                    column("Workloads", "integer", ".status.workloads"),
+                    column("Rules", "integer", ".status.rules"),
+                    column("Accepted", "string", ".status.conditions[?(@.type=='Accepted')].status"),
+                    column("Enforced", "string", ".status.conditions[?(@.type=='Enforced')].status"),
+                    column("Age", "date", ".metadata.creationTimestamp"),
+                ],
+            }],
+        },
+    });
+    definition["spec"]["scope"] = scope["scope"].clone();
+    serde_json::from_value(definition).expect("a literal of the definition's own shape")
+}
+
+/// A type's schema in the form that the API server takes.
+fn schema_of<T: JsonSchema>() -> Value {
+    let settings = SchemaSettings::openapi3().with(|s| {
+        s.inline_subschemas = true;
+        s.meta_schema = None;
+    });
+    let generator = settings.with_transform(StructuralSchemaRewriter).into_generator();
+    let mut value = generator.into_root_schema_for::<T>().to_value();
+    tidy(&mut value);
+    value
+}
+
+/// How long a list may be: the API server works out beforehand what checking the longest would cost.
+const LONGEST: u64 = 256;
+/// The same for lists of exceptions, which hold lists themselves and stand in a list.
+const EXCEPTIONS: u64 = 16;
+
+/// Takes out what a structural schema may not hold, and bounds every list.
+fn tidy(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            if map.get("type").is_some_and(|t| t == "array") {
+                map.entry("maxItems").or_insert(LONGEST.into());
+            }
+            if map.get("additionalProperties") == Some(&Value::Bool(false)) {
+                map.remove("additionalProperties");
+            }
+            if let Some(Value::Object(except)) = map.get_mut("except").filter(|e| e["type"] == "array") {
+                except.insert("maxItems".to_owned(), EXCEPTIONS.into());
+            }
+            map.remove("title");
+            map.values_mut().for_each(tidy);
+        }
+        Value::Array(all) => all.iter_mut().for_each(tidy),
+        _ => {}
+    }
+}

@@ -1,0 +1,62 @@
+//! This node's pods, told to the other nodes: one object per node, written by its agent alone.
+
+use super::crd::{NodeEndpoints, NodeEndpointsSpec, NodeWorkload};
+use kube::api::{Api, Patch, PatchParams};
+use kube::{Client, Resource};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+/// Who writes, in the object's managed fields.
+const MANAGER: &str = "bulkhead-agent";
+/// No more often than this is anything written: pods come in swarms.
+const PAUSE: Duration = Duration::from_millis(200);
+/// After a refusal.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Writes what is to be published whenever it changed, until `stopped`.
+///
+/// # Errors
+/// Never: what can't be written is tried again, since what is in force here doesn't depend on it.
+pub async fn run(
+    client: Client,
+    node: String,
+    mut workloads: watch::Receiver<Arc<Vec<NodeWorkload>>>,
+    mut stopped: watch::Receiver<bool>,
+) -> anyhow::Result<()> {
+    let api: Api<NodeEndpoints> = Api::all(client);
+    loop {
+        let now = workloads.borrow_and_update().clone();
+        let object =
+            NodeEndpoints::new(&node, NodeEndpointsSpec { published_by: node.clone(), workloads: now.to_vec() });
+        let patch = Patch::Apply(&object);
+        let parameters = PatchParams::apply(MANAGER).force();
+        let written = tokio::select! {
+            _ = stopped.changed() => return Ok(()),
+            written = api.patch(&node, &parameters, &patch) => written,
+        };
+        let pause = match written {
+            Ok(object) => {
+                tracing::debug!(version = object.meta().resource_version, pods = now.len(), "told the other nodes");
+                PAUSE
+            }
+            Err(e) => {
+                tracing::warn!("the other nodes can't be told of this node's pods yet: {e}");
+                PATIENCE
+            }
+        };
+        let again = pause == PATIENCE;
+        tokio::select! {
+            _ = stopped.changed() => return Ok(()),
+            () = sleep(pause) => {}
+        }
+        if again {
+            continue;
+        }
+        tokio::select! {
+            _ = stopped.changed() => return Ok(()),
+            changed = workloads.changed() => if changed.is_err() { return Ok(()) },
+        }
+    }
+}

@@ -1,0 +1,279 @@
+use super::*;
+use crate::cluster::tests::yaml;
+use crate::sources::assemble::{Assembled, assemble};
+use crate::sources::hierarchy::{Cgroup, Scan, level};
+use crate::sources::roster::Roster;
+use bulkhead_common::{Flow, Outcome, PeerId, verdict};
+
+const NODE: &str = "n1";
+const POD: &str = "6f1c2c3a-0b1d-4e2f-8a9b-0c1d2e3f4a5b";
+
+/// Objects as people write them.
+#[derive(Default)]
+struct Estate(Objects);
+
+impl Estate {
+    fn new(documents: &[&str]) -> Self {
+        let mut estate = Self::default();
+        documents.iter().for_each(|text| estate.add(text));
+        estate
+    }
+
+    fn add(&mut self, text: &str) {
+        let value = yaml(text);
+        let kind = value["kind"].as_str().expect("a kind").to_owned();
+        macro_rules! into {
+            ($($kind:literal => $field:ident),*) => {
+                match kind.as_str() {
+                    $($kind => self.0.$field.push(Arc::new(serde_json::from_value(value).expect("well-formed"))),)*
+                    other => panic!("{other}"),
+                }
+            };
+        }
+        into!(
+            "Pod" => pods, "NodeEndpoints" => node_endpoints, "Service" => services, "EndpointSlice" => slices,
+            "Namespace" => namespaces, "Node" => nodes, "ServiceCIDR" => service_cidrs,
+            "SegmentationPolicy" => policies, "ClusterSegmentationPolicy" => policies
+        );
+    }
+
+    fn view(&self) -> View {
+        let config = crate::config::parse("f", "posture: enforce\n").expect("fine");
+        let settings = Cluster::new(NODE, None, Some("t")).expect("fine");
+        view(&settings, &self.0, &config, &[Pods::at("/kubepods").expect("pods")], &BTreeMap::new())
+    }
+
+    /// The whole way: view, configuration, inventory, policies, image. Each pod has the cgroup that it would have.
+    fn image(&self) -> (View, crate::image::Image, Assembled) {
+        let view = self.view();
+        let base = crate::config::parse("f", "posture: enforce\n").expect("fine");
+        let config = view.over(&base, &[Pods::at("/kubepods").expect("pods")]);
+        let cgroup = |path: String, id| Cgroup { level: level(&path), path, id };
+        let scan = Scan {
+            workloads: (0..)
+                .zip(&config.workloads)
+                .filter_map(|(n, w)| Some((cgroup(w.cgroups.first()?.as_str().to_owned(), n as u64 + 100), n)))
+                .collect(),
+            attach: vec![cgroup("/kubepods".to_owned(), 1)],
+            ..Scan::default()
+        };
+        let assembled = assemble("f", &config, &scan, &BTreeSet::new(), &mut Roster::new(1)).expect("room");
+        let documents = view.texts.iter().flat_map(|(file, text)| crate::policy::read(file, text));
+        let (set, findings) = crate::policy::PolicySet::assemble(documents, &Default::default());
+        assert_eq!(findings, []);
+        let compiled = crate::policy::compile(&set, &assembled.inventory, &mut Default::default());
+        (view, compiled.image, assembled)
+    }
+
+    /// What becomes of a TCP connection from this service account's pods to an address and port.
+    fn outcome(&self, from: &str, to: &str, port: u16) -> Outcome {
+        let (_, image, assembled) = self.image();
+        let is = |facts: &crate::inventory::IdentityFacts| facts.identity.to_string().ends_with(from);
+        let src = assembled.inventory.identities.iter().find(|(_, f)| is(f)).map(|(p, _)| *p).expect("known");
+        let at = verdict::resolve(&image, &pod::address(to).expect("an address"), proto::TCP, port);
+        verdict::judge(&image, &Flow { src, dst: at.peer, proto: proto::TCP, port }).outcome()
+    }
+}
+
+fn pod(name: &str, account: &str, uid: &str, ip: &str, more: &str) -> String {
+    format!(
+        "{{kind: Pod, metadata: {{name: {name}, namespace: shop, uid: {uid}}}, \
+         spec: {{nodeName: {NODE}, serviceAccountName: {account}, containers: [{{name: c{more}}}]}}, \
+         status: {{phase: Running, podIPs: [{{ip: {ip}}}]}}}}"
+    )
+}
+
+const SHOP: &str = "{kind: Namespace, metadata: {name: shop, labels: {bulkhead.dev/posture: enforce}}}";
+
+fn allow(from: &str, to: &str, port: u16) -> String {
+    format!(
+        "{{apiVersion: bulkhead.dev/v1alpha1, kind: ClusterSegmentationPolicy, metadata: {{name: {from}-{to}-{port}}}, \
+         spec: {{mode: enforce, edges: [{{from: [{{id: 'spiffe://t/ns/shop/sa/{from}'}}], \
+         to: [{{id: 'spiffe://t/ns/shop/sa/{to}'}}], ports: [{{port: {port}}}]}}]}}}}"
+    )
+}
+
+#[test]
+fn a_pod_is_a_workload_with_its_cgroup_and_address() {
+    let view =
+        Estate::new(&[SHOP, &pod("web-1", "web", POD, "10.0.0.1", ", ports: [{name: http, containerPort: 80}]")])
+            .view();
+    let [w] = &view.workloads[..] else { panic!("{view:?}") };
+    assert_eq!((w.name.as_str(), w.posture), ("shop/web-1", Posture::Enforce));
+    assert_eq!(w.identity.to_string(), "spiffe://t/ns/shop/sa/web");
+    assert!(w.cgroups.iter().any(|g| g.matches(&format!("/kubepods/burstable/pod{POD}"))));
+    assert_eq!(w.ports["http"], (6, 80));
+    assert_eq!(view.published[0].addresses, ["10.0.0.1"]);
+    assert_eq!(view.warnings, [String::new(); 0]);
+}
+
+#[test]
+fn an_address_with_two_claimants_is_nobodys() {
+    let elsewhere = "
+kind: NodeEndpoints
+apiVersion: bulkhead.dev/v1alpha1
+metadata: {name: n2}
+spec:
+  publishedBy: n2
+  workloads:
+  - {uid: b, namespace: shop, ids: ['spiffe://t/ns/shop/sa/thief'], addresses: [10.0.0.1, 10.0.1.1]}
+  - {uid: c, namespace: shop, ids: ['spiffe://t/ns/shop/sa/web'], addresses: [10.0.0.2]}";
+    let estate =
+        Estate::new(&[SHOP, &pod("a", "web", "a", "10.0.0.1", ""), &pod("d", "web", "d", "10.0.0.2", ""), elsewhere]);
+    let (view, image, _) = estate.image();
+    let at = |text: &str| verdict::resolve(&image, &pod::address(text).expect("an address"), proto::TCP, 80).peer;
+    assert_eq!(at("10.0.0.1"), Class::Unknown.id());
+    assert!(at("10.0.1.1").is_identity());
+    assert!(at("10.0.0.2").is_identity(), "one identity twice is that identity");
+    assert!(view.warnings.iter().any(|w| w.contains("10.0.0.1 is claimed by")), "{:?}", view.warnings);
+}
+
+#[test]
+fn two_pods_of_one_uid_are_both_unknown() {
+    let (a, b) = (pod("a", "web", POD, "10.0.0.1", ""), pod("b", "db", POD, "10.0.0.2", ""));
+    let view = Estate::new(&[SHOP, &a, &b]).view();
+    assert!(view.workloads.is_empty());
+    assert!(view.warnings[0].contains("neither is known"), "{:?}", view.warnings);
+}
+
+#[test]
+fn an_ended_pod_holds_no_address() {
+    let done = pod("job", "job", "j", "10.0.0.1", "").replace("Running", "Succeeded");
+    let view = Estate::new(&[SHOP, &done, &pod("web", "web", "w", "10.0.0.1", "")]).view();
+    assert_eq!(view.workloads.len(), 1);
+    assert_eq!(view.warnings, [String::new(); 0]);
+}
+
+#[test]
+fn postures_come_from_labels_and_an_annotation_only_lowers() {
+    let of = |labels: &str, annotations: &str, name: &str| {
+        let text = format!(
+            "{{kind: Namespace, metadata: {{name: {name}, labels: {{{labels}}}, annotations: {{{annotations}}}}}}}"
+        );
+        let view = Estate::new(&[&text]).view();
+        (view.postures[name], view.warnings.len())
+    };
+    assert_eq!(of("", "", "a"), (Posture::Enforce, 0), "the default of the file");
+    assert_eq!(of("", "", "kube-system"), (Posture::Observe, 0));
+    assert_eq!(of("bulkhead.dev/posture: audit", "", "kube-system"), (Posture::Audit, 0));
+    assert_eq!(of("bulkhead.dev/posture: enforce", "bulkhead.dev/override: observe", "a"), (Posture::Observe, 0));
+    assert_eq!(of("bulkhead.dev/posture: audit", "bulkhead.dev/override: enforce", "a"), (Posture::Audit, 1));
+    assert_eq!(of("bulkhead.dev/posture: 'off'", "", "a"), (Posture::Enforce, 1));
+}
+
+const SERVICE: &str = "
+kind: Service
+metadata: {name: db, namespace: shop}
+spec: {clusterIPs: [10.96.0.5], ports: [{port: 5432}]}";
+
+fn slice(port: u16, addresses: &str) -> String {
+    format!(
+        "{{kind: EndpointSlice, addressType: IPv4, \
+         metadata: {{name: db-1, namespace: shop, labels: {{kubernetes.io/service-name: db}}}}, \
+         ports: [{{name: '', port: {port}}}], endpoints: [{{addresses: [{addresses}]}}]}}"
+    )
+}
+
+#[test]
+fn a_service_is_judged_by_who_answers() {
+    let pods = [
+        pod("web", "web", "a", "10.0.0.1", ""),
+        pod("db", "db", "b", "10.0.0.2", ""),
+        pod("x", "other", "c", "10.0.0.3", ""),
+    ];
+    let with = |slice: &str, rules: &[String]| {
+        let mut e = Estate::new(&[SHOP, SERVICE, slice]);
+        pods.iter().chain(rules).for_each(|t| e.add(t));
+        e.outcome("web", "10.96.0.5", 5432)
+    };
+    let (same, other_port) = (slice(5432, "10.0.0.2"), slice(15432, "10.0.0.2"));
+    assert_eq!(with(&same, &[]), Outcome::Denied);
+    assert_eq!(with(&same, &[allow("web", "db", 5432)]), Outcome::Allowed);
+    // The rule names the port at which the pod listens.
+    assert_eq!(with(&other_port, &[allow("web", "db", 5432)]), Outcome::Denied);
+    assert_eq!(with(&other_port, &[allow("web", "db", 15432)]), Outcome::Allowed);
+    // One of the backends isn't allowed: the connection might reach it.
+    let mixed = slice(5432, "10.0.0.2, 10.0.0.3");
+    assert_eq!(with(&mixed, &[allow("web", "db", 5432)]), Outcome::Denied);
+    assert_eq!(with(&mixed, &[allow("web", "db", 5432), allow("web", "other", 5432)]), Outcome::Allowed);
+    // Nobody answers, or nobody known.
+    assert_eq!(with(&slice(5432, ""), &[allow("web", "db", 5432)]), Outcome::Denied);
+}
+
+#[test]
+fn a_backend_that_refuses_itself_stops_nobody_else() {
+    // web may go anywhere; db takes it, other doesn't and says so at its own ingress.
+    let egress = "
+apiVersion: bulkhead.dev/v1alpha1
+kind: SegmentationPolicy
+metadata: {name: web, namespace: shop}
+spec: {mode: enforce, selector: {ids: ['spiffe://t/ns/shop/sa/web']}, egress: {rules: [{to: [{id: 'spiffe://**'}]}]}}";
+    let mut e = Estate::new(&[SHOP, SERVICE, &slice(5432, "10.0.0.2, 10.0.0.3"), egress, &allow("web", "db", 5432)]);
+    for t in [
+        pod("web", "web", "a", "10.0.0.1", ""),
+        pod("db", "db", "b", "10.0.0.2", ""),
+        pod("x", "other", "c", "10.0.0.3", ""),
+    ] {
+        e.add(&t);
+    }
+    assert_eq!(e.outcome("web", "10.96.0.5", 5432), Outcome::Allowed);
+    assert_eq!(e.outcome("web", "10.0.0.3", 5432), Outcome::Denied);
+}
+
+#[test]
+fn what_a_cluster_needs_is_open_and_named() {
+    let dns = "{kind: Pod, metadata: {name: dns, namespace: kube-system, uid: d}, \
+        spec: {nodeName: n1, serviceAccountName: coredns, containers: []}, status: {podIPs: [{ip: 10.0.0.9}]}}";
+    let service = "
+kind: Service
+metadata: {name: kube-dns, namespace: kube-system}
+spec: {clusterIPs: [10.96.0.10], ports: [{name: dns-tcp, port: 53}]}";
+    let behind = "
+kind: EndpointSlice
+addressType: IPv4
+metadata: {name: d, namespace: kube-system, labels: {kubernetes.io/service-name: kube-dns}}
+ports: [{name: dns-tcp, port: 53}]
+endpoints: [{addresses: [10.0.0.9]}]";
+    let api = "
+kind: Service
+metadata: {name: kubernetes, namespace: default}
+spec: {clusterIPs: [10.96.0.1], ports: [{name: https, port: 443}]}";
+    let servers = "
+kind: EndpointSlice
+addressType: IPv4
+metadata: {name: kubernetes, namespace: default, labels: {kubernetes.io/service-name: kubernetes}}
+ports: [{name: https, port: 6443}]
+endpoints: [{addresses: [192.0.2.1]}]";
+    let node = "{kind: Node, metadata: {name: n1}, spec: {podCIDRs: [10.0.0.0/24]}, \
+        status: {addresses: [{type: InternalIP, address: 192.0.2.1}, {type: Hostname, address: n1}]}}";
+    let system = "{kind: Namespace, metadata: {name: kube-system}}";
+    let mut e = Estate::new(&[SHOP, system, dns, service, behind, api, servers, node]);
+    e.add(&pod("web", "web", "a", "10.0.0.1", ", readinessProbe: {tcpSocket: {port: 8080}}"));
+    e.add(&pod("op", "operator", "b", "10.0.0.2", "").replace(
+        "containers:",
+        "volumes: [{name: t, projected: {sources: [{serviceAccountToken: {path: t}}]}}], containers:",
+    ));
+    assert_eq!(e.outcome("web", "10.96.0.10", 53), Outcome::Allowed);
+    assert_eq!(e.outcome("web", "10.0.0.9", 9153), Outcome::Denied, "its metrics aren't DNS");
+    assert_eq!(e.outcome("operator", "10.96.0.1", 443), Outcome::Allowed);
+    assert_eq!(e.outcome("operator", "192.0.2.1", 6443), Outcome::Allowed);
+    assert_eq!(e.outcome("operator", "192.0.2.1", 22), Outcome::Denied, "the rest of that node");
+    assert_eq!(e.outcome("web", "10.96.0.1", 443), Outcome::Denied, "it has no token");
+    let (_, image, assembled) = e.image();
+    let web = |f: &crate::inventory::IdentityFacts| f.identity.to_string().ends_with("/web");
+    let web: PeerId = assembled.inventory.identities.iter().find(|(_, f)| web(f)).map(|(p, _)| *p).expect("known");
+    let probe =
+        |port| verdict::judge(&image, &Flow { src: Class::Host.id(), dst: web, proto: proto::TCP, port }).outcome();
+    assert_eq!((probe(8080), probe(8081)), (Outcome::Allowed, Outcome::Denied));
+    let unknown = pod::address("10.0.0.77").expect("an address");
+    assert_eq!(verdict::resolve(&image, &unknown, proto::TCP, 80).peer, Class::Unknown.id(), "a pod not known yet");
+}
+
+#[test]
+fn a_policy_that_is_no_policy_keeps_its_name() {
+    let old = "{apiVersion: bulkhead.dev/v1alpha1, kind: SegmentationPolicy, metadata: {name: p, namespace: shop, labels: {a: b}}, spec: {mode: strict}}";
+    let view = Estate::new(&[old]).view();
+    let text = &view.texts["SegmentationPolicy/shop/p"];
+    let read = crate::policy::read("SegmentationPolicy/shop/p", text);
+    assert!(read[0].as_ref().expect_err("not a policy").name.is_some());
+}

@@ -1,0 +1,218 @@
+//! The objects of the API server, kept in step.
+//!
+//! Each kind has a watch and a store of its own. A list replaces a store's content at once, so half of one is never seen;
+//! while a watch is broken its store keeps what it had, and the fault is told. Nothing here decides anything.
+
+use super::crd::{GROUP, NodeEndpoints, VERSION};
+use super::view::Objects;
+use crate::config::Cluster;
+use futures_util::StreamExt;
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
+use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, ObjectMeta};
+use kube::runtime::reflector::{self, Store};
+use kube::runtime::watcher::{self, Event};
+use kube::runtime::{WatchStreamExt, watcher as watch};
+use kube::{Client, Resource};
+use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::watch as signal;
+use tokio::task::JoinSet;
+
+/// The two kinds of policy.
+const POLICIES: [(&str, &str); 2] =
+    [("SegmentationPolicy", "segmentationpolicies"), ("ClusterSegmentationPolicy", "clustersegmentationpolicies")];
+
+/// How the watches are.
+#[derive(Clone, Debug, Default)]
+struct Health {
+    /// Kinds that haven't been listed once.
+    missing: Vec<&'static str>,
+    /// What is wrong with a kind's watch now.
+    faults: BTreeMap<&'static str, String>,
+}
+
+/// All watches of an agent. They end when this is dropped.
+pub struct Watch {
+    pods: Store<Pod>,
+    node_endpoints: Store<NodeEndpoints>,
+    services: Store<Service>,
+    slices: Store<EndpointSlice>,
+    namespaces: Store<Namespace>,
+    nodes: Store<Node>,
+    service_cidrs: Store<ServiceCIDR>,
+    policies: Vec<Store<DynamicObject>>,
+    health: Arc<Mutex<Health>>,
+    changed: signal::Receiver<u64>,
+    _tasks: JoinSet<()>,
+}
+
+impl Watch {
+    /// Begins to watch. [`Watch::synced`] tells when every kind was listed once.
+    pub fn start(client: &Client, settings: &Cluster) -> Self {
+        let (tell, changed) = signal::channel(0);
+        let mut spawn = Spawn { tell, health: Arc::default(), tasks: JoinSet::new() };
+        let own = watcher::Config::default().fields(&format!("spec.nodeName={}", settings.node));
+        let every = watcher::Config::default;
+        let pods = spawn.kind("pods", Api::all(client.clone()), (), own, |p: &mut Pod| {
+            strip(&mut p.metadata);
+            if let Some(status) = &mut p.status {
+                status.conditions = None;
+                status.container_statuses = None;
+                status.init_container_statuses = None;
+            }
+        });
+        let node_endpoints = spawn.kind("nodeendpoints", Api::all(client.clone()), (), every(), bare);
+        let services = spawn.kind("services", Api::all(client.clone()), (), every(), bare);
+        let slices = spawn.kind("endpointslices", Api::all(client.clone()), (), every(), bare);
+        let namespaces = spawn.kind("namespaces", Api::all(client.clone()), (), every(), bare);
+        let nodes = spawn.kind("nodes", Api::all(client.clone()), (), every(), |n: &mut Node| {
+            strip(&mut n.metadata);
+            if let Some(status) = &mut n.status {
+                status.images = None;
+                status.conditions = None;
+            }
+        });
+        let service_cidrs = spawn.kind("servicecidrs", Api::all(client.clone()), (), every(), bare);
+        let policies = POLICIES
+            .iter()
+            .map(|(kind, plural)| {
+                let resource = policy_resource(kind, plural);
+                let api = Api::all_with(client.clone(), &resource);
+                spawn.kind(plural, api, resource, every(), |p: &mut DynamicObject| {
+                    strip(&mut p.metadata);
+                    if let Some(all) = p.data.as_object_mut() {
+                        all.remove("status");
+                    }
+                })
+            })
+            .collect();
+        let Spawn { health, tasks, .. } = spawn;
+        Self {
+            pods,
+            node_endpoints,
+            services,
+            slices,
+            namespaces,
+            nodes,
+            service_cidrs,
+            policies,
+            health,
+            changed,
+            _tasks: tasks,
+        }
+    }
+
+    /// Tells when something changed, again and again.
+    pub fn changes(&self) -> signal::Receiver<u64> {
+        self.changed.clone()
+    }
+
+    /// Waits until every kind was listed once. Cancel it to stop waiting.
+    pub async fn synced(&self) {
+        let mut changes = self.changes();
+        while !self.missing().is_empty() {
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// The kinds that weren't listed yet.
+    pub fn missing(&self) -> Vec<&'static str> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner).missing.clone()
+    }
+
+    /// What is wrong with the watches now, a line for each kind.
+    pub fn faults(&self) -> Vec<String> {
+        let health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
+        health.faults.iter().map(|(kind, why)| format!("{kind} can't be watched: {why}")).collect()
+    }
+
+    /// All objects as they are now.
+    pub fn objects(&self) -> Objects {
+        Objects {
+            pods: self.pods.state(),
+            node_endpoints: self.node_endpoints.state(),
+            services: self.services.state(),
+            slices: self.slices.state(),
+            namespaces: self.namespaces.state(),
+            nodes: self.nodes.state(),
+            service_cidrs: self.service_cidrs.state(),
+            policies: self.policies.iter().flat_map(Store::state).collect(),
+        }
+    }
+}
+
+/// How the API server calls a kind of policy.
+pub fn policy_resource(kind: &str, plural: &str) -> ApiResource {
+    ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(GROUP, VERSION, kind), plural)
+}
+
+fn bare<K: Resource>(object: &mut K) {
+    strip(object.meta_mut());
+}
+
+/// Takes off what is large and never looked at.
+fn strip(meta: &mut ObjectMeta) {
+    meta.managed_fields = None;
+    if let Some(annotations) = &mut meta.annotations {
+        annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
+    }
+}
+
+struct Spawn {
+    tell: signal::Sender<u64>,
+    health: Arc<Mutex<Health>>,
+    tasks: JoinSet<()>,
+}
+
+impl Spawn {
+    fn kind<K>(
+        &mut self,
+        name: &'static str,
+        api: Api<K>,
+        dynamic: K::DynamicType,
+        config: watcher::Config,
+        small: impl Fn(&mut K) + Send + 'static,
+    ) -> Store<K>
+    where
+        K: Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+        K::DynamicType: Eq + Hash + Clone + Send + Sync,
+    {
+        let writer = reflector::store::Writer::new(dynamic);
+        let store = writer.as_reader();
+        self.health.lock().unwrap_or_else(PoisonError::into_inner).missing.push(name);
+        let (tell, health) = (self.tell.clone(), Arc::clone(&self.health));
+        self.tasks.spawn(async move {
+            let events = watch(api, config).default_backoff().modify(small).reflect(writer);
+            let mut events = std::pin::pin!(events);
+            while let Some(event) = events.next().await {
+                {
+                    let mut health = health.lock().unwrap_or_else(PoisonError::into_inner);
+                    match &event {
+                        Ok(Event::InitDone) => {
+                            health.missing.retain(|n| *n != name);
+                            health.faults.remove(name);
+                        }
+                        // Before a list is complete the store hasn't changed.
+                        Ok(Event::Init | Event::InitApply(_)) => continue,
+                        Ok(Event::Apply(_) | Event::Delete(_)) => drop(health.faults.remove(name)),
+                        Err(e) => {
+                            let why = e.to_string();
+                            if health.faults.insert(name, why.clone()).as_ref() != Some(&why) {
+                                tracing::warn!("{name} can't be watched, what was known of them stays: {why}");
+                            }
+                        }
+                    }
+                }
+                tell.send_modify(|n| *n = n.wrapping_add(1));
+            }
+        });
+        store
+    }
+}

@@ -1,0 +1,43 @@
+//! Services that are judged by whoever may answer: which of them will isn't known when a connection is opened.
+//!
+//! The source's side allows only if it allows each of them, at the port at which that one answers: else the connection
+//! might reach whom it must not. The destinations' side allows if any does, since one that refuses does so itself, at its
+//! own ingress, where it sees who comes. Made from the finished entries of the pairs, so it can't say otherwise than they.
+
+use crate::image::Image;
+use crate::inventory::Inventory;
+use bulkhead_common::maps::RuleKey;
+use bulkhead_common::slots::{Baseline, Permit, Sides};
+use bulkhead_common::{Flow, PeerId, verdict};
+use std::collections::BTreeSet;
+
+/// Adds the entries of all Services, as seen from this node's workloads.
+pub(super) fn fill(image: &mut Image, inventory: &Inventory) {
+    let sources: BTreeSet<PeerId> =
+        inventory.cgroups.iter().map(|c| c.peer).chain([PeerId::UNKNOWN_WORKLOAD]).collect();
+    for service in &inventory.services {
+        let mut entries = Vec::new();
+        for src in &sources {
+            for (proto, port) in &service.ports {
+                let answers =
+                    service.backends.iter().map(|(dst, at)| Flow { src: *src, dst: *dst, proto: *proto, port: *at });
+                let permit = answers.map(|flow| verdict::judge(image, &flow)).map(|j| (j.sides.0, j)).reduce(|a, b| {
+                    let egress = a.0 & b.0 & (Sides::EGRESS);
+                    let ingress = (a.0 | b.0) & Sides::INGRESS;
+                    // The rules named are those of whoever is denied first.
+                    let told = if a.1.outcome() as u8 >= b.1.outcome() as u8 { a.1 } else { b.1 };
+                    (egress | ingress, told)
+                });
+                let Some((sides, told)) = permit else { continue };
+                let key = RuleKey { src: src.0, dst: service.peer.0, port: *port, proto: *proto, size: 16 };
+                let permit =
+                    Permit { sides: Sides(sides), egress_rule: told.egress_rule, ingress_rule: told.ingress_rule };
+                entries.push((key, permit.encode()));
+            }
+        }
+        image.rules.extend(entries);
+        // For sources that aren't this node's, of which there are none at its hooks.
+        let closed = Baseline { sides: Sides::NONE, sockets_now: 0, sockets_audited: 0 };
+        image.baselines.insert(service.peer, closed);
+    }
+}
