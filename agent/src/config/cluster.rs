@@ -52,7 +52,8 @@ impl Cluster {
     /// The name of this node's pins and state, so that several nodes can share one kernel: the node's, without the dots,
     /// which bpffs keeps for itself.
     pub fn instance(&self) -> String {
-        let name: String = self.node.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect();
+        let name: String =
+            self.node.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect();
         if name.len() <= LONGEST {
             return name;
         }
