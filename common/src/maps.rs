@@ -43,6 +43,8 @@ pub const FLOWS: &str = "FLOWS";
 pub const WORLD_FLOWS: &str = "WORLD_FLOWS";
 /// `RINGBUF` of [`crate::event::Event`].
 pub const EVENTS: &str = "EVENTS";
+/// `RINGBUF` of [`crate::event::Answer`]. One of its own, so that answers can't push out decisions.
+pub const ANSWERS: &str = "ANSWERS";
 /// `SK_STORAGE`, cloned to accepted sockets: [`SocketState`].
 pub const SOCKETS: &str = "SOCKETS";
 /// `HASH`: socket cookie (`u64`) to role (`u32`), for sockets that are older than the programs.
@@ -73,6 +75,8 @@ pub mod capacity {
     pub const FLOWS: u32 = 1 << 16;
     /// Bytes of [`super::EVENTS`].
     pub const EVENT_BYTES: u32 = 1 << 20;
+    /// Bytes of [`super::ANSWERS`].
+    pub const ANSWER_BYTES: u32 = 1 << 18;
     /// Entries of [`super::OLD_SOCKETS`].
     pub const OLD_SOCKETS: u32 = 1 << 16;
 }
@@ -87,7 +91,7 @@ pub struct Control {
     pub abi: u32,
     /// Bit n: some cgroup of [`CGROUPS`] lies n levels below the root of the hierarchy.
     pub levels: u32,
-    /// [`Control::EMIT_ALLOWED`] and the `PASS_…` bits.
+    /// [`Control::EMIT_ALLOWED`], [`Control::TELL_ANSWERS`] and the `PASS_…` bits.
     pub flags: u32,
     /// The cookie of the host's network namespace (SO_NETNS_COOKIE).
     pub host_netns: u64,
@@ -100,11 +104,17 @@ pub struct Control {
     /// The size of each table less one, for even epochs and for odd ones: [`CGROUPS`], [`ADDRESSES`], [`ADDRESS_PORTS`],
     /// [`RULES`].
     pub masks: [[u32; 2]; 4],
+    /// Which of the maps of [`crate::outside`] is counted in: only raised, and once the other one is empty.
+    pub era: u32,
+    /// How many entries each of them holds.
+    pub outside: u32,
 }
 
 impl Control {
     /// Also send an event for each new allowed flow.
     pub const EMIT_ALLOWED: u32 = 1;
+    /// Send what workloads are answered by DNS servers.
+    pub const TELL_ANSWERS: u32 = 1 << 1;
     /// Built-in `neighbour-discovery`: ICMPv6 133, 135, 136 with hop limit 255, sent by the kernel.
     pub const PASS_NEIGHBOUR_DISCOVERY: u32 = 1 << 8;
     /// Built-in `multicast-listener`: ICMPv6 131, 132, 143 to ff02::/16 and IGMP, sent by the kernel.
@@ -294,6 +304,10 @@ pub mod totals {
     pub const LOST_EVENTS: u32 = 0;
     /// First of the numbers of [`super::Traffic`] that found no room in [`super::TRAFFIC`], in its order.
     pub const TRAFFIC: u32 = 1;
+    /// Counts of peers outside whose address found no room.
+    pub const OUTSIDE: u32 = 8;
+    /// DNS answers that weren't told: too many in a second, or no room.
+    pub const LOST_ANSWERS: u32 = 9;
     /// First of the counts that found no room in [`super::EDGES`], by direction, outcome and reason.
     pub const OVERFLOW: u32 = 16;
     /// Number of elements.
@@ -384,8 +398,6 @@ pub mod role {
 pub struct SocketVerdict {
     /// A [`CachedVerdict`].
     pub state: u64,
-    /// The peer's address when connect() was called, or that of the first packet.
-    pub peer: Addr,
     /// The peer's port.
     pub peer_port: u16,
     /// TCP: 1 when the completed handshake has been counted.
@@ -395,6 +407,9 @@ pub struct SocketVerdict {
     /// TCP: under what the connection is counted, as it was judged when it was opened. Without a protocol: under
     /// nothing.
     pub edge: EdgeKey,
+    /// The peer's address when connect() was called, or that of the packet by which an accepted socket was judged. With
+    /// the edge before it, this is an [`crate::outside::OutsideKey`].
+    pub peer: Addr,
 }
 
 /// What is kept of a socket. One value and not two, since making and freeing one costs more than most verdicts.
@@ -472,7 +487,7 @@ impl CachedVerdict {
 
 const _: () = {
     use core::mem::{offset_of, size_of};
-    assert!(size_of::<Control>() == 80 && offset_of!(Control, host_netns) == 16);
+    assert!(size_of::<Control>() == 88 && offset_of!(Control, host_netns) == 16);
     assert!(size_of::<AddrPort>() == 20 && offset_of!(AddrPort, port) == 16);
     assert!(size_of::<PrefixKey>() == 20 && offset_of!(PrefixKey, addr) == 4);
     assert!(size_of::<RuleKey>() == 12 && offset_of!(RuleKey, size) == 11);
@@ -482,8 +497,12 @@ const _: () = {
     assert!(size_of::<FlowValue>() == 16);
     assert!(size_of::<Stamp>() == 48 && offset_of!(Stamp, flags) == 36);
     assert!(size_of::<Traffic>() == 8 * Traffic::PARTS as usize);
-    assert!(totals::TRAFFIC + Traffic::PARTS <= totals::OVERFLOW);
-    assert!(size_of::<SocketVerdict>() == 48 && offset_of!(SocketVerdict, edge) == 32);
+    assert!(totals::TRAFFIC + Traffic::PARTS <= totals::OUTSIDE && totals::LOST_ANSWERS < totals::OVERFLOW);
+    assert!(
+        size_of::<SocketVerdict>() == 48
+            && offset_of!(SocketVerdict, edge) == 16
+            && offset_of!(SocketVerdict, peer) == 32
+    );
     assert!(size_of::<SocketState>() == 104 && offset_of!(SocketState, owner) == 48);
 };
 

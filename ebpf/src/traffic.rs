@@ -14,10 +14,12 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_sock_ops_cb_flags_set};
 use bulkhead_common::Direction;
 use bulkhead_common::maps::{SocketVerdict, Traffic, totals};
+use bulkhead_common::outside::OutsideKey;
 use core::mem::MaybeUninit;
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
 use crate::maps::{SOCKETS, TRAFFIC};
+use crate::outside;
 use crate::record::{NOEXIST, add, total};
 use crate::storage;
 use crate::words::Words;
@@ -173,6 +175,11 @@ fn keep(verdict: *const SocketVerdict, more: &Traffic) {
     // SAFETY: a non-null pointer to the socket's storage. The key may change meanwhile, if the connection has just been
     // judged again; then it is another one, but whole enough for a look-up.
     let edge = unsafe { &*addr_of!((*verdict).edge) };
+    // SAFETY: the peer's address stands behind the edge.
+    let outside = unsafe { addr_of!((*verdict).edge) }.cast::<OutsideKey>();
+    if outside::concerns(outside) {
+        outside::keep(outside, more);
+    }
     let mut place = TRAFFIC.get_ptr_mut(edge);
     if place.is_none() {
         if TRAFFIC.insert(edge, more, NOEXIST).is_ok() {

@@ -16,6 +16,7 @@ use super::overrides::Overrides;
 use super::snapshot::{Accounts, Names, Snapshot};
 use crate::config::{self, Config};
 use crate::flows::Edges;
+use crate::flows::outside::Outsiders;
 use crate::flows::series::Series;
 use crate::image::Image;
 use crate::policy::{self, Compiled, Diagnostic, PolicySet, RuleTable, Severity};
@@ -84,6 +85,9 @@ pub struct Engine<K: Kernel> {
     image: Option<Image>,
     compile_warnings: Vec<String>,
     edges: Edges,
+    outside: Arc<Outsiders>,
+    /// Since when this era of theirs is counted in, and how often there was no room then.
+    era: (Instant, u64),
     series: Series,
     commits: u64,
     last_commit: Option<Commit>,
@@ -154,6 +158,8 @@ impl<K: Kernel> Engine<K> {
             image: None,
             compile_warnings: Vec::new(),
             edges: Edges::default(),
+            outside: Arc::default(),
+            era: (Instant::now(), 0),
             series: Series::new(SERIES),
             commits: 0,
             last_commit: None,
@@ -303,6 +309,7 @@ impl<K: Kernel> Engine<K> {
     fn look(&mut self, dirty: Dirty) -> anyhow::Result<()> {
         if dirty.files {
             self.read_files()?;
+            self.kernel.set_tell_answers(self.config.dns)?;
         }
         if dirty.cgroups || dirty.files {
             for path in &self.config.attach {
@@ -473,6 +480,9 @@ impl<K: Kernel> Engine<K> {
         }
         if let Err(e) = self.read_counters() {
             faults.push(format!("the counters can't be read: {e:#}"));
+        }
+        if let Err(e) = self.turn_era() {
+            faults.push(format!("the counts by address can't be renewed: {e:#}"));
         }
         // What lasts is logged once; status and metrics have it for as long as it lasts.
         for new in faults.iter().filter(|f| !self.kernel_faults.contains(f)) {

@@ -91,6 +91,7 @@ impl Check<'_> {
             state,
             bpffs,
             log,
+            dns,
             built_ins,
             limits,
             history,
@@ -103,7 +104,7 @@ impl Check<'_> {
         let attach = self.attach(attach, &workloads);
         let ranges = ranges.iter().filter_map(|r| self.prefix(r)).collect();
         let endpoints = self.endpoints(endpoints, &workloads, &resolve);
-        let low::Limits { rules, edges, flows } = limits;
+        let low::Limits { rules, edges, flows, outside } = limits;
         Config {
             instance: self.instance(instance),
             attach,
@@ -133,8 +134,14 @@ impl Check<'_> {
                 json: log.as_ref().and_then(|l| l.format) == Some(low::LogFormat::Json),
                 level: log.and_then(|l| l.level).map_or_else(|| "info".to_owned(), |l| self.level(&l)),
             },
+            dns: dns.unwrap_or(true),
             built_ins: self.built_ins(&built_ins),
-            limits: Capacities { rules: self.limit(rules), edges: self.limit(edges), flows: self.limit(flows) },
+            limits: Capacities {
+                rules: self.limit(rules),
+                edges: self.limit(edges),
+                flows: self.limit(flows),
+                outside: self.limit(outside),
+            },
             history: self.history(history.unwrap_or_default()),
             decision_log: decision_log.and_then(|l| self.decision_log(l)),
             postures,

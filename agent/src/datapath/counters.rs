@@ -4,6 +4,7 @@ use super::object::PINNED_MAPS;
 use super::{Datapath, sys};
 use crate::plan::{Key, Table};
 use bulkhead_common::maps::{self, EdgeKey, FlowKey, FlowValue, Retired, Traffic, totals};
+use bulkhead_common::outside::OUTSIDE;
 use bulkhead_common::{Direction, Outcome, Reason};
 use std::collections::BTreeMap;
 use std::io;
@@ -37,6 +38,16 @@ impl Totals {
     /// Counts that found no room among the edges.
     pub fn overflow(&self, direction: Direction, outcome: Outcome, reason: Reason) -> u64 {
         self.at(totals::overflow(direction, outcome, reason))
+    }
+
+    /// DNS answers that weren't told.
+    pub fn lost_answers(&self) -> u64 {
+        self.at(totals::LOST_ANSWERS)
+    }
+
+    /// Counts of peers outside whose address found no room.
+    pub fn without_address(&self) -> u64 {
+        self.at(totals::OUTSIDE)
     }
 
     /// What became of connections whose edge found no room.
@@ -92,6 +103,8 @@ impl Datapath {
                 maps::RETIRED => sys::map_read_all::<EdgeKey, Retired>(self.map(name)?)?.len(),
                 maps::FLOWS | maps::WORLD_FLOWS => sys::map_read_all::<FlowKey, FlowValue>(self.map(name)?)?.len(),
                 maps::OLD_SOCKETS => sys::map_read_all::<u64, u32>(self.map(name)?)?.len(),
+                _ if name == OUTSIDE[0] => self.outside_used(0) as usize,
+                _ if name == OUTSIDE[1] => self.outside_used(1) as usize,
                 maps::SLOTS => self.state.len(Table::Prefixes) + 1,
                 maps::BASELINES => self.state.baselines().len(),
                 _ => match table {

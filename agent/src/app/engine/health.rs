@@ -8,10 +8,14 @@ use crate::revocation::Reach;
 use crate::serve::api::DriftStatus;
 use bulkhead_common::Outcome;
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use std::time::Duration;
 use tokio::time::Instant;
 
 /// In how many looks the tables are read back once: about a minute.
 const VERIFY: u32 = 30;
+/// How long an era of the counts by address lasts at least.
+const ERA: Duration = Duration::from_secs(600);
 /// Where it is stored how long the machine was open.
 const BOOT: &str = "boot.json";
 
@@ -38,7 +42,28 @@ impl<K: Kernel> Engine<K> {
                 self.series.add(&flows::edge(&key, |p| names.peer(p)), more);
             }
         }
+        let outside = self.kernel.outside()?;
+        Arc::make_mut(&mut self.outside).fold(outside, super::super::clock::now());
         self.edges.fold_totals(&self.kernel.totals()?);
+        Ok(())
+    }
+
+    /// Makes room for other addresses where there is none left, without losing a count: another era begins, and what was
+    /// counted in the former goes once the history has it.
+    pub(super) fn turn_era(&mut self) -> anyhow::Result<()> {
+        let without = self.edges.without_address();
+        if self.outside.has_former() {
+            if self.accounts.kept.era() == Some(self.outside.era()) {
+                self.kernel.empty_former_era()?;
+            }
+            return Ok(());
+        }
+        let (since, before) = self.era;
+        let crowded = self.outside.is_crowded() || without > before;
+        if crowded && since.elapsed() >= ERA {
+            self.kernel.begin_era()?;
+            self.era = (Instant::now(), without);
+        }
         Ok(())
     }
 
