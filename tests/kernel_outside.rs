@@ -216,7 +216,7 @@ fn eras_follow_each_other_without_a_loss() {
     }
     assert_eq!(kept.len(), 40);
     assert_eq!(kept.values().sum::<u64>(), made);
-    assert_eq!(edges(enforced.datapath()).into_iter().map(|(_, n)| n).sum::<u64>(), made);
+    assert_eq!(edges(enforced.datapath()).into_values().sum::<u64>(), made);
     let denied = |k: &OutsideKey| k.edge.outcome == Outcome::Denied as u8;
     assert!(kept.keys().all(denied));
     assert_eq!(enforced.datapath().totals().expect("the totals").without_address(), 0);

@@ -104,6 +104,7 @@ pub fn passes(
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let nonce = format!("<nonce {} {}>", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
     let bytes = nonce.as_bytes();
+    let started = Instant::now();
     let mut sender = from
         .spawn(|turn| {
             let domain = socket2::Domain::for_address(to);
@@ -121,7 +122,9 @@ pub fn passes(
         })
         .expect("a process");
     let told = sender.finish(SOON).expect("the sender ends");
-    (receiver.receives(bytes, NEVER), told)
+    // A machine on which sending took long receives no faster.
+    let within = if told.is_ok() { NEVER.max(started.elapsed() * 4) } else { NEVER };
+    (receiver.receives(bytes, within), told)
 }
 
 /// The unspecified address of a family, to bind to.

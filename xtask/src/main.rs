@@ -5,9 +5,11 @@
 
 mod bench;
 mod build;
+mod cluster;
 mod corpus;
 mod demo;
 mod guest;
+mod image;
 mod lint;
 mod matrix;
 mod object;
@@ -39,6 +41,10 @@ enum Task {
     Corpus(corpus::Args),
     /// Measure what Bulkhead costs, and hold it against the bars
     Bench(bench::Args),
+    /// A Kubernetes cluster on this machine, for tests (needs root)
+    Cluster(cluster::Args),
+    /// Make the container image, without a container engine
+    Image(image::Args),
     /// Run the kernel tests on other kernels, in QEMU
     Matrix(matrix::Args),
 }
@@ -52,6 +58,8 @@ fn main() -> ExitCode {
         Task::Lint(args) => args.run(),
         Task::Corpus(args) => args.run(),
         Task::Bench(args) => args.run(),
+        Task::Cluster(args) => args.run(),
+        Task::Image(args) => args.run(),
         Task::Matrix(args) => args.run(),
     };
     match done {

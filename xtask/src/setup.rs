@@ -29,13 +29,17 @@ const PROMETHEUS: &[&str] = &["prometheus"];
 const TEST_PACKAGES: &[&str] = &["iproute2"];
 /// Programs that boot other kernels.
 const MATRIX_PACKAGES: &[&str] = &["qemu-system-x86", "busybox-static", "xz-utils", "kmod"];
+/// What the test cluster takes from Debian: everything else of it is built from Go modules.
+const CLUSTER_PACKAGES: &[&str] =
+    &["runc", "containernetworking-plugins", "nftables", "iptables", "conntrack", "iproute2", "mount", "hostname"];
 
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   cargo xtask setup                 everything, for all tasks
   cargo xtask setup --for build     only what compiles the kernel programs
-  cargo xtask setup --for matrix    QEMU and what its guests are made of")]
+  cargo xtask setup --for matrix    QEMU and what its guests are made of
+  cargo xtask setup --for cluster   runc, CNI plugins and what else a node takes from Debian")]
 pub(crate) struct Args {
     /// Install only what this task needs
     #[arg(long = "for", value_enum)]
@@ -53,6 +57,8 @@ pub(crate) enum Purpose {
     Lint,
     /// Boot other kernels
     Matrix,
+    /// Bring a test cluster up
+    Cluster,
 }
 
 impl Args {
@@ -92,6 +98,7 @@ pub(crate) fn ensure(purpose: Purpose) -> Result<()> {
             ensure_bpf()?;
             ensure_packages(MATRIX_PACKAGES)
         }
+        Purpose::Cluster => ensure_packages(CLUSTER_PACKAGES),
     }
 }
 

@@ -1,0 +1,73 @@
+//! `pod`: what runs in the pods of the test cluster, and holds their sandboxes.
+//!
+//! The image has this one static file and nothing else, so it takes addresses, never names: the C library's resolver
+//! doesn't work without its shared objects. `resolve` therefore asks the DNS server itself. What an answer says is what
+//! the receiver saw, so that a test can tell who really talked to whom.
+
+mod ask;
+mod serve;
+
+use std::env;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+const USAGE: &str = "\
+pod pause                       wait for SIGTERM
+pod serve PORT                  answer on TCP and UDP, and log who asked
+pod ask tcp|udp ADDRESS:PORT    print the answer; exit code 1 if there is none within 2 s
+pod resolve SERVER:PORT NAME    print the addresses of NAME, one per line";
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("pod: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let words: Vec<String> = env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match words[..] {
+        ["pause"] => wait_for_the_end(),
+        ["serve", port] => {
+            serve::start(port.parse().context("PORT is a number up to 65535")?)?;
+            wait_for_the_end()
+        }
+        ["ask", "tcp", address] => say(ask::tcp(parse(address)?)?),
+        ["ask", "udp", address] => say(ask::udp(parse(address)?)?),
+        ["resolve", server, name] => {
+            let addresses: Vec<String> =
+                ask::addresses(parse(server)?, name)?.iter().map(ToString::to_string).collect();
+            say(addresses.join("\n"))
+        }
+        _ => bail!("what to do?\n{USAGE}"),
+    }
+}
+
+fn say(answer: String) -> Result<()> {
+    println!("{answer}");
+    Ok(())
+}
+
+fn parse(address: &str) -> Result<SocketAddr> {
+    address.parse().with_context(|| format!("`{address}` isn't ADDRESS:PORT or [ADDRESS]:PORT"))
+}
+
+/// Waits for SIGTERM or SIGINT, which a container's first process must ask for, and buries orphans until then.
+fn wait_for_the_end() -> Result<()> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGCHLD]).context("can't wait for signals")?;
+    for signal in signals.forever() {
+        if signal != SIGCHLD {
+            break;
+        }
+        while let Ok(Some(_)) = rustix::process::wait(rustix::process::WaitOptions::NOHANG) {}
+    }
+    Ok(())
+}
