@@ -23,13 +23,13 @@ use crate::policy::{self, Compiled, Diagnostic, PolicySet, RuleTable, Severity};
 use crate::revocation::Reach;
 use crate::serve::api::{Commit, Decision, DriftStatus, NotContained};
 use crate::serve::orders::{Cutting, Request};
+use crate::sources::addresses;
 use crate::sources::assemble::{Assembled, assemble};
 use crate::sources::hierarchy::{Hierarchy, Scan};
 use crate::sources::policies::{self, Policies};
 use crate::sources::roster::Roster;
 use crate::sources::state::State;
 use crate::sources::watch::{Dirty, Watcher};
-use crate::sources::{addresses, strays};
 use anyhow::Context;
 use bulkhead_common::slots::{Baseline, Sides};
 use bulkhead_common::{Addr, Class};
@@ -458,38 +458,6 @@ impl<K: Kernel> Engine<K> {
         self.image = Some(compiled.image);
         // Before the programs are attached there is nobody whom a reset could pass.
         Ok(if self.ready { self.cut(reach, started) } else { None })
-    }
-
-    /// Looks the kernel side over, puts right what it can, and reads the counters.
-    fn check(&mut self) {
-        let mut faults = Vec::new();
-        match self.kernel.inspect() {
-            Ok(found) => {
-                for f in found {
-                    if !K::is_repairable(&f) {
-                        faults.push(f.to_string());
-                        continue;
-                    }
-                    faults.push(match self.kernel.repair(&f) {
-                        Ok(()) => format!("{f}; put right"),
-                        Err(e) => format!("{f}; it couldn't be put right: {e:#}"),
-                    });
-                }
-            }
-            Err(e) => faults.push(format!("the kernel side can't be looked at: {e:#}")),
-        }
-        if let Err(e) = self.read_counters() {
-            faults.push(format!("the counters can't be read: {e:#}"));
-        }
-        if let Err(e) = self.turn_era() {
-            faults.push(format!("the counts by address can't be renewed: {e:#}"));
-        }
-        // What lasts is logged once; status and metrics have it for as long as it lasts.
-        for new in faults.iter().filter(|f| !self.kernel_faults.contains(f)) {
-            tracing::error!("{new}");
-        }
-        self.kernel_faults = faults;
-        self.not_contained = strays::not_contained(&self.hierarchy, &self.config, &self.scan);
     }
 
     fn names(&self) -> Names {

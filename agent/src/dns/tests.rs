@@ -1,3 +1,5 @@
+//! Answers are read as they should be, and whatever else comes is harmless.
+
 use super::*;
 use hickory_proto::op::Message;
 use hickory_proto::rr::rdata::{A, AAAA, CNAME};

@@ -1,4 +1,5 @@
-//! What the engine reads back: the counters, whether what is in force is what was compiled, and for how long nothing was.
+//! What the engine looks after: the kernel side, the counters, whether what is in force is what was compiled, and for how
+//! long nothing was.
 
 use super::super::clock::Clock;
 use super::super::kernel::Kernel;
@@ -6,6 +7,7 @@ use super::Engine;
 use crate::flows;
 use crate::revocation::Reach;
 use crate::serve::api::DriftStatus;
+use crate::sources::strays;
 use bulkhead_common::Outcome;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -30,7 +32,39 @@ struct Boot {
 }
 
 impl<K: Kernel> Engine<K> {
-    pub(super) fn read_counters(&mut self) -> anyhow::Result<()> {
+    /// Looks the kernel side over, puts right what it can, and reads the counters.
+    pub(super) fn check(&mut self) {
+        let mut faults = Vec::new();
+        match self.kernel.inspect() {
+            Ok(found) => {
+                for f in found {
+                    if !K::is_repairable(&f) {
+                        faults.push(f.to_string());
+                        continue;
+                    }
+                    faults.push(match self.kernel.repair(&f) {
+                        Ok(()) => format!("{f}; put right"),
+                        Err(e) => format!("{f}; it couldn't be put right: {e:#}"),
+                    });
+                }
+            }
+            Err(e) => faults.push(format!("the kernel side can't be looked at: {e:#}")),
+        }
+        if let Err(e) = self.read_counters() {
+            faults.push(format!("the counters can't be read: {e:#}"));
+        }
+        if let Err(e) = self.turn_era() {
+            faults.push(format!("the counts by address can't be renewed: {e:#}"));
+        }
+        // What lasts is logged once; status and metrics have it for as long as it lasts.
+        for new in faults.iter().filter(|f| !self.kernel_faults.contains(f)) {
+            tracing::error!("{new}");
+        }
+        self.kernel_faults = faults;
+        self.not_contained = strays::not_contained(&self.hierarchy, &self.config, &self.scan);
+    }
+
+    fn read_counters(&mut self) -> anyhow::Result<()> {
         self.edges.fold_traffic(self.kernel.traffic()?);
         let readings = self.kernel.edges()?;
         let names = self.names();
@@ -50,7 +84,7 @@ impl<K: Kernel> Engine<K> {
 
     /// Makes room for other addresses where there is none left, without losing a count: another era begins, and what was
     /// counted in the former goes once the history has it.
-    pub(super) fn turn_era(&mut self) -> anyhow::Result<()> {
+    fn turn_era(&mut self) -> anyhow::Result<()> {
         let without = self.edges.without_address();
         if self.outside.has_former() {
             if self.accounts.kept.era() == Some(self.outside.era()) {
