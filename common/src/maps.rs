@@ -11,7 +11,7 @@
 
 mod socket;
 
-pub use socket::{CachedVerdict, SocketState, SocketVerdict, Stamp, role};
+pub use socket::{CachedVerdict, Carried, SocketState, SocketVerdict, Stamp, role};
 
 use crate::Addr;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -112,6 +112,10 @@ pub struct Control {
     pub era: u32,
     /// How many entries each of them holds.
     pub outside: u32,
+    /// Raised when connections shall count what they have carried until now.
+    pub tick: u32,
+    /// Zero.
+    pub pad: u32,
 }
 
 impl Control {
@@ -285,13 +289,13 @@ pub struct Traffic {
     pub refused: u64,
     /// Attempts that were given up without an answer, by the kernel or by the application.
     pub timed_out: u64,
-    /// Payload that the destination acknowledged, of connections that have ended.
+    /// Payload that the destination acknowledged, as far as it was counted: at each tick, and at the end.
     pub bytes_sent: u64,
-    /// Payload that the source got, of connections that have ended.
+    /// Payload that the source got.
     pub bytes_received: u64,
-    /// Segments from the source, of connections that have ended. With those that were sent again, at the source.
+    /// Segments from the source. With those that were sent again, at the source.
     pub packets_sent: u64,
-    /// Segments to the source, of connections that have ended.
+    /// Segments to the source.
     pub packets_received: u64,
 }
 
@@ -361,7 +365,7 @@ pub const FLOW_IDLE_NS: u64 = 180_000_000_000;
 
 const _: () = {
     use core::mem::{offset_of, size_of};
-    assert!(size_of::<Control>() == 88 && offset_of!(Control, host_netns) == 16);
+    assert!(size_of::<Control>() == 96 && offset_of!(Control, host_netns) == 16);
     assert!(size_of::<AddrPort>() == 20 && offset_of!(AddrPort, port) == 16);
     assert!(size_of::<PrefixKey>() == 20 && offset_of!(PrefixKey, addr) == 4);
     assert!(size_of::<RuleKey>() == 12 && offset_of!(RuleKey, size) == 11);

@@ -24,6 +24,7 @@ use crate::packet::{Packet, parse};
 use crate::record::{Decision, record};
 use crate::storage;
 use crate::tables::{Snapshot, judge};
+use crate::traffic::{self, bulkhead_carried};
 use crate::who::{Ends, Met, Situation, holder, meet_packet};
 use crate::words::{Words, fill, same, settle};
 
@@ -93,6 +94,9 @@ pub fn packet<const OUT: bool>(skb: *mut __sk_buff) -> bool {
         if !kept.is_null() {
             let v = cached(kept);
             if v.epoch() == s.epoch && v.passes() {
+                if OUT && traffic::is_due(kept) {
+                    bulkhead_carried(skb);
+                }
                 if !OUT
                     && remote == Answer::PORT.to_be()
                     && protocol == u32::from(proto::UDP)

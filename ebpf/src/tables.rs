@@ -55,6 +55,12 @@ impl Snapshot {
         control!(era)
     }
 
+    /// When live connections were last asked what they have carried.
+    #[inline(always)]
+    pub fn tick() -> u32 {
+        control!(tick)
+    }
+
     /// How many entries each of them holds.
     #[inline(always)]
     pub fn outside() -> u32 {

@@ -73,6 +73,8 @@ pub trait Kernel: Send + 'static {
     /// # Errors
     /// When it can't be read.
     fn traffic(&self) -> anyhow::Result<Vec<(EdgeKey, Traffic)>>;
+    /// Has live TCP connections count what they have carried, for the next reading.
+    fn tick(&self);
     /// What is counted of peers outside, by address. Read it after the edges.
     ///
     /// # Errors

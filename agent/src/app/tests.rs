@@ -118,6 +118,7 @@ impl Kernel for Fake {
     fn set_tell_answers(&mut self, _: bool) -> anyhow::Result<()> {
         Ok(())
     }
+    fn tick(&self) {}
     fn outside(&self) -> anyhow::Result<Reading> {
         Ok(self.memory().outside.clone())
     }

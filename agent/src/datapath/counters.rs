@@ -8,6 +8,7 @@ use bulkhead_common::outside::OUTSIDE;
 use bulkhead_common::{Direction, Outcome, Reason};
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::atomic::Ordering;
 
 /// How full a map is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
@@ -79,6 +80,11 @@ impl Datapath {
     /// What became of the TCP connections of each edge, once. A number may already be higher when this returns.
     pub fn traffic(&self) -> io::Result<Vec<(EdgeKey, Traffic)>> {
         sys::map_read_all(self.map(maps::TRAFFIC)?)
+    }
+
+    /// Has each live TCP connection count, with the next packet that it sends, what it has carried until then.
+    pub fn tick(&self) {
+        self.tables.control.tick().fetch_add(1, Ordering::AcqRel);
     }
 
     /// The totals, summed over all CPUs.

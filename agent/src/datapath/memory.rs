@@ -161,6 +161,11 @@ impl ControlWords {
         self.memory.word32(offset_of!(Control, era))
     }
 
+    /// When connections were last asked what they have carried.
+    pub(super) fn tick(&self) -> &AtomicU32 {
+        self.memory.word32(offset_of!(Control, tick))
+    }
+
     /// How many entries each of them holds.
     pub(super) fn outside(&self) -> &AtomicU32 {
         self.memory.word32(offset_of!(Control, outside))

@@ -59,6 +59,26 @@ pub struct SocketVerdict {
     /// The peer's address when connect() was called, or that of the packet by which an accepted socket was judged. With
     /// the edge before it, this is an [`crate::outside::OutsideKey`].
     pub peer: Addr,
+    /// TCP: what of the connection has been counted already.
+    pub counted: Carried,
+    /// TCP: when that was looked at, by [`super::Control::tick`].
+    pub tick: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// What a TCP connection has carried, seen from one end, without what the handshake and the ends count for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Carried {
+    /// Payload that the peer acknowledged.
+    pub acked: u64,
+    /// Payload from the peer.
+    pub received: u64,
+    /// Segments to the peer; begins anew after 2^32.
+    pub segs_out: u32,
+    /// Segments from the peer; begins anew after 2^32.
+    pub segs_in: u32,
 }
 
 /// What is kept of a socket. One value and not two, since making and freeing one costs more than most verdicts.
@@ -137,9 +157,9 @@ impl CachedVerdict {
 const _: () = {
     use core::mem::{offset_of, size_of};
     assert!(size_of::<Stamp>() == 48 && offset_of!(Stamp, flags) == 36);
-    assert!(size_of::<SocketVerdict>() == 48);
+    assert!(size_of::<SocketVerdict>() == 80 && offset_of!(SocketVerdict, counted) == 48);
     assert!(offset_of!(SocketVerdict, edge) == 16 && offset_of!(SocketVerdict, peer) == 32);
-    assert!(size_of::<SocketState>() == 104 && offset_of!(SocketState, owner) == 48);
+    assert!(size_of::<SocketState>() == 136 && offset_of!(SocketState, owner) == 48);
 };
 
 #[cfg(test)]

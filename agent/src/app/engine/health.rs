@@ -79,6 +79,7 @@ impl<K: Kernel> Engine<K> {
         let outside = self.kernel.outside()?;
         Arc::make_mut(&mut self.outside).fold(outside, super::super::clock::now());
         self.edges.fold_totals(&self.kernel.totals()?);
+        self.kernel.tick();
         Ok(())
     }
 

@@ -109,6 +109,10 @@ impl Kernel for Datapath {
         Ok(Self::traffic(self)?)
     }
 
+    fn tick(&self) {
+        Self::tick(self);
+    }
+
     fn outside(&self) -> anyhow::Result<Reading> {
         Ok(Self::outside(self)?)
     }
