@@ -61,6 +61,8 @@ pub struct Config {
     pub bpffs: PathBuf,
     /// How to log.
     pub log: Log,
+    /// Whether DNS answers are read for the names of addresses.
+    pub dns: bool,
     /// `PASS_…` bits of [`maps::Control`].
     pub built_ins: u32,
     /// How many entries the kernel's tables hold.
@@ -173,6 +175,8 @@ pub struct Capacities {
     pub edges: Option<u32>,
     /// Entries for datagram flows.
     pub flows: Option<u32>,
+    /// Entries for peers outside, by address.
+    pub outside: Option<u32>,
 }
 
 /// Where and how decisions are written down.

@@ -19,12 +19,14 @@ use super::overrides::Overrides;
 use super::snapshot::{Accounts, Names, Snapshot};
 use crate::config::{self, Config};
 use crate::flows::Edges;
+use crate::flows::outside::Outsiders;
 use crate::flows::series::Series;
 use crate::image::Image;
 use crate::policy::{self, Compiled, Diagnostic, PolicySet, RuleTable};
 use crate::revocation::Reach;
 use crate::serve::api::{Commit, Decision, DriftStatus, NotContained};
 use crate::serve::orders::{Cutting, Request};
+use crate::sources::addresses;
 use crate::sources::assemble::{Assembled, assemble};
 use crate::sources::hierarchy::{Hierarchy, Scan};
 use crate::sources::policies::{self, Policies};
@@ -91,6 +93,9 @@ pub struct Engine<K: Kernel> {
     image: Option<Image>,
     compile_warnings: Vec<String>,
     edges: Edges,
+    outside: Arc<Outsiders>,
+    /// Since when this era of theirs is counted in, and how often there was no room then.
+    era: (Instant, u64),
     series: Series,
     commits: u64,
     last_commit: Option<Commit>,
@@ -163,6 +168,8 @@ impl<K: Kernel> Engine<K> {
             image: None,
             compile_warnings: Vec::new(),
             edges: Edges::default(),
+            outside: Arc::default(),
+            era: (Instant::now(), 0),
             series: Series::new(SERIES),
             commits: 0,
             last_commit: None,
@@ -366,35 +373,6 @@ impl<K: Kernel> Engine<K> {
         self.image = Some(compiled.image);
         // Before the programs are attached there is nobody whom a reset could pass.
         Ok(if self.ready { self.cut(reach, started) } else { None })
-    }
-
-    /// Looks the kernel side over, puts right what it can, and reads the counters.
-    fn check(&mut self) {
-        let mut faults = Vec::new();
-        match self.kernel.inspect() {
-            Ok(found) => {
-                for f in found {
-                    if !K::is_repairable(&f) {
-                        faults.push(f.to_string());
-                        continue;
-                    }
-                    faults.push(match self.kernel.repair(&f) {
-                        Ok(()) => format!("{f}; put right"),
-                        Err(e) => format!("{f}; it couldn't be put right: {e:#}"),
-                    });
-                }
-            }
-            Err(e) => faults.push(format!("the kernel side can't be looked at: {e:#}")),
-        }
-        if let Err(e) = self.read_counters() {
-            faults.push(format!("the counters can't be read: {e:#}"));
-        }
-        // What lasts is logged once; status and metrics have it for as long as it lasts.
-        for new in faults.iter().filter(|f| !self.kernel_faults.contains(f)) {
-            tracing::error!("{new}");
-        }
-        self.kernel_faults = faults;
-        self.not_contained = strays::not_contained(&self.hierarchy, &self.config, &self.scan);
     }
 
     fn names(&self) -> Names {

@@ -2,8 +2,9 @@
 //!
 //! The log is bounded in rate, and says how much it left out; counters have everything.
 
-use super::kernel::Events;
+use super::kernel::Records;
 use super::log::{Heard, Way};
+use super::naming::Naming;
 use super::sightings::{Executables, Sightings};
 use super::snapshot::{Names, Snapshot};
 use crate::config::narrow;
@@ -11,7 +12,7 @@ use crate::flows::{self, Edge};
 use crate::policy::Overrides;
 use crate::serve::api::{Decision, printable};
 use bulkhead_common::event::Event;
-use bulkhead_common::{Addr, Hook, Outcome, PeerId};
+use bulkhead_common::{Addr, Direction, Hook, Outcome, PeerId};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,6 +27,8 @@ pub struct Listeners {
     pub decisions: broadcast::Sender<Arc<Decision>>,
     /// The history's details.
     pub sightings: Sightings,
+    /// Names of addresses.
+    pub naming: Naming,
     /// The decision log.
     pub log: Option<Way>,
 }
@@ -34,13 +37,13 @@ pub struct Listeners {
 ///
 /// # Errors
 /// When the stream breaks.
-pub async fn run<E: Events>(
+pub async fn run<E: Records<Event>>(
     mut events: E,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     listeners: Listeners,
     mut stopped: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
-    let Listeners { decisions, sightings, log: way } = listeners;
+    let Listeners { decisions, sightings, naming, log: way } = listeners;
     let mut executables = Executables::default();
     let mut rate = Rate::new(LOG_RATE, Instant::now());
     loop {
@@ -63,7 +66,9 @@ pub async fn run<E: Events>(
                 continue;
             }
             let above = snapshot.policies.overrides();
-            let decision = Arc::new(decision(event, &snapshot.names, above, executable, time));
+            let mut decision = decision(event, &snapshot.names, above, executable, time);
+            decision.name = name(event, &naming, instant);
+            let decision = Arc::new(decision);
             if logged {
                 log(&decision, rate.left_out());
             }
@@ -116,11 +121,22 @@ pub fn decision(event: &Event, names: &Names, above: &Overrides, executable: Opt
         pid,
         comm: printable(&comm[..end]),
         executable: executable.map(|e| e.to_string()),
+        name: None,
         egress_rule: names.rule(egress_rule),
         ingress_rule: names.rule(ingress_rule),
         break_glass: above.open_everywhere()
             || [src, dst].iter().filter_map(|p| names.identities.get(&PeerId(*p))).any(|i| above.opens(i)),
     }
+}
+
+/// The name by which our workload asked for its peer's address.
+fn name(event: &Event, naming: &Naming, now: Instant) -> Option<String> {
+    let (own, peer, address) = match Direction::from_u8(event.direction)? {
+        Direction::Egress => (event.src, event.dst, &event.daddr),
+        Direction::Ingress => (event.dst, event.src, &event.saddr),
+    };
+    let name = PeerId(peer).is_outside().then(|| naming.name(PeerId(own), narrow(address), now))??;
+    Some(name.to_string())
 }
 
 fn address(addr: &Addr, port: u16) -> String {
@@ -142,6 +158,7 @@ fn log(d: &Decision, left_out: u64) {
         hook = d.hook,
         from = d.source_address,
         to = d.destination_address,
+        name = d.name.as_deref().unwrap_or_default(),
         pid = d.pid,
         comm = d.comm,
         executable = d.executable.as_deref().unwrap_or_default(),

@@ -92,6 +92,7 @@ impl Check<'_> {
             state,
             bpffs,
             log,
+            dns,
             built_ins,
             limits,
             history,
@@ -105,7 +106,7 @@ impl Check<'_> {
         let attach = self.attach(attach, &workloads);
         let ranges = ranges.iter().filter_map(|r| self.prefix(r)).collect();
         let endpoints = self.endpoints(endpoints, &workloads, &resolve);
-        let low::Limits { rules, edges, flows } = limits;
+        let low::Limits { rules, edges, flows, outside } = limits;
         let in_cluster = cluster.is_some();
         let cluster = cluster.and_then(|c| self.cluster(c));
         Config {
@@ -141,8 +142,14 @@ impl Check<'_> {
                 json: log.as_ref().and_then(|l| l.format) == Some(low::LogFormat::Json),
                 level: log.and_then(|l| l.level).map_or_else(|| "info".to_owned(), |l| self.level(&l)),
             },
+            dns: dns.unwrap_or(true),
             built_ins: self.built_ins(&built_ins),
-            limits: Capacities { rules: self.limit(rules), edges: self.limit(edges), flows: self.limit(flows) },
+            limits: Capacities {
+                rules: self.limit(rules),
+                edges: self.limit(edges),
+                flows: self.limit(flows),
+                outside: self.limit(outside),
+            },
             history: self.history(history.unwrap_or_default()),
             decision_log: decision_log.and_then(|l| self.decision_log(l)),
             postures,

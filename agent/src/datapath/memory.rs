@@ -1,6 +1,8 @@
 //! Maps that the agent has mapped into its memory: every write is one atomic store, seen by program runs at once.
 
-use bulkhead_common::maps::Control;
+use bulkhead_common::PeerId;
+use bulkhead_common::maps::{Control, capacity};
+use bulkhead_common::outside::Share;
 use std::io;
 use std::mem::offset_of;
 use std::os::fd::BorrowedFd;
@@ -92,6 +94,24 @@ impl Rows {
     }
 }
 
+/// What each identity has taken of what is bounded for all.
+#[derive(Debug)]
+pub(super) struct Shares {
+    memory: Mapping,
+}
+
+impl Shares {
+    pub(super) fn new(map: BorrowedFd<'_>) -> io::Result<Self> {
+        Ok(Self { memory: Mapping::new(map, capacity::IDENTITIES as usize * size_of::<Share>())? })
+    }
+
+    /// How many entries it has of the map of even eras, or of odd ones.
+    pub(super) fn entries(&self, of: PeerId, half: usize) -> &AtomicU32 {
+        let share = of.0 as usize * size_of::<Share>();
+        self.memory.word32(share + offset_of!(Share, entries) + (half & 1) * 4)
+    }
+}
+
 /// The one element of [`bulkhead_common::maps::CONTROL`].
 #[derive(Debug)]
 pub(super) struct ControlWords {
@@ -134,6 +154,21 @@ impl ControlWords {
     /// The size of the n-th searched table less one, in one of the two slots.
     pub(super) fn mask(&self, n: usize, half: usize) -> &AtomicU32 {
         self.memory.word32(offset_of!(Control, masks) + n * 8 + (half & 1) * 4)
+    }
+
+    /// Which map of peers outside is counted in.
+    pub(super) fn era(&self) -> &AtomicU32 {
+        self.memory.word32(offset_of!(Control, era))
+    }
+
+    /// When connections were last asked what they have carried.
+    pub(super) fn tick(&self) -> &AtomicU32 {
+        self.memory.word32(offset_of!(Control, tick))
+    }
+
+    /// How many entries each of them holds.
+    pub(super) fn outside(&self) -> &AtomicU32 {
+        self.memory.word32(offset_of!(Control, outside))
     }
 
     pub(super) fn generation(&self) -> &AtomicU64 {

@@ -1,11 +1,12 @@
 //! The kernel's tables as the commit protocol sees them: [`Kernel`] over system calls and mapped memory.
 
-use super::memory::{ControlWords, Rows};
+use super::memory::{ControlWords, Rows, Shares};
 use super::retired::{Retirement, beside};
 use super::sys;
 use crate::plan::protocol::Kernel;
 use crate::plan::{BadIndex, Capacities, Cell, Entry, Found, Key, State, Table};
 use bulkhead_common::maps::{self, Control, EdgeKey, PrefixKey, RuleKey};
+use bulkhead_common::outside;
 use bulkhead_common::places::{self, GONE, KEY};
 use bulkhead_common::slots::ABSENT;
 use bulkhead_common::{Direction, PeerId};
@@ -50,6 +51,7 @@ const SEARCHED: [(Table, usize); 4] = [
 #[derive(Debug)]
 pub(super) struct Tables {
     pub(super) control: ControlWords,
+    pub(super) shares: Shares,
     rows: BTreeMap<Table, Rows>,
     baselines: Rows,
     prefixes: OwnedFd,
@@ -83,6 +85,7 @@ impl Tables {
         }
         Ok(Self {
             control: ControlWords::new(map(maps::CONTROL)?)?,
+            shares: Shares::new(map(outside::SHARES)?)?,
             rows: all,
             baselines: rows(maps::BASELINES, 2)?,
             prefixes: sys::duplicate(map(maps::PREFIXES)?)?,

@@ -82,6 +82,7 @@ impl<K: Kernel> Engine<K> {
     pub(super) fn look(&mut self, dirty: Dirty) -> anyhow::Result<()> {
         if dirty.files {
             self.read_config()?;
+            self.kernel.set_tell_answers(self.config.dns)?;
         }
         if let Some(cluster) = self.cluster.as_mut().filter(|_| dirty.files || dirty.cluster) {
             self.config = cluster.view(&self.base);
