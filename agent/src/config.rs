@@ -20,6 +20,7 @@ use bulkhead_common::{Addr, Class, maps};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A checked configuration.
@@ -95,7 +96,7 @@ pub struct Peer {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Who {
     /// A workload somewhere, with the posture that its side is judged by here.
-    Identity(Identity, Posture),
+    Identity(Arc<Identity>, Posture),
     /// A class.
     Class(Class),
 }

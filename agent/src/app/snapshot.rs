@@ -12,6 +12,7 @@ use crate::serve::api::{EdgeLine, Filter, Status};
 use crate::store;
 use bulkhead_common::PeerId;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use tokio::sync::watch;
 
 /// What numbers mean.
@@ -83,12 +84,12 @@ pub struct Snapshot {
     pub history: store::Health,
     /// The lateral-movement surface, once it was computed.
     pub surface: Option<Surface>,
-    /// What the ruleset was compiled from ...
-    pub inventory: Inventory,
+    /// What the ruleset was compiled from; shared by all snapshots until it changes ...
+    pub inventory: Arc<Inventory>,
     /// ... and its policies.
-    pub policies: PolicySet,
+    pub policies: Arc<PolicySet>,
     /// What numbers mean.
-    pub names: Names,
+    pub names: Arc<Names>,
     /// The counters.
     pub edges: Edges,
     /// What was refused or would be.

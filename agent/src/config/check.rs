@@ -12,6 +12,7 @@ use bulkhead_common::maps::AddrPort;
 use bulkhead_common::{Addr, Class, proto};
 use serde_saphyr::Spanned;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// The name of an agent that was given none.
 pub const INSTANCE: &str = "default";
@@ -28,7 +29,7 @@ pub const BPFFS: &str = "/sys/fs/bpf";
 /// Every fault that was found, in the file's order; then nothing of it is in force.
 pub fn parse(file: &str, text: &str) -> Result<Config, Vec<Diagnostic>> {
     let low: low::File = serde_saphyr::from_str(text).map_err(|e| vec![unreadable(file, &e)])?;
-    let mut check = Check { file, faults: Vec::new() };
+    let mut check = Check { file, faults: Vec::new(), identities: BTreeSet::new() };
     let config = check.config(low);
     check.faults.sort_by_key(|d| (d.line, d.column));
     if check.faults.is_empty() { Ok(config) } else { Err(check.faults) }
@@ -61,6 +62,8 @@ fn position<T>(s: &Spanned<T>) -> Position {
 struct Check<'a> {
     file: &'a str,
     faults: Vec<Diagnostic>,
+    /// Of endpoints: many of them may be one identity's.
+    identities: BTreeSet<Arc<Identity>>,
 }
 
 impl Check<'_> {
@@ -384,7 +387,7 @@ impl Check<'_> {
                 let namespace = namespace.unwrap_or_default();
                 let known = workloads.iter().find(|w| w.identity.ids == ids && w.identity.namespace == namespace);
                 let posture = known.map_or_else(|| posture(None, &namespace), |w| w.posture);
-                Who::Identity(Identity { namespace, ids }, posture)
+                Who::Identity(self.once(Identity { namespace, ids }), posture)
             }
             (None, Some(c)) => match Class::from_name(&c.value) {
                 Some(c) => Who::Class(c),
@@ -404,6 +407,18 @@ impl Check<'_> {
             }
         };
         Some(Peer { place, who })
+    }
+}
+
+impl Check<'_> {
+    /// The identity, held once for all who have it.
+    fn once(&mut self, identity: Identity) -> Arc<Identity> {
+        if let Some(known) = self.identities.get(&identity) {
+            return Arc::clone(known);
+        }
+        let new = Arc::new(identity);
+        self.identities.insert(Arc::clone(&new));
+        new
     }
 }
 

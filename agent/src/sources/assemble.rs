@@ -166,7 +166,7 @@ pub fn assemble(
     endpoint(Place::Addr(Addr(std::net::Ipv6Addr::LOCALHOST.octets())), Owner::Class(Class::Host));
     for (peer, identity, posture) in peers {
         inventory.identities.entry(peer).or_insert_with(|| IdentityFacts {
-            identity: identity.clone(),
+            identity: Identity::clone(identity),
             posture,
             ports: BTreeMap::new(),
         });

@@ -8,6 +8,7 @@ use crate::revocation::Reach;
 use crate::serve::api::DriftStatus;
 use bulkhead_common::Outcome;
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 use tokio::time::Instant;
 
 /// In how many looks the tables are read back once: about a minute.
@@ -29,7 +30,7 @@ impl<K: Kernel> Engine<K> {
     pub(super) fn read_counters(&mut self) -> anyhow::Result<()> {
         self.edges.fold_traffic(self.kernel.traffic()?);
         let readings = self.kernel.edges()?;
-        let names = self.names();
+        let names = Arc::clone(&self.names);
         let now = std::time::Instant::now();
         for (key, more) in self.edges.fold(&readings, super::super::clock::now()) {
             if Outcome::from_u8(key.outcome) == Some(Outcome::Allowed) {

@@ -9,12 +9,13 @@ use crate::flows;
 use crate::inventory::IdentityFacts;
 use crate::policy::{self, Severity};
 use crate::serve::api::{Finding, Overridden, Override, PolicyStatus, Status, WorkloadStatus};
+use std::sync::Arc;
 
 impl<K: Kernel> Engine<K> {
     /// The state of affairs, for everybody else.
     pub fn snapshot(&self) -> Snapshot {
         let overrides = self.in_force.overrides();
-        let identities = &self.assembled.inventory.identities;
+        let identities = &self.inventory.identities;
         let facts_of = |w: &Workload| identities.values().find(|f| f.identity == w.identity);
         let workloads = self.config.workloads.iter().enumerate().map(|(index, w)| WorkloadStatus {
             name: w.name.clone(),
@@ -22,14 +23,14 @@ impl<K: Kernel> Engine<K> {
             posture: facts_of(w).map_or(w.posture, |f| f.posture),
             revoked: overrides.revokes(&w.identity).is_some(),
             break_glass: overrides.opens(&w.identity),
-            cgroups: self.assembled.instances.iter().filter(|i| i.workload == index).map(|i| i.path.clone()).collect(),
+            cgroups: self.instances.iter().filter(|i| i.workload == index).map(|i| i.path.clone()).collect(),
         });
         let expiring = policy::expiry::findings(&self.policies.set, super::super::clock::now());
         let findings = self
             .config_faults
             .iter()
             .chain(&self.policies.findings)
-            .chain(&self.assembled.warnings)
+            .chain(&self.assembly_warnings)
             .chain(&expiring)
             .map(|d| Finding { error: d.severity == Severity::Error, text: d.to_string() })
             .chain(self.compile_warnings.iter().map(|text| Finding { error: false, text: text.clone() }));
@@ -76,9 +77,9 @@ impl<K: Kernel> Engine<K> {
             generation: self.kernel.generation(),
             history: self.accounts.history.borrow().clone(),
             surface: *self.accounts.surface.borrow(),
-            inventory: self.assembled.inventory.clone(),
-            policies: self.in_force.clone(),
-            names: self.names(),
+            inventory: Arc::clone(&self.inventory),
+            policies: Arc::clone(&self.in_force),
+            names: Arc::clone(&self.names),
             edges: self.edges.clone(),
             series: self.series.clone(),
         }
