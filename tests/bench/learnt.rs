@@ -1,7 +1,7 @@
 //! How long a suggestion and a graph take over two weeks of what was seen, and what those weeks take up on disk.
 //!
 //! The history is written by the store itself, an hour at a time, as an agent would have done: each link is counted at
-//! both of its ends in each hour. Then the real agent takes it over, and the real commands are asked.
+//! both of its ends, in each hour of the days that are kept by the hour, and in two of each day before. Then the real agent takes it over, and the real commands are asked.
 
 use crate::Figure;
 use crate::agent::mib;
@@ -114,7 +114,9 @@ fn write(file: &Path) -> Result<u64> {
     let mut random = fastrand::Rng::with_seed(14);
     let mut readings: Vec<Reading> =
         (0..LINKS).flat_map(|link| [Direction::Egress, Direction::Ingress].map(|d| begin(&names, link, d))).collect();
-    for hour in 1..=DAYS * 24 {
+    let mut before = None;
+    let hourly = (Bounds::default().hourly_days + 1) * 24;
+    for hour in (1..=DAYS * 24).filter(|h| h % 12 == 0 || h + hourly > DAYS * 24) {
         let at = first + hour * HOUR;
         for both in readings.as_chunks_mut::<2>().0 {
             let more = random.u64(1..100);
@@ -129,9 +131,10 @@ fn write(file: &Path) -> Result<u64> {
                 r.counts.packets_received += 20 * more;
             }
         }
-        let watched = (hour > 1).then_some(HOUR);
+        let watched = before.map(|before| at - before);
+        before = Some(at);
         store.record(&Batch { generation: 1, at, watched, readings: readings.clone(), ..Batch::default() })?;
-        if hour.is_multiple_of(24) {
+        if hour % 24 == 0 {
             store.tidy(at, true)?;
         }
     }

@@ -107,6 +107,7 @@ fn main() -> Result<()> {
     if !rounds::prefer() {
         eprintln!("    no real-time priority here: expect noise");
     }
+    ensure!(env::var_os("BULKHEAD").is_some(), "BULKHEAD names no agent: run this by `cargo xtask bench`");
     // Ctrl-C ends the measured processes, and what waits for them cleans up.
     let asked = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {

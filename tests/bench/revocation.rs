@@ -26,7 +26,7 @@ const EACH: usize = 10;
 const PORT: u16 = 5432;
 const MESSAGE: &[u8] = b"still there?";
 /// How often each socket sends.
-const EVERY: Duration = Duration::from_millis(50);
+const EVERY: Duration = Duration::from_millis(200);
 /// How long a socket waits for the command and its end.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How long traffic flows before the command.

@@ -28,11 +28,18 @@ pub const BPFFS: &str = "/sys/fs/bpf";
 /// # Errors
 /// Every fault that was found, in the file's order; then nothing of it is in force.
 pub fn parse(file: &str, text: &str) -> Result<Config, Vec<Diagnostic>> {
-    let low: low::File = serde_saphyr::from_str(text).map_err(|e| vec![unreadable(file, &e)])?;
+    let low: low::File = serde_saphyr::from_str_with_options(text, options()).map_err(|e| vec![unreadable(file, &e)])?;
     let mut check = Check { file, faults: Vec::new(), identities: BTreeSet::new() };
     let config = check.config(low);
     check.faults.sort_by_key(|d| (d.line, d.column));
     if check.faults.is_empty() { Ok(config) } else { Err(check.faults) }
+}
+
+/// What the reader takes: as many endpoints as there is room for addresses in the kernel's table, with each field.
+fn options() -> serde_saphyr::Options {
+    serde_saphyr::options! {
+        budget: serde_saphyr::budget! { max_nodes: 2_000_000, max_events: 4_000_000 },
+    }
 }
 
 /// A text that isn't YAML, or isn't of the right shape.

@@ -5,13 +5,17 @@ use aya::maps::{MapData, RingBuf};
 use bulkhead_common::event::Event;
 use bulkhead_common::maps;
 use std::io;
+use std::time::Duration;
 use tokio::io::unix::AsyncFd;
+use tokio::time::{Instant, sleep_until};
 use zerocopy::FromBytes;
 
 /// The reader of the events. There is one; the kernel keeps its place, also from one agent to the next.
 pub struct Events {
     ring: Source,
     malformed: u64,
+    /// When events were last taken.
+    last: Option<Instant>,
 }
 
 enum Source {
@@ -23,7 +27,7 @@ impl Datapath {
     /// The events, the first time that it is called.
     pub fn take_events(&mut self) -> Option<Events> {
         let ring = RingBuf::try_from(self.ebpf.take_map(maps::EVENTS)?).ok()?;
-        Some(Events { ring: Source::Idle(Some(ring)), malformed: 0 })
+        Some(Events { ring: Source::Idle(Some(ring)), malformed: 0, last: None })
     }
 
     /// What passes the programs' own log on to ours, the first time that it is called; `None` when they are silent
@@ -49,6 +53,10 @@ impl Datapath {
 impl Events {
     /// At most so many events make a batch, so that a flood doesn't keep the reader from its other work.
     const BATCH: usize = 1024;
+    /// So long lies between two batches, at least: the kernel wakes a reader that has read everything for the very next
+    /// event, and a flood would have it run once for each, in the way of everybody else. A lone event comes at once.
+    /// The ring has room for many times as long.
+    const GATHER: Duration = Duration::from_millis(5);
 
     /// Waits until there are events, and takes them. To be called within a tokio runtime.
     pub async fn next(&mut self) -> io::Result<Vec<Event>> {
@@ -62,6 +70,10 @@ impl Events {
         };
         loop {
             let mut guard = ring.readable_mut().await?;
+            if let Some(last) = self.last {
+                sleep_until(last + Self::GATHER).await;
+            }
+            self.last = Some(Instant::now());
             let mut batch = Vec::new();
             while batch.len() < Self::BATCH
                 && let Some(item) = guard.get_inner_mut().next()

@@ -5,6 +5,7 @@
 use super::hierarchy::Scan;
 use super::roster::{Full, Roster};
 use crate::config::{Config, Peer, Position, Who, Workload};
+use crate::identity::Identity;
 use crate::inventory::{AttachPoint, Endpoint, IdentityFacts, Inventory, Owner, Place, WorkloadCgroup};
 use crate::policy::{Diagnostic, Severity};
 use bulkhead_common::addr::V4_PREFIX_BITS;
