@@ -34,6 +34,7 @@ use crate::sources::{addresses, strays};
 use anyhow::Context;
 use bulkhead_common::slots::{Baseline, Sides};
 use bulkhead_common::{Addr, Class};
+use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -68,7 +69,8 @@ pub const LAST_CONFIG: &str = "config.yaml";
 pub struct Engine<K: Kernel> {
     kernel: K,
     file: PathBuf,
-    text: Option<String>,
+    /// The hash of that file as it was last read.
+    text: Option<Hash>,
     config: Config,
     /// What is wrong with the configuration's file as it is now.
     config_faults: Vec<Diagnostic>,
@@ -143,7 +145,7 @@ impl<K: Kernel> Engine<K> {
         let policies = Policies::stored(&state)?;
         let mut this = Self {
             kernel,
-            text: std::fs::read_to_string(&file).ok(),
+            text: None,
             file,
             config,
             config_faults: Vec::new(),
@@ -182,8 +184,11 @@ impl<K: Kernel> Engine<K> {
             looks: 0,
         };
         this.tend(&Clock::now())?;
-        if let Some(text) = this.text.as_ref().filter(|t| config::parse("", t).is_ok()) {
-            this.state.put(LAST_CONFIG, text.as_bytes())?;
+        if let Ok(text) = std::fs::read_to_string(&this.file) {
+            this.text = Some(hash(&text));
+            if config::parse("", &text).is_ok() {
+                this.state.put(LAST_CONFIG, text.as_bytes())?;
+            }
         }
         Ok(this)
     }
@@ -347,7 +352,7 @@ impl<K: Kernel> Engine<K> {
             self.watcher.files(if folder == Path::new("") { Path::new(".") } else { folder })?;
         }
         match std::fs::read_to_string(&self.file) {
-            Ok(text) if self.text.as_ref() == Some(&text) => {}
+            Ok(text) if self.text == Some(hash(&text)) => {}
             Ok(text) => {
                 match config::parse(&name, &text).and_then(|new| self.adoptable(&name, new)) {
                     Ok(new) => {
@@ -363,7 +368,7 @@ impl<K: Kernel> Engine<K> {
                         self.config_faults = faults;
                     }
                 }
-                self.text = Some(text);
+                self.text = Some(hash(&text));
             }
             Err(e) => {
                 self.config_faults =
@@ -514,6 +519,12 @@ impl<K: Kernel> Engine<K> {
     fn names_now(&self) -> Names {
         Names { identities: self.roster.identities().map(|(n, i)| (n, i.clone())).collect(), rules: self.rules.clone() }
     }
+}
+
+type Hash = [u8; 32];
+
+fn hash(text: &str) -> Hash {
+    Sha256::digest(text).into()
 }
 
 /// The former value if the new one is no other: whoever holds it needn't hold both.

@@ -48,6 +48,7 @@ pub async fn run(
             last = Some((Arc::clone(&now.policies), Arc::clone(&now.inventory)));
             rest = REST;
         }
+        drop(now);
         tokio::select! {
             _ = stopped.changed() => return Ok(()),
             () = tokio::time::sleep(rest) => {}

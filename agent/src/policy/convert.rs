@@ -180,7 +180,7 @@ impl Checker {
             let message = format!("`{name}` is an empty list, which would mean nothing and not \"any\"");
             self.error(&list, message, format!("write at least one item, or leave `{name}` out"));
         }
-        list.value.into_iter().filter_map(|item| each(self, item)).collect()
+        fitting(list.value.into_iter().filter_map(|item| each(self, item)).collect())
     }
 
     fn name(&mut self, kind: Kind, metadata: Metadata) -> At<Arc<PolicyName>> {
@@ -242,7 +242,7 @@ impl Checker {
             let text = format!("from {} on {}{}", listed(&peers), ports_listed(&ports), until(&expires)).into();
             place.with(Rule { peers, ports, text, expires })
         };
-        Some(rules.into_iter().map(each).collect())
+        Some(fitting(rules.into_iter().map(each).collect()))
     }
 
     fn egress(&mut self, egress: Option<doc::Egress>) -> Option<Vec<At<Rule>>> {
@@ -255,7 +255,7 @@ impl Checker {
             let text = format!("to {} on {}{}", listed(&peers), ports_listed(&ports), until(&expires)).into();
             place.with(Rule { peers, ports, text, expires })
         };
-        Some(rules.into_iter().map(each).collect())
+        Some(fitting(rules.into_iter().map(each).collect()))
     }
 
     fn edge(&mut self, edge: At<doc::Edge>) -> Option<At<Edge>> {
@@ -491,4 +491,10 @@ fn is_port_name(name: &str) -> bool {
         && !name.starts_with('-')
         && !name.ends_with('-')
         && !name.contains("--")
+}
+
+/// A list that takes no more room than it needs: collected in the place of what was read, it has that one's.
+fn fitting<T>(mut list: Vec<T>) -> Vec<T> {
+    list.shrink_to_fit();
+    list
 }
