@@ -79,7 +79,8 @@ pub struct Engine<K: Kernel> {
     watcher: Watcher,
     roster: Roster,
     saved: Option<Roster>,
-    rules: RuleTable,
+    /// Shared with the names of what was compiled last.
+    rules: Arc<RuleTable>,
     policies: Policies,
     reading: policies::Reading,
     scan: Scan,
@@ -154,7 +155,7 @@ impl<K: Kernel> Engine<K> {
             watcher: Watcher::new()?,
             saved: None,
             roster,
-            rules,
+            rules: Arc::new(rules),
             policies,
             reading: policies::Reading::default(),
             scan: Scan::default(),
@@ -433,11 +434,12 @@ impl<K: Kernel> Engine<K> {
     }
 
     fn compile(&mut self, set: &PolicySet, inventory: &Inventory) -> Compiled {
-        let mut compiled = policy::compile(set, inventory, &mut self.rules);
+        let mut compiled = policy::compile(set, inventory, Arc::make_mut(&mut self.rules));
         // Their cgroups are in the inventory, so it tells whether there are any.
         if inventory.cgroups.iter().any(|c| c.peer == Class::Host.id()) {
             compiled.image.baselines.insert(Class::Host.id(), HOST);
         }
+        compiled.image.compact();
         compiled
     }
 
@@ -467,7 +469,7 @@ impl<K: Kernel> Engine<K> {
             self.compiled = true;
             return Ok(None);
         }
-        let rules = serde_json::to_vec(&(self.kernel.generation(), &self.rules))?;
+        let rules = serde_json::to_vec(&(self.kernel.generation(), &*self.rules))?;
         self.state.put(RULES, &rules)?;
         let done = self.kernel.commit(&compiled.image).context("committing the ruleset")?;
         tracing::info!(
@@ -517,7 +519,8 @@ impl<K: Kernel> Engine<K> {
 
     /// What numbers mean after the last compilation, be it in force or not.
     fn names_now(&self) -> Names {
-        Names { identities: self.roster.identities().map(|(n, i)| (n, i.clone())).collect(), rules: self.rules.clone() }
+        let identities = self.roster.identities().map(|(n, i)| (n, i.clone())).collect();
+        Names { identities, rules: Arc::clone(&self.rules) }
     }
 }
 

@@ -1,8 +1,23 @@
-//! Giving memory back.
+//! How the agent's heap is kept small.
 //!
-//! Reading files, compiling and committing take for a moment what is several times as large as what stays, and the C
-//! library keeps freed memory for the next time. There it may lie for days, so it is given back when such a moment is
-//! over. Other C libraries than glibc do that by themselves, or can't be asked.
+//! Reading files, compiling and committing take for a moment what is several times as large as what stays. The C library
+//! keeps freed memory for the next time, and learns from one large piece that was freed to put the next into the midst
+//! of the small ones, where it can't be given back. So it is told not to. Other C libraries than glibc can't be told.
+
+/// Pieces from this size on get memory of their own, which goes back when they are freed. Bytes.
+#[cfg(target_env = "gnu")]
+const OWN: i32 = 64 << 10;
+
+/// Sets it up; before there are any other threads.
+pub fn set_up() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes numbers, and sets what is looked at when memory is taken (mallopt(3)).
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, OWN);
+        // Each thread's own heap keeps free memory of its own.
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
 
 /// Gives back to the kernel what is free.
 pub fn trim() {
@@ -10,14 +25,5 @@ pub fn trim() {
     // SAFETY: takes a number, locks what it looks at, and touches free memory only (malloc_trim(3)).
     unsafe {
         libc::malloc_trim(0);
-    }
-}
-
-/// Lets all threads share a few heaps, before there are any: each heap keeps free memory of its own.
-pub fn share() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: takes numbers, and sets one that is looked at when a thread allocates for the first time (mallopt(3)).
-    unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 2);
     }
 }

@@ -21,7 +21,7 @@ pub struct Names {
     /// Identities.
     pub identities: BTreeMap<PeerId, Identity>,
     /// Rules, and parts of the world.
-    pub rules: RuleTable,
+    pub rules: Arc<RuleTable>,
 }
 
 impl Names {

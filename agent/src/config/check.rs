@@ -337,7 +337,7 @@ impl Check<'_> {
         for w in workloads {
             seen.extend(w.addresses.iter().map(|a| (Place::Addr(*a), w.at)));
         }
-        let mut all = Vec::new();
+        let mut all = Vec::with_capacity(given.len());
         for entry in given {
             let at = position(&entry);
             let Some(peer) = self.endpoint(entry, workloads, posture) else { continue };

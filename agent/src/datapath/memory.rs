@@ -104,6 +104,11 @@ impl Rows {
         })
     }
 
+    /// Takes back what is mapped of it, until it is used again.
+    pub(super) fn unmap(&mut self) {
+        self.pieces.iter_mut().for_each(|piece| drop(piece.take()));
+    }
+
     /// The same array again, for a look at all of it: what that maps goes with it.
     pub(super) fn again(&self) -> io::Result<Self> {
         Self::new(self.map.as_fd(), self.len, self.words)

@@ -46,6 +46,9 @@ const SEARCHED: [(Table, usize); 4] = [
     (Table::Rules, places::RULE_WORDS),
 ];
 
+/// So many places of a table are looked at before what was mapped for that goes.
+const VIEW: u32 = 1 << 14;
+
 /// The maps that a commit writes.
 #[derive(Debug)]
 pub(super) struct Tables {
@@ -104,6 +107,12 @@ impl Tables {
         Ok(State::new(self.capacities, seed))
     }
 
+    /// Takes back what was mapped for a commit. What counts beside rules is read all the time.
+    pub(super) fn unmap(&mut self) {
+        self.rows.iter_mut().filter(|(table, _)| **table != Table::Rules).for_each(|(_, rows)| rows.unmap());
+        self.baselines.unmap();
+    }
+
     fn rows(&self, table: Table) -> &Rows {
         // Every table was put there by `new`.
         &self.rows[&table]
@@ -118,10 +127,14 @@ impl Tables {
             ..Found::default()
         };
         for (n, (table, _)) in SEARCHED.into_iter().enumerate() {
-            let rows = &self.rows(table).again()?;
+            let mut view = self.rows(table).again()?;
             let size = self.control.mask(n, present).load(Ordering::Acquire).saturating_add(1);
             found.sizes.insert(table, size);
-            for place in 0..rows.len() {
+            for place in 0..view.len() {
+                if place.is_multiple_of(VIEW) {
+                    view.unmap();
+                }
+                let rows = &view;
                 let payload = rows.slot(place, present);
                 let searched = (size..size.saturating_mul(2)).contains(&place);
                 if payload != ABSENT && payload != GONE && searched {

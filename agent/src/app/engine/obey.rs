@@ -13,6 +13,7 @@ use crate::serve::api::printable;
 use crate::serve::orders::{Cutting, Done, Order, Refusal};
 use crate::time::rfc3339;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How often what should be known is said again in the log, in looks.
@@ -168,7 +169,7 @@ impl<K: Kernel> Engine<K> {
 
     /// What these policies and orders would cut.
     fn preview(&mut self, policies: PolicySet, overrides: &Overrides) -> Result<Cutting, Refusal> {
-        let rules = self.rules.clone();
+        let rules = Arc::clone(&self.rules);
         let Draft { assembled, set } = self.draft(policies, overrides).map_err(|e| failed(&e))?;
         let compiled = self.compile(&set, &assembled.inventory);
         let names = self.names_now();
