@@ -29,10 +29,10 @@ const PACE: u32 = 100_000;
 /// Of these, so many are made at once.
 const BURST: u32 = 10;
 /// How often the other workload connects.
-const EVERY: Duration = Duration::from_micros(500);
+const EVERY: Duration = Duration::from_micros(250);
 /// How long a turn takes; there are as many of each kind.
-const TURN: Duration = Duration::from_secs(2);
-const TURNS: u32 = 5;
+const TURN: Duration = Duration::from_secs(1);
+const TURNS: u32 = 10;
 const PORT: u16 = 5432;
 const ALLOWED: u16 = 2000;
 /// What the log may take up: two files of 4 MiB.
@@ -69,11 +69,11 @@ pub(crate) fn take(factor: f64) -> Result<Vec<Figure>> {
     shop.hand_over(listener.as_fd())?;
     let mut flooder = estate.get("flooder").spawn(|turn| floods(turn, first, database))?;
 
-    let turns = if factor < 1.0 { 1 } else { TURNS };
+    let turns = if factor < 1.0 { 3 } else { TURNS };
     let (mut made, mut kernel_time) = (0, Duration::ZERO);
     // What was made up to here isn't of interest.
     let (mut calm, mut flooded, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
-    run(&mut shop, &mut flooder, Flood::Allowed, TURN / 4)?;
+    run(&mut shop, &mut flooder, Flood::Allowed, TURN / 2)?;
     let before = Memory::of(agent.pid())?;
     // The peak begins anew (proc(5)).
     fs::write(format!("/proc/{}/clear_refs", agent.pid()), "5")?;
