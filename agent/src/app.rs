@@ -8,6 +8,7 @@ pub mod clock;
 pub mod engine;
 pub mod events;
 pub mod failure;
+pub mod heap;
 pub mod keep;
 pub mod kernel;
 pub mod log;

@@ -24,6 +24,7 @@ use bulkhead_common::{Addr, Class, maps};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A checked configuration.
@@ -107,7 +108,7 @@ pub enum Who {
     /// A workload somewhere.
     Identity {
         /// Who it is.
-        identity: Identity,
+        identity: Arc<Identity>,
         /// The posture that its side is judged by here.
         posture: Posture,
         /// Its named ports.

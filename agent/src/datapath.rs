@@ -238,6 +238,7 @@ impl Datapath {
         if let Some(pending) = &mut self.pending {
             protocol::settle(&mut self.tables, &mut self.state, pending)?;
             self.pending = None;
+            self.tables.unmap();
         }
         Ok(())
     }

@@ -20,6 +20,9 @@ use tokio::sync::{broadcast, watch};
 
 /// Denials logged in a burst, and then per second.
 const LOG_RATE: u32 = 20;
+/// Decisions written to the decision log in a burst, and then per second: whoever is refused as fast as it can try
+/// mustn't fill the disk and keep a processor busy. What is left out is counted there, and in the counters all the same.
+const WRITE_RATE: u32 = 2000;
 
 /// Who hears of events.
 pub struct Listeners {
@@ -46,6 +49,7 @@ pub async fn run<E: Records<Event>>(
     let Listeners { decisions, sightings, naming, log: way } = listeners;
     let mut executables = Executables::default();
     let mut rate = Rate::new(LOG_RATE, Instant::now());
+    let mut writing = Rate::new(WRITE_RATE, Instant::now());
     loop {
         let batch = tokio::select! {
             _ = stopped.changed() => return Ok(()),
@@ -59,7 +63,11 @@ pub async fn run<E: Records<Event>>(
             let executable = executables.of(event, instant);
             sightings.note(event, executable.as_ref(), time);
             if let Some(way) = way.as_ref().filter(|_| refused) {
-                way.tell(Heard { event: *event, executable: executable.clone(), time });
+                if writing.take(instant) {
+                    way.tell(Heard { event: *event, executable: executable.clone(), time });
+                } else {
+                    way.leave_out();
+                }
             }
             let logged = refused && rate.take(instant);
             if !followed && !logged {

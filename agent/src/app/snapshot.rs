@@ -27,7 +27,7 @@ pub struct Names {
     /// Identities.
     pub identities: BTreeMap<PeerId, Identity>,
     /// Rules, and parts of the world.
-    pub rules: RuleTable,
+    pub rules: Arc<RuleTable>,
 }
 
 impl Names {
@@ -99,12 +99,12 @@ pub struct Snapshot {
     pub history: store::Health,
     /// The lateral-movement surface, once it was computed.
     pub surface: Option<Surface>,
-    /// What the ruleset was compiled from ...
-    pub inventory: Inventory,
+    /// What the ruleset was compiled from; shared by all snapshots until it changes ...
+    pub inventory: Arc<Inventory>,
     /// ... and its policies.
-    pub policies: PolicySet,
+    pub policies: Arc<PolicySet>,
     /// What numbers mean.
-    pub names: Names,
+    pub names: Arc<Names>,
     /// The counters.
     pub edges: Edges,
     /// The same for peers outside, by address.

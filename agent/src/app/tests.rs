@@ -1,6 +1,7 @@
 //! The whole loop with a kernel side in memory: real files, real watches, a real control socket.
 
 mod accounts;
+mod again;
 mod orders;
 
 use super::kernel::{Kernel, Records};

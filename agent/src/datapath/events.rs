@@ -6,13 +6,17 @@ use bulkhead_common::event::{Answer, Event};
 use bulkhead_common::maps;
 use std::io;
 use std::marker::PhantomData;
+use std::time::Duration;
 use tokio::io::unix::AsyncFd;
+use tokio::time::{Instant, sleep_until};
 use zerocopy::FromBytes;
 
 /// The reader of the records of a ring. There is one; the kernel keeps its place, also from one agent to the next.
 pub struct Records<T> {
     ring: Source,
     malformed: u64,
+    /// When events were last taken.
+    last: Option<Instant>,
     of: PhantomData<fn() -> T>,
 }
 
@@ -39,7 +43,7 @@ impl Datapath {
 
     fn take_ring<T>(&mut self, name: &str) -> Option<Records<T>> {
         let ring = RingBuf::try_from(self.ebpf.take_map(name)?).ok()?;
-        Some(Records { ring: Source::Idle(Some(ring)), malformed: 0, of: PhantomData })
+        Some(Records { ring: Source::Idle(Some(ring)), malformed: 0, last: None, of: PhantomData })
     }
 
     /// What passes the programs' own log on to ours, the first time that it is called; `None` when they are silent
@@ -65,6 +69,10 @@ impl Datapath {
 impl<T: FromBytes> Records<T> {
     /// At most so many records make a batch, so that a flood doesn't keep the reader from its other work.
     const BATCH: usize = 1024;
+    /// So long lies between two batches, at least: the kernel wakes a reader that has read everything for the very next
+    /// event, and a flood would have it run once for each, in the way of everybody else. A lone event comes at once.
+    /// The ring has room for many times as long.
+    const GATHER: Duration = Duration::from_millis(5);
 
     /// Waits until there are records, and takes them. To be called within a tokio runtime.
     pub async fn next(&mut self) -> io::Result<Vec<T>> {
@@ -78,6 +86,10 @@ impl<T: FromBytes> Records<T> {
         };
         loop {
             let mut guard = ring.readable_mut().await?;
+            if let Some(last) = self.last {
+                sleep_until(last + Self::GATHER).await;
+            }
+            self.last = Some(Instant::now());
             let mut batch = Vec::new();
             while batch.len() < Self::BATCH
                 && let Some(item) = guard.get_inner_mut().next()

@@ -180,7 +180,10 @@ impl Checker {
             let message = format!("`{name}` is an empty list, which would mean nothing and not \"any\"");
             self.error(&list, message, format!("write at least one item, or leave `{name}` out"));
         }
-        list.value.into_iter().filter_map(|item| each(self, item)).collect()
+        let mut all = Vec::with_capacity(list.len());
+        // Not `collect`, which would keep the room of what was read: that is several times as large.
+        all.extend(list.value.into_iter().filter_map(|item| each(self, item)));
+        all
     }
 
     fn name(&mut self, kind: Kind, metadata: Metadata) -> At<Arc<PolicyName>> {
@@ -242,7 +245,9 @@ impl Checker {
             let text = format!("from {} on {}{}", listed(&peers), ports_listed(&ports), until(&expires)).into();
             place.with(Rule { peers, ports, text, expires })
         };
-        Some(rules.into_iter().map(each).collect())
+        let mut all = Vec::with_capacity(rules.len());
+        all.extend(rules.into_iter().map(each));
+        Some(all)
     }
 
     fn egress(&mut self, egress: Option<doc::Egress>) -> Option<Vec<At<Rule>>> {
@@ -255,7 +260,9 @@ impl Checker {
             let text = format!("to {} on {}{}", listed(&peers), ports_listed(&ports), until(&expires)).into();
             place.with(Rule { peers, ports, text, expires })
         };
-        Some(rules.into_iter().map(each).collect())
+        let mut all = Vec::with_capacity(rules.len());
+        all.extend(rules.into_iter().map(each));
+        Some(all)
     }
 
     fn edge(&mut self, edge: At<doc::Edge>) -> Option<At<Edge>> {

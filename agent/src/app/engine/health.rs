@@ -2,6 +2,7 @@
 //! long nothing was.
 
 use super::super::clock::Clock;
+use super::super::heap;
 use super::super::kernel::Kernel;
 use super::Engine;
 use crate::flows;
@@ -67,7 +68,7 @@ impl<K: Kernel> Engine<K> {
     fn read_counters(&mut self) -> anyhow::Result<()> {
         self.edges.fold_traffic(self.kernel.traffic()?);
         let readings = self.kernel.edges()?;
-        let names = self.names();
+        let names = Arc::clone(&self.names);
         let now = std::time::Instant::now();
         for (key, more) in self.edges.fold(&readings, super::super::clock::now()) {
             if Outcome::from_u8(key.outcome) == Some(Outcome::Allowed) {
@@ -134,6 +135,8 @@ impl<K: Kernel> Engine<K> {
                 return;
             }
         };
+        // It took as much as all tables.
+        heap::trim();
         self.drift.verified += 1;
         if drift.is_none() {
             return;

@@ -11,6 +11,7 @@ use crate::policy::{Diagnostic, Severity};
 use crate::sources::watch::Dirty;
 use crate::sources::{addresses, policies};
 use anyhow::Context;
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -120,7 +121,7 @@ impl<K: Kernel> Engine<K> {
             self.watcher.files(if folder == Path::new("") { Path::new(".") } else { folder })?;
         }
         match std::fs::read_to_string(&self.file) {
-            Ok(text) if self.text.as_ref() == Some(&text) => {}
+            Ok(text) if self.text == Some(hash(&text)) => {}
             Ok(text) => {
                 match config::parse(&name, &text).and_then(|new| self.adoptable(&name, new)) {
                     Ok(new) => {
@@ -137,7 +138,7 @@ impl<K: Kernel> Engine<K> {
                         self.config_faults = faults;
                     }
                 }
-                self.text = Some(text);
+                self.text = Some(hash(&text));
             }
             Err(e) => {
                 self.config_faults =
@@ -204,6 +205,13 @@ impl<K: Kernel> Engine<K> {
             .collect();
         if faults.is_empty() { Ok(new) } else { Err(faults) }
     }
+}
+
+/// What is remembered of a file's text.
+pub(super) type Hash = [u8; 32];
+
+pub(super) fn hash(text: &str) -> Hash {
+    Sha256::digest(text).into()
 }
 
 fn fault(file: &str, message: String, hint: &str) -> Diagnostic {

@@ -15,7 +15,7 @@ impl<K: Kernel> Engine<K> {
     /// The state of affairs, for everybody else.
     pub fn snapshot(&self) -> Snapshot {
         let overrides = self.in_force.overrides();
-        let identities = &self.assembled.inventory.identities;
+        let identities = &self.inventory.identities;
         let facts_of = |w: &Workload| identities.values().find(|f| f.identity == w.identity);
         let number_of = |w: &Workload| identities.iter().find(|(_, f)| f.identity == w.identity).map(|(n, _)| *n);
         let workloads = self.config.workloads.iter().enumerate().map(|(index, w)| WorkloadStatus {
@@ -25,14 +25,14 @@ impl<K: Kernel> Engine<K> {
             revoked: overrides.revokes(&w.identity).is_some(),
             break_glass: overrides.opens(&w.identity),
             outside: number_of(w).map_or(0, |n| self.kernel.outside_share(n)),
-            cgroups: self.assembled.instances.iter().filter(|i| i.workload == index).map(|i| i.path.clone()).collect(),
+            cgroups: self.instances.iter().filter(|i| i.workload == index).map(|i| i.path.clone()).collect(),
         });
         let expiring = policy::expiry::findings(&self.policies.set, super::super::clock::now());
         let findings = self
             .config_faults
             .iter()
             .chain(&self.policies.findings)
-            .chain(&self.assembled.warnings)
+            .chain(&self.assembly_warnings)
             .chain(&expiring)
             .map(|d| Finding { error: d.severity == Severity::Error, text: d.to_string() })
             .chain(self.compile_warnings.iter().map(|text| Finding { error: false, text: text.clone() }));
@@ -82,9 +82,9 @@ impl<K: Kernel> Engine<K> {
             generation: self.kernel.generation(),
             history: self.accounts.history.borrow().clone(),
             surface: *self.accounts.surface.borrow(),
-            inventory: self.assembled.inventory.clone(),
-            policies: self.in_force.clone(),
-            names: self.names(),
+            inventory: Arc::clone(&self.inventory),
+            policies: Arc::clone(&self.in_force),
+            names: Arc::clone(&self.names),
             edges: self.edges.clone(),
             outside: Arc::clone(&self.outside),
             naming: self.accounts.naming.clone(),
