@@ -93,7 +93,8 @@ pub async fn run<K: Kernel>(
     let accounts = Accounts { history: health, log: log_health, surface, ..Accounts::default() };
     let cluster = config.cluster.clone();
     let attach = config.attach.clone();
-    let mut engine = Engine::new(file, config, hierarchy, state, kernel).map_err(Failure::Other)?.with(accounts.clone());
+    let mut engine =
+        Engine::new(file, config, hierarchy, state, kernel).map_err(Failure::Other)?.with(accounts.clone());
     let mut end = std::pin::pin!(end);
     let mut published = None;
     if let Some(settings) = cluster {

@@ -5,12 +5,12 @@
 //! pace, from a process that never sleeps. So what differs is what denying costs: the refusal, its event, and what the
 //! agent does with it. All are of normal priority.
 
+use crate::Figure;
 use crate::agent::{Memory, bytes_in, document, mib, processor_seconds};
 use crate::keys::Keys;
 use crate::numbers::{median, percentile};
 use crate::rounds::{cpus, settle_on};
 use crate::work::{listen, nanoseconds, open};
-use crate::Figure;
 use anyhow::{Context, Result, ensure};
 use bulkhead_tests::enforced::id;
 use bulkhead_tests::sandbox::{Process, Turn};

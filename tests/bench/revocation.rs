@@ -241,7 +241,8 @@ fn until_over(sockets: &[Socket]) -> io::Result<Vec<Ends>> {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(e) => return Err(e.into()),
         }
-        let due: Vec<usize> = open.iter().zip(&fds).filter(|(_, fd)| !fd.revents().is_empty()).map(|(n, _)| *n).collect();
+        let due: Vec<usize> =
+            open.iter().zip(&fds).filter(|(_, fd)| !fd.revents().is_empty()).map(|(n, _)| *n).collect();
         for n in due {
             match (&sockets[n]).read(&mut bytes) {
                 Ok(0) => ends[n].told = now(),

@@ -125,7 +125,13 @@ impl Agent {
             _ => ("--socket", self.folder().join("sock")),
         };
         let mut asked = Command::new(binary());
-        asked.args(command.split(' ')).arg(flag).arg(path).args(arguments).output().expect("BULKHEAD names an executable")
+        asked
+            .args(command.split(' '))
+            .arg(flag)
+            .arg(path)
+            .args(arguments)
+            .output()
+            .expect("BULKHEAD names an executable")
     }
 
     /// The status as JSON, and the exit code.

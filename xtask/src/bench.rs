@@ -235,7 +235,8 @@ mod tests {
 
     fn row(name: &str, bulkhead: f64, ratio: Option<f64>, added: Option<f64>) -> Row {
         let (name, unit, note) = (name.to_owned(), "ns".to_owned(), String::new());
-        Row::of(Figure { name, unit, none: Some(1000.0), empty: None, bulkhead, ratio, added, note }).expect("it has a bar")
+        Row::of(Figure { name, unit, none: Some(1000.0), empty: None, bulkhead, ratio, added, note })
+            .expect("it has a bar")
     }
 
     #[test]

@@ -29,7 +29,8 @@ pub const BPFFS: &str = "/sys/fs/bpf";
 /// # Errors
 /// Every fault that was found, in the file's order; then nothing of it is in force.
 pub fn parse(file: &str, text: &str) -> Result<Config, Vec<Diagnostic>> {
-    let low: low::File = serde_saphyr::from_str_with_options(text, options()).map_err(|e| vec![unreadable(file, &e)])?;
+    let low: low::File =
+        serde_saphyr::from_str_with_options(text, options()).map_err(|e| vec![unreadable(file, &e)])?;
     let mut check = Check { file, faults: Vec::new(), identities: BTreeSet::new() };
     let config = check.config(low);
     check.faults.sort_by_key(|d| (d.line, d.column));

@@ -99,7 +99,9 @@ pub fn assemble(
         |c: &super::hierarchy::Cgroup| WorkloadCgroup { id: c.id, level: c.level, peer: Class::Host.id(), instance: 0 };
     inventory.cgroups.extend(scan.unlisted.iter().map(host_cgroup));
 
-    let number = config.endpoints.len() + config.ranges.len() + config.workloads.iter().map(|w| w.addresses.len()).sum::<usize>();
+    let number = config.endpoints.len()
+        + config.ranges.len()
+        + config.workloads.iter().map(|w| w.addresses.len()).sum::<usize>();
     // And a few that are always there, so that it never has to grow.
     inventory.endpoints.reserve_exact(number + host.len() + METADATA.len() + 2);
     let mut endpoint = |place, owner| inventory.endpoints.push(Endpoint { place, owner });

@@ -12,7 +12,6 @@ use crate::sources::watch::Dirty;
 use crate::sources::{addresses, policies};
 use anyhow::Context;
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::watch as signal;
@@ -58,8 +57,8 @@ impl Cluster {
         self.view.over(base, &self.pods_at)
     }
 
-    fn texts(&self) -> BTreeMap<String, String> {
-        self.view.texts.clone()
+    fn texts(&self) -> impl Iterator<Item = (String, Arc<str>)> {
+        self.view.texts.iter().map(|(name, text)| (name.clone(), text.as_str().into()))
     }
 
     /// What is wrong with the objects, and with the watches.
