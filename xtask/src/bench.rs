@@ -80,7 +80,7 @@ enum Bar {
     Absolute(f64),
 }
 
-const BARS: [(&str, Bar); 19] = [
+const BARS: [(&str, Bar); 20] = [
     ("udp-connect", Bar::Added(250.0)),
     ("tcp-connect", Bar::Ratio(1.10)),
     ("tcp-request", Bar::Ratio(1.06)),
