@@ -5,7 +5,7 @@
 //! [`crate::maps::totals::OUTSIDE`]. Nothing pushes anything else out.
 //!
 //! **Shares.** A workload may choose the addresses that it connects to, and a scan is many of them. So each identity may
-//! hold as many entries as are still free ([`has_room`]): whoever takes all there is gets half, two of them a third each,
+//! hold as many entries as are still free ([`has_room`]): whoever takes all there is gets half, two of them at once a third each,
 //! and there is always room for the next.
 //!
 //! **Eras.** A count is never deleted while a program may add to it. Two maps take turns, by the era's last bit: the agent
@@ -108,7 +108,8 @@ mod tests {
         for hogs in 1..10_usize {
             let mut held = [0_u32; 10];
             let mut taken = 0;
-            while let Some(n) = (0..hogs).find(|n| has_room(held[*n], taken, 1000)) {
+            let next = |held: &[u32], taken| (0..hogs).filter(|n| has_room(held[*n], taken, 1000)).min_by_key(|n| held[*n]);
+            while let Some(n) = next(&held, taken) {
                 held[n] += 1;
                 taken += 1;
             }

@@ -159,7 +159,7 @@ fn begin(names: &[Arc<PeerName>], link: u32, direction: Direction) -> Reading {
     };
     let name = |n: u32| Arc::clone(&names[n as usize]);
     let (source, destination) = (name(source), name(destination));
-    Reading { key, address: None, source, destination, counts: Counts::default(), first: 0, last: 0 }
+    Reading { key, address: None, source, destination, counts: Counts::default(), first: 0, last: 0, era: 0 }
 }
 
 /// Who connects to whom, and on which port: no two links are the same.
