@@ -108,7 +108,8 @@ mod tests {
         for hogs in 1..10_usize {
             let mut held = [0_u32; 10];
             let mut taken = 0;
-            let next = |held: &[u32], taken| (0..hogs).filter(|n| has_room(held[*n], taken, 1000)).min_by_key(|n| held[*n]);
+            let next =
+                |held: &[u32], taken| (0..hogs).filter(|n| has_room(held[*n], taken, 1000)).min_by_key(|n| held[*n]);
             while let Some(n) = next(&held, taken) {
                 held[n] += 1;
                 taken += 1;

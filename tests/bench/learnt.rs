@@ -65,12 +65,12 @@ pub(crate) fn take(factor: f64) -> Result<Vec<Figure>> {
     ensure!(denied.is_empty(), "{} links that were seen would be denied", denied.len());
     let rules = suggested["rules"].as_array().map_or(0, Vec::len);
 
-    let mut slowest = (f64::NAN, "");
+    let mut slowest = (f64::NEG_INFINITY, "");
     let mut each = Vec::new();
     for form in FORMS {
         let took = timed(times, || said(&agent, "graph", &["--as", form]).map(drop))?;
         each.push(format!("{form} {took:.0}"));
-        if !(took <= slowest.0) {
+        if took > slowest.0 {
             slowest = (took, form);
         }
     }
