@@ -9,30 +9,43 @@ use bulkhead_tests::{Enforced, Estate, Process, Workload, enforced};
 use socket2::{Domain, Socket, Type};
 use std::io;
 use std::net::SocketAddr;
+use std::thread;
 use std::time::{Duration, Instant};
 
 const RUN: Duration = Duration::from_secs(2);
 
-/// Connects datagram sockets as fast as it can, to one port after another; says how many calls it made.
+/// Connects from two threads as fast as they can, to one port after another; says how many calls they made.
 fn connect_much(from: &Workload, to: SocketAddr, ports: u16, passes: bool) -> Process {
     from.spawn(move |turn| {
-        let end = Instant::now() + RUN;
-        let mut made = 0u64;
-        while Instant::now() < end {
-            let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
-            for _ in 0..64 {
-                let port = to.port() + u16::try_from(made % u64::from(ports)).unwrap_or_default();
-                let done = socket.connect(&SocketAddr::new(to.ip(), port).into());
-                if done.is_ok() != passes {
-                    turn.doing("a connect ended otherwise than the rules say");
-                    return Err(done.err().unwrap_or_else(|| io::ErrorKind::AlreadyExists.into()));
-                }
-                made += 1;
-            }
-        }
+        turn.doing("connecting from two threads");
+        let made = thread::scope(|scope| {
+            let one = || thread::Builder::new().spawn_scoped(scope, move || connects(to, ports, passes));
+            [one()?, one()?].into_iter().try_fold(0, |sum, thread| {
+                let made = thread.join().map_err(|_| io::Error::other("a thread panicked"))??;
+                Ok::<_, io::Error>(sum + made)
+            })
+        })?;
         turn.received(made.to_string().as_bytes())
     })
     .expect("a process")
+}
+
+/// Connects datagram sockets until the time is over; gives how many calls it made.
+fn connects(to: SocketAddr, ports: u16, passes: bool) -> io::Result<u64> {
+    let end = Instant::now() + RUN;
+    let mut made = 0u64;
+    while Instant::now() < end {
+        let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
+        for _ in 0..64 {
+            let port = to.port() + u16::try_from(made % u64::from(ports)).unwrap_or_default();
+            let done = socket.connect(&SocketAddr::new(to.ip(), port).into());
+            if done.is_ok() != passes {
+                return Err(done.err().unwrap_or_else(|| io::ErrorKind::AlreadyExists.into()));
+            }
+            made += 1;
+        }
+    }
+    Ok(made)
 }
 
 fn number(mut process: Process) -> u64 {
@@ -57,8 +70,9 @@ spec:
     let mut enforced = Enforced::over(&estate, Posture::Enforce, allow);
     let to = SocketAddr::from((estate.get("database").v4(), 4000));
     let of = |name: &str, passes| connect_much(estate.get(name), to, 3, passes);
-    let (a, b, c, d) = (of("web", true), of("web", true), of("intruder", false), of("intruder", false));
-    let (allowed, denied) = (number(a) + number(b), number(c) + number(d));
+    // Two threads of each, at the same time.
+    let (web, intruder) = (of("web", true), of("intruder", false));
+    let (allowed, denied) = (number(web), number(intruder));
     let (web, database, intruder) = (enforced.peer("web"), enforced.peer("database"), enforced.peer("intruder"));
     eprintln!("{allowed} allowed and {denied} denied connects");
     assert_eq!(enforced.counted(web, database, Outcome::Allowed), allowed);

@@ -163,7 +163,15 @@ fn bytes_are_what_was_sent_however_a_connection_ends() {
                 eprintln!("{ending:?}, IPv6 {v6}, {times} x {up} there and {down} back");
                 let (web, database) = (estate.get("web"), estate.get("database"));
                 let serving = server(database, v6, port, times, (up, down), ending);
-                done(client(web, at(database, v6, port), times, (up, down), ending));
+                let mut asking = client(web, at(database, v6, port), times, (up, down), ending);
+                // What was counted before doesn't count again at the end.
+                let ended = loop {
+                    enforced.datapath().tick();
+                    if let Some(ended) = asking.finish(Duration::from_millis(1)) {
+                        break ended;
+                    }
+                };
+                ended.unwrap_or_else(|e| panic!("{e:?}"));
                 done(serving);
                 let n = u64::from(times);
                 let [source, destination] = both(&mut enforced, port, n, n * up as u64, n * down as u64);
@@ -209,6 +217,43 @@ fn a_live_connection_is_established_at_both_ends() {
     done(asking);
     done(serving);
     both(&mut enforced, 6000, 1, 4, 4);
+}
+
+#[test]
+fn a_long_connection_is_counted_while_it_lasts() {
+    const ROUND: usize = 1000;
+    let estate = Estate::new(&["web", "database"]);
+    let mut enforced = Enforced::over(&estate, Posture::Enforce, ALLOW);
+    let (web, database) = (estate.get("web"), estate.get("database"));
+    let serving = server(database, false, 6500, 1, (5 * ROUND, 1), Ending::Client);
+    let to = at(database, false, 6500);
+    let mut asking = web
+        .spawn(move |turn| {
+            let mut stream = TcpStream::connect(to)?;
+            for _ in 0..5 {
+                stream.write_all(&[2; ROUND])?;
+                turn.ready()?;
+            }
+            read_exactly(&mut stream, 1)
+        })
+        .expect("a process");
+    for round in 1..=5 {
+        asking.wait_ready(SOON).expect("it has sent");
+        enforced.datapath().tick();
+        // What comes next has everything counted that came before.
+        if round > 1 {
+            let before = (round - 1) * ROUND as u64;
+            for direction in [Direction::Egress, Direction::Ingress] {
+                let t = traffic(&mut enforced, 6500, direction);
+                assert!(t.bytes_sent >= before - ROUND as u64 && t.bytes_sent <= before + ROUND as u64, "{t:?}");
+                assert!(round < 3 || t.packets_sent > 0 && t.packets_received > 0, "{t:?}");
+            }
+        }
+        asking.go(&[]).expect("it goes on");
+    }
+    done(asking);
+    done(serving);
+    both(&mut enforced, 6500, 1, 5 * ROUND as u64, 1);
 }
 
 /// Tries to connect so often, and says how often each kind of end came.

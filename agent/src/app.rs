@@ -8,9 +8,11 @@ pub mod clock;
 pub mod engine;
 pub mod events;
 pub mod failure;
+pub mod heap;
 pub mod keep;
 pub mod kernel;
 pub mod log;
+pub mod naming;
 pub mod overrides;
 pub mod sightings;
 pub mod snapshot;
@@ -31,7 +33,6 @@ use anyhow::{Context, anyhow};
 use engine::Engine;
 use keep::Keep;
 use kernel::Kernel;
-use sightings::Sightings;
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -82,18 +83,18 @@ pub async fn run<K: Kernel>(
         None => None,
     };
     let mut kernel = open(&config, &hierarchy)?;
-    let (events, kernel_log) = (kernel.take_events(), kernel.take_log());
+    let (events, answers, kernel_log) = (kernel.take_events(), kernel.take_answers(), kernel.take_log());
     let (decisions, _) = broadcast::channel(FOLLOWER_BACKLOG);
     let history = Sqlite::new(&state.path(HISTORY), config.history);
     let (healthy, health) = watch::channel(history.health());
     let (logged, log_health) = watch::channel(None);
     let decision_log = config.decision_log.clone();
     let (measured, surface) = watch::channel(None);
-    let sightings = Sightings::default();
-    let accounts = Accounts { sightings: sightings.clone(), history: health, log: log_health, surface };
+    let accounts = Accounts { history: health, log: log_health, surface, ..Accounts::default() };
     let cluster = config.cluster.clone();
     let attach = config.attach.clone();
-    let mut engine = Engine::new(file, config, hierarchy, state, kernel).map_err(Failure::Other)?.with(accounts);
+    let mut engine =
+        Engine::new(file, config, hierarchy, state, kernel).map_err(Failure::Other)?.with(accounts.clone());
     let mut end = std::pin::pin!(end);
     let mut published = None;
     if let Some(settings) = cluster {
@@ -117,7 +118,7 @@ pub async fn run<K: Kernel>(
     let (stop, stopped) = watch::channel(false);
     let mut tasks: JoinSet<(&'static str, anyhow::Result<()>)> = JoinSet::new();
     let stored = history.last();
-    let keep = Keep::new(Box::new(history), stored, snapshots.clone(), sightings.clone());
+    let keep = Keep::new(Box::new(history), stored, snapshots.clone(), &accounts);
     let task = keep.clone().run(healthy, stopped.clone());
     tasks.spawn(async move { ("the history", task.await) });
     let task = surface::run(snapshots.clone(), measured, stopped.clone());
@@ -129,9 +130,14 @@ pub async fn run<K: Kernel>(
         way
     });
     if let Some(events) = events {
-        let listeners = events::Listeners { decisions: decisions.clone(), sightings, log };
+        let Accounts { sightings, naming, .. } = accounts.clone();
+        let listeners = events::Listeners { decisions: decisions.clone(), sightings, naming, log };
         let task = events::run(events, snapshots.clone(), listeners, stopped.clone());
         tasks.spawn(async move { ("events", task.await) });
+    }
+    if let Some(answers) = answers {
+        let task = naming::run(answers, accounts.naming, stopped.clone());
+        tasks.spawn(async move { ("the DNS answers", task.await) });
     }
     if let Some(log) = kernel_log {
         let mut stopped = stopped.clone();

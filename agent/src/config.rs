@@ -24,6 +24,7 @@ use bulkhead_common::{Addr, Class, maps};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A checked configuration.
@@ -61,6 +62,8 @@ pub struct Config {
     pub bpffs: PathBuf,
     /// How to log.
     pub log: Log,
+    /// Whether DNS answers are read for the names of addresses.
+    pub dns: bool,
     /// `PASS_…` bits of [`maps::Control`].
     pub built_ins: u32,
     /// How many entries the kernel's tables hold.
@@ -105,7 +108,7 @@ pub enum Who {
     /// A workload somewhere.
     Identity {
         /// Who it is.
-        identity: Identity,
+        identity: Arc<Identity>,
         /// The posture that its side is judged by here.
         posture: Posture,
         /// Its named ports.
@@ -173,6 +176,8 @@ pub struct Capacities {
     pub edges: Option<u32>,
     /// Entries for datagram flows.
     pub flows: Option<u32>,
+    /// Entries for peers outside, by address.
+    pub outside: Option<u32>,
 }
 
 /// Where and how decisions are written down.

@@ -20,6 +20,7 @@ mod object;
 mod old_sockets;
 mod open_up;
 mod options;
+mod outside;
 mod pins;
 mod retired;
 pub mod sock_diag;
@@ -32,7 +33,7 @@ pub use counters::{MapFill, Totals};
 pub use destroy::{Cut, Walk};
 pub use drift::Drift;
 pub use error::{AttachError, CommitError, OpenError, UninstallError};
-pub use events::Events;
+pub use events::{Answers, Events, Records};
 pub use features::{Feature, features};
 pub use open_up::open_up;
 pub use options::{Committed, Limits, Options, Origin, ProgramStatus, Timings};
@@ -153,6 +154,7 @@ impl Datapath {
     ) -> Result<Self, OpenError> {
         let host = sock_diag::host_netns_cookie().opening(|| "finding the host's network namespace".into())?;
         tables.control.host_netns().store(host, Ordering::Release);
+        tables.control.outside().store(options.limits.outside, Ordering::Release);
         let timings = Timings { load: started.elapsed(), attach: Duration::ZERO };
         let (links, disabled, pending) = (Vec::new(), BTreeSet::new(), None);
         Ok(Self {
@@ -236,6 +238,7 @@ impl Datapath {
         if let Some(pending) = &mut self.pending {
             protocol::settle(&mut self.tables, &mut self.state, pending)?;
             self.pending = None;
+            self.tables.unmap();
         }
         Ok(())
     }
@@ -338,6 +341,11 @@ impl Datapath {
     /// Whether the programs also send an event for each new allowed flow.
     pub fn set_emit_allowed(&mut self, on: bool) {
         self.tables.set_flags(Control::EMIT_ALLOWED, if on { Control::EMIT_ALLOWED } else { 0 });
+    }
+
+    /// Whether the programs send what workloads are answered by DNS servers.
+    pub fn set_tell_answers(&mut self, on: bool) {
+        self.tables.set_flags(Control::TELL_ANSWERS, if on { Control::TELL_ANSWERS } else { 0 });
     }
 
     /// Each program at each attach point.

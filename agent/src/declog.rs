@@ -58,7 +58,7 @@ pub struct Allowed {
 pub struct Dropped {
     /// Events for which the kernel's buffer had no room.
     pub kernel: u64,
-    /// Decisions for which the way to the log had no room.
+    /// Decisions for which the way to the log had no room, or that came too fast.
     pub queue: u64,
     /// Lines that the disk didn't take.
     pub disk: u64,

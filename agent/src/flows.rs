@@ -5,6 +5,7 @@
 //!
 //! Pure: time comes in with each reading.
 
+pub mod outside;
 pub mod series;
 
 use crate::identity::Identity;
@@ -88,6 +89,8 @@ pub struct Edges {
     traffic: BTreeMap<EdgeKey, Traffic>,
     overflow: BTreeMap<(u8, u8, u8), u64>,
     lost_events: u64,
+    without_address: u64,
+    lost_answers: u64,
 }
 
 impl Edges {
@@ -122,6 +125,8 @@ impl Edges {
         use bulkhead_common::maps::totals;
         let at = |i: u32| usize::try_from(i).ok().and_then(|i| totals.get(i)).copied().unwrap_or(0);
         self.lost_events = at(totals::LOST_EVENTS);
+        self.without_address = at(totals::OUTSIDE);
+        self.lost_answers = at(totals::LOST_ANSWERS);
         for d in Direction::ALL {
             for o in Outcome::ALL {
                 for r in (0..REASONS).filter_map(|r| u8::try_from(r).ok().and_then(Reason::from_u8)) {
@@ -168,6 +173,16 @@ impl Edges {
     /// How many events the kernel had no room to send.
     pub const fn lost_events(&self) -> u64 {
         self.lost_events
+    }
+
+    /// How many DNS answers the kernel didn't tell: too many in a second, or no room.
+    pub const fn lost_answers(&self) -> u64 {
+        self.lost_answers
+    }
+
+    /// How often a peer outside was counted without its address, for want of room.
+    pub const fn without_address(&self) -> u64 {
+        self.without_address
     }
 
     /// Every count, by (direction, outcome).

@@ -62,7 +62,7 @@ pub struct Edge {
     pub first: u64,
     /// When it was last seen.
     pub last: u64,
-    /// Addresses of the end without an identity, with the DNS name where that is known.
+    /// Addresses of the end without an identity, after the DNS name where that is known.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub addresses: BTreeSet<String>,
     /// What opened it.
@@ -188,13 +188,20 @@ impl Edge {
         port.counts = sum(port.counts, r.counts);
         port.reasons.insert(r.reason.clone());
         if let Some(address) = r.address {
-            self.addresses.insert(match &r.name {
-                Some(name) => format!("{address} ({name})"),
-                None => address.to_string(),
-            });
+            self.addresses.insert(escape::named(address, r.name.as_deref()));
         }
         self.source_executables.extend(r.source_executables.iter().cloned());
         self.destination_executables.extend(r.destination_executables.iter().cloned());
+    }
+
+    /// Addresses of its end outside, the first `most` of them, and how many more there are.
+    pub fn addresses_in_short(&self, most: usize) -> Vec<String> {
+        let mut shown: Vec<String> = self.addresses.iter().take(most).cloned().collect();
+        let more = self.addresses.len().saturating_sub(most);
+        if more > 0 {
+            shown.push(format!("and {more} more"));
+        }
+        shown
     }
 
     /// Its ports in one line, the first `most` of them.

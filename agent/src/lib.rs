@@ -13,6 +13,7 @@
 //! | [`time`] | times as files and people write them |
 //! | [`revocation`] | which live sockets a ruleset doesn't let pass any more |
 //! | [`flows`] | counters and events turned into edges |
+//! | [`dns`] | what DNS answers say: names of addresses |
 //! | [`history`] | what was seen over time |
 //! | [`store`] | the history of this host, on disk |
 //! | [`graph`] | a history drawn: dot, mermaid, SVG, HTML, text |
@@ -37,6 +38,7 @@ pub mod cluster;
 pub mod config;
 pub mod datapath;
 pub mod declog;
+pub mod dns;
 pub mod effect;
 pub mod flows;
 pub mod graph;

@@ -15,8 +15,8 @@ pub use sqlite::{Sqlite, StoreError};
 
 use crate::flows::PeerName;
 use crate::history::{Counts, History, Link};
+use bulkhead_common::Direction;
 use bulkhead_common::maps::EdgeKey;
-use bulkhead_common::{Direction, Outcome, Reason};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -62,7 +62,9 @@ pub struct Batch {
     /// What events told.
     pub sightings: Vec<Sighting>,
     /// Names by which workloads asked for addresses.
-    pub names: Vec<(IpAddr, String)>,
+    pub names: Vec<Named>,
+    /// The era of the counts by address. Of those before the one before it, there will be no more readings.
+    pub era: u32,
 }
 
 /// What one counter stood at.
@@ -73,6 +75,8 @@ pub struct Reading {
     /// The address of the end that has no identity, if the counter is about that address alone. What it counts is
     /// then also counted by the one without an address.
     pub address: Option<IpAddr>,
+    /// Such counters begin anew in each era ([`bulkhead_common::outside`]); 0 of those without an address.
+    pub era: u32,
     /// Who opened it.
     pub source: Arc<PeerName>,
     /// Who was connected to.
@@ -85,25 +89,28 @@ pub struct Reading {
     pub last: u64,
 }
 
-/// What events told of one kind of connection: details that counters don't have.
+/// What events told of one link: details that counters don't have.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Sighting {
     /// Between whom.
     pub link: Link,
     /// Which end's hook told it.
     pub direction: Direction,
-    /// What was decided.
-    pub outcome: Outcome,
-    /// Why.
-    pub reason: Reason,
     /// The executable at that end.
-    pub executable: Option<String>,
-    /// The address of the other end, if that has no identity.
-    pub address: Option<IpAddr>,
-    /// How often.
-    pub times: u64,
+    pub executable: String,
     /// When last, milliseconds since 1970.
     pub last: u64,
+}
+
+/// By which name a workload asked for an address. Chosen by strangers.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Named {
+    /// Who asked.
+    pub workload: Arc<PeerName>,
+    /// The address that it was answered.
+    pub address: IpAddr,
+    /// The name.
+    pub name: Arc<str>,
 }
 
 /// What a store may take up.
@@ -117,13 +124,13 @@ pub struct Bounds {
     pub rows: u64,
     /// Bytes on disk: an eighth more while it is thinned out, and the write-ahead log, which is cut back to 4 MiB.
     pub bytes: u64,
-    /// Peers outside the cluster that are kept by address.
+    /// Edges to peers outside that are kept by address. A workload gets as many as there is still room for.
     pub addresses: u64,
 }
 
 impl Default for Bounds {
     fn default() -> Self {
-        Self { days: 90, hourly_days: 2, rows: 1_000_000, bytes: 100 << 20, addresses: 4096 }
+        Self { days: 90, hourly_days: 2, rows: 1_000_000, bytes: 100 << 20, addresses: 16_384 }
     }
 }
 
@@ -142,7 +149,7 @@ pub struct Health {
     pub failures: u64,
     /// Damaged stores that were kept aside and still lie there.
     pub aside: u64,
-    /// Sightings of addresses and executables that found no room. Their connections are counted, without that detail.
+    /// Addresses, executables and names that found no room. Their connections are counted, without that detail.
     pub overflow: u64,
 }
 

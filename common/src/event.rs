@@ -47,7 +47,33 @@ pub struct Event {
     pub comm: [u8; 16],
 }
 
+/// What a workload was answered by a DNS server: the datagram as it came, or its beginning. Nothing in it is checked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Answer {
+    /// CLOCK_MONOTONIC in nanoseconds.
+    pub time: u64,
+    /// Who got it ([`crate::PeerId`]).
+    pub peer: u32,
+    /// How many bytes of `payload` count.
+    pub length: u16,
+    /// 1 if it was longer than that.
+    pub cut: u16,
+    /// What followed the UDP header.
+    pub payload: [u8; Self::MOST],
+}
+
+impl Answer {
+    /// The most of an answer that is told, bytes.
+    pub const MOST: usize = 512;
+    /// How many answers of one identity are told in a second.
+    pub const PER_SECOND: u32 = 64;
+    /// A DNS server's port.
+    pub const PORT: u16 = 53;
+}
+
 const _: () = {
     use core::mem::{offset_of, size_of};
+    assert!(size_of::<Answer>() == 528 && offset_of!(Answer, payload) == 16);
     assert!(size_of::<Event>() == 96 && offset_of!(Event, saddr) == 32 && offset_of!(Event, comm) == 80);
 };

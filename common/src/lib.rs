@@ -1,8 +1,8 @@
 //! The contract between Bulkhead's kernel programs and its agent.
 //!
 //! Both sides compile this crate, so it holds what must never differ between them: the keys and values of
-//! the maps ([`maps`]), how a table is searched ([`places`]), what their slots mean ([`slots`]), who a peer can be ([`peer`]), the words of an outcome
-//! ([`outcome`]), and the one function that decides ([`verdict`]).
+//! the maps ([`maps`], [`outside`]), how a table is searched ([`places`]), what their slots mean ([`slots`]), who a peer can
+//! be ([`peer`]), the words of an outcome ([`outcome`]), and the one function that decides ([`verdict`]).
 //!
 //! It must not depend on std, alloc, aya or the kernel, and everything in it is total: there is no input for which
 //! it panics, and whatever it can't read ends in deny with a named reason.
@@ -12,6 +12,7 @@ pub mod addr;
 pub mod event;
 pub mod maps;
 pub mod outcome;
+pub mod outside;
 pub mod peer;
 pub mod places;
 pub mod slots;
@@ -24,7 +25,7 @@ pub use verdict::{Flow, Judgement, Side, Tables};
 
 /// The version of the layouts in this crate. It names the folder of pinned maps, so raise it with every change to a
 /// struct, a slot's bits or the meaning of a map: an agent never adopts maps of another version.
-pub const ABI: u32 = 3;
+pub const ABI: u32 = 4;
 
 /// IP protocol numbers that Bulkhead tells apart (IANA "Assigned Internet Protocol Numbers").
 pub mod proto {

@@ -9,6 +9,10 @@
 //!
 //! All integers are in host byte order unless a field says otherwise.
 
+mod socket;
+
+pub use socket::{CachedVerdict, Carried, SocketState, SocketVerdict, Stamp, role};
+
 use crate::Addr;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -43,6 +47,8 @@ pub const FLOWS: &str = "FLOWS";
 pub const WORLD_FLOWS: &str = "WORLD_FLOWS";
 /// `RINGBUF` of [`crate::event::Event`].
 pub const EVENTS: &str = "EVENTS";
+/// `RINGBUF` of [`crate::event::Answer`]. One of its own, so that answers can't push out decisions.
+pub const ANSWERS: &str = "ANSWERS";
 /// `SK_STORAGE`, cloned to accepted sockets: [`SocketState`].
 pub const SOCKETS: &str = "SOCKETS";
 /// `HASH`: socket cookie (`u64`) to role (`u32`), for sockets that are older than the programs.
@@ -73,6 +79,8 @@ pub mod capacity {
     pub const FLOWS: u32 = 1 << 16;
     /// Bytes of [`super::EVENTS`].
     pub const EVENT_BYTES: u32 = 1 << 20;
+    /// Bytes of [`super::ANSWERS`].
+    pub const ANSWER_BYTES: u32 = 1 << 18;
     /// Entries of [`super::OLD_SOCKETS`].
     pub const OLD_SOCKETS: u32 = 1 << 16;
 }
@@ -87,7 +95,7 @@ pub struct Control {
     pub abi: u32,
     /// Bit n: some cgroup of [`CGROUPS`] lies n levels below the root of the hierarchy.
     pub levels: u32,
-    /// [`Control::EMIT_ALLOWED`] and the `PASS_…` bits.
+    /// [`Control::EMIT_ALLOWED`], [`Control::TELL_ANSWERS`] and the `PASS_…` bits.
     pub flags: u32,
     /// The cookie of the host's network namespace (SO_NETNS_COOKIE).
     pub host_netns: u64,
@@ -100,11 +108,21 @@ pub struct Control {
     /// The size of each table less one, for even epochs and for odd ones: [`CGROUPS`], [`ADDRESSES`], [`ADDRESS_PORTS`],
     /// [`RULES`].
     pub masks: [[u32; 2]; 4],
+    /// Which of the maps of [`crate::outside`] is counted in: only raised, and once the other one is empty.
+    pub era: u32,
+    /// How many entries each of them holds.
+    pub outside: u32,
+    /// Raised when connections shall count what they have carried until now.
+    pub tick: u32,
+    /// Zero.
+    pub pad: u32,
 }
 
 impl Control {
     /// Also send an event for each new allowed flow.
     pub const EMIT_ALLOWED: u32 = 1;
+    /// Send what workloads are answered by DNS servers.
+    pub const TELL_ANSWERS: u32 = 1 << 1;
     /// Built-in `neighbour-discovery`: ICMPv6 133, 135, 136 with hop limit 255, sent by the kernel.
     pub const PASS_NEIGHBOUR_DISCOVERY: u32 = 1 << 8;
     /// Built-in `multicast-listener`: ICMPv6 131, 132, 143 to ff02::/16 and IGMP, sent by the kernel.
@@ -271,13 +289,13 @@ pub struct Traffic {
     pub refused: u64,
     /// Attempts that were given up without an answer, by the kernel or by the application.
     pub timed_out: u64,
-    /// Payload that the destination acknowledged, of connections that have ended.
+    /// Payload that the destination acknowledged, as far as it was counted: at each tick, and at the end.
     pub bytes_sent: u64,
-    /// Payload that the source got, of connections that have ended.
+    /// Payload that the source got.
     pub bytes_received: u64,
-    /// Segments from the source, of connections that have ended. With those that were sent again, at the source.
+    /// Segments from the source. With those that were sent again, at the source.
     pub packets_sent: u64,
-    /// Segments to the source, of connections that have ended.
+    /// Segments to the source.
     pub packets_received: u64,
 }
 
@@ -294,6 +312,10 @@ pub mod totals {
     pub const LOST_EVENTS: u32 = 0;
     /// First of the numbers of [`super::Traffic`] that found no room in [`super::TRAFFIC`], in its order.
     pub const TRAFFIC: u32 = 1;
+    /// Counts of peers outside whose address found no room.
+    pub const OUTSIDE: u32 = 8;
+    /// DNS answers that weren't told: too many in a second, or no room.
+    pub const LOST_ANSWERS: u32 = 9;
     /// First of the counts that found no room in [`super::EDGES`], by direction, outcome and reason.
     pub const OVERFLOW: u32 = 16;
     /// Number of elements.
@@ -341,141 +363,9 @@ pub struct FlowValue {
 /// How long a datagram flow is remembered without traffic, nanoseconds.
 pub const FLOW_IDLE_NS: u64 = 180_000_000_000;
 
-/// Who made a socket. Accepted sockets get a copy of their listener's.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-pub struct Stamp {
-    /// The id of the cgroup that its maker was in (the innermost one).
-    pub cgroup: u64,
-    /// The maker's workload instance; 0: wasn't known then.
-    pub instance: u32,
-    /// The maker's identity ([`crate::PeerId`]); 0: wasn't known then.
-    pub peer: u32,
-    /// The maker's process (tgid) in the initial pid namespace.
-    pub pid: u32,
-    /// The maker's command name, zero-padded.
-    pub comm: [u8; 16],
-    /// [`Stamp::HOST_NETNS`].
-    pub flags: u32,
-    /// Which end of a connection it is: [`role`].
-    pub role: u32,
-    /// The epoch in which `instance` and `peer` were looked up; 0: from the packets, not from the maker.
-    pub epoch: u32,
-}
-
-impl Stamp {
-    /// The socket lives in the host's network namespace.
-    pub const HOST_NETNS: u32 = 1;
-    /// Its present connect() was left to the packet hooks because the peer isn't known yet: what they drop is to be sent
-    /// again soon.
-    pub const HELD_BACK: u32 = 2;
-}
-
-/// Which end of a connection a socket is.
-pub mod role {
-    /// Not known (yet).
-    pub const NONE: u32 = 0;
-    /// It opened the connection.
-    pub const CLIENT: u32 = 1;
-    /// The peer opened the connection.
-    pub const SERVER: u32 = 2;
-}
-
-/// The verdict that a socket carries. Never on a listener, never on an unconnected datagram socket.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-pub struct SocketVerdict {
-    /// A [`CachedVerdict`].
-    pub state: u64,
-    /// The peer's address when connect() was called, or that of the first packet.
-    pub peer: Addr,
-    /// The peer's port.
-    pub peer_port: u16,
-    /// TCP: 1 when the completed handshake has been counted.
-    pub established: u16,
-    /// TCP: the lower half of the bytes received when the peer acknowledged our end of the connection.
-    pub half_closed: u32,
-    /// TCP: under what the connection is counted, as it was judged when it was opened. Without a protocol: under
-    /// nothing.
-    pub edge: EdgeKey,
-}
-
-/// What is kept of a socket. One value and not two, since making and freeing one costs more than most verdicts.
-///
-/// An accepted socket gets a copy of its listener's, and a listener may once have been connected. So a verdict counts
-/// only for the socket that it names: a copy's cookie is never its own.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-pub struct SocketState {
-    /// Who made it; inherited.
-    pub stamp: Stamp,
-    /// The cookie of the socket that the verdict is about; 0: there is none.
-    pub owner: u64,
-    /// The verdict.
-    pub verdict: SocketVerdict,
-}
-
-/// A verdict with the epoch that it holds for, in one `u64`.
-///
-/// Bits: 0..32 epoch, 32..34 outcome, 40..42 role, 48 whether it was ever let through, 49 whether the peer is the
-/// one that connect() was called with.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct CachedVerdict(pub u64);
-
-impl CachedVerdict {
-    const ONCE_ALLOWED: u64 = 1 << 48;
-    const CONNECTED: u64 = 1 << 49;
-
-    /// A verdict of this epoch.
-    #[inline(always)]
-    pub const fn new(epoch: u32, outcome: crate::Outcome, role: u32, once_allowed: bool, connected: bool) -> Self {
-        let mut v = epoch as u64 | (outcome as u64) << 32 | (role as u64 & 3) << 40;
-        if once_allowed || outcome.passes() {
-            v |= Self::ONCE_ALLOWED;
-        }
-        if connected {
-            v |= Self::CONNECTED;
-        }
-        Self(v)
-    }
-
-    /// The epoch that it holds for; 0: nothing has been decided.
-    #[expect(clippy::cast_possible_truncation, reason = "the epoch is the lower half of the word")]
-    #[inline(always)]
-    pub const fn epoch(self) -> u32 {
-        self.0 as u32
-    }
-
-    /// Whether it lets through.
-    #[inline(always)]
-    #[must_use]
-    pub const fn passes(self) -> bool {
-        // Outcome::Allowed is 0 and Outcome::WouldDeny is 1: bit 33 is set for the two that deny.
-        self.0 & (1 << 33) == 0
-    }
-
-    /// Which end of the connection this is.
-    #[inline(always)]
-    pub const fn role(self) -> u32 {
-        (self.0 >> 40) as u32 & 3
-    }
-
-    /// Whether an earlier verdict, or this one, let it through.
-    #[inline(always)]
-    pub const fn once_allowed(self) -> bool {
-        self.0 & Self::ONCE_ALLOWED != 0
-    }
-
-    /// Whether the peer beside it is what connect() was called with.
-    #[inline(always)]
-    pub const fn connected(self) -> bool {
-        self.0 & Self::CONNECTED != 0
-    }
-}
-
 const _: () = {
     use core::mem::{offset_of, size_of};
-    assert!(size_of::<Control>() == 80 && offset_of!(Control, host_netns) == 16);
+    assert!(size_of::<Control>() == 96 && offset_of!(Control, host_netns) == 16);
     assert!(size_of::<AddrPort>() == 20 && offset_of!(AddrPort, port) == 16);
     assert!(size_of::<PrefixKey>() == 20 && offset_of!(PrefixKey, addr) == 4);
     assert!(size_of::<RuleKey>() == 12 && offset_of!(RuleKey, size) == 11);
@@ -483,11 +373,8 @@ const _: () = {
     assert!(size_of::<Retired>() == 24);
     assert!(size_of::<FlowKey>() == 28 && offset_of!(FlowKey, proto) == 24);
     assert!(size_of::<FlowValue>() == 16);
-    assert!(size_of::<Stamp>() == 48 && offset_of!(Stamp, flags) == 36);
     assert!(size_of::<Traffic>() == 8 * Traffic::PARTS as usize);
-    assert!(totals::TRAFFIC + Traffic::PARTS <= totals::OVERFLOW);
-    assert!(size_of::<SocketVerdict>() == 48 && offset_of!(SocketVerdict, edge) == 32);
-    assert!(size_of::<SocketState>() == 104 && offset_of!(SocketState, owner) == 48);
+    assert!(totals::TRAFFIC + Traffic::PARTS <= totals::OUTSIDE && totals::LOST_ANSWERS < totals::OVERFLOW);
 };
 
 #[cfg(test)]
@@ -496,34 +383,10 @@ mod tests {
     use crate::{Direction, Outcome, Reason};
 
     #[test]
-    fn a_cached_verdict_gives_back_what_was_put_in() {
-        for outcome in Outcome::ALL.iter().copied() {
-            for role in [role::NONE, role::CLIENT, role::SERVER] {
-                for once in [false, true] {
-                    for connected in [false, true] {
-                        let v = CachedVerdict::new(u32::MAX, outcome, role, once, connected);
-                        assert_eq!(v.epoch(), u32::MAX);
-                        assert_eq!(v.passes(), outcome.passes());
-                        assert_eq!(v.role(), role);
-                        assert_eq!(v.once_allowed(), once || outcome.passes());
-                        assert_eq!(v.connected(), connected);
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
     fn levels_are_listed_from_the_root_downwards() {
         assert_eq!(pack_levels(0), 0);
         assert_eq!(pack_levels(1 << 2 | 1 << 3 | 1 << 31), 0x1f_03_02);
         assert_eq!(pack_levels(u32::MAX), 0x06_05_04_03_02_01);
-    }
-
-    #[test]
-    fn a_fresh_value_holds_for_no_epoch() {
-        assert_eq!(CachedVerdict::default().epoch(), 0);
-        assert!(!CachedVerdict::default().once_allowed());
     }
 
     #[test]

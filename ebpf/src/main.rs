@@ -8,9 +8,12 @@
 //! | `packet.rs` | headers |
 //! | `calls.rs` | sock_create, connect, sendmsg |
 //! | `packets.rs` | egress, ingress |
+//! | `kept.rs` | what is kept of a packet's socket |
 //! | `control.rs` | the kernel's own packets |
 //! | `flow.rs` | datagram flows |
 //! | `record.rs` | counters and events |
+//! | `answers.rs` | what DNS servers answer |
+//! | `outside.rs` | counters of peers outside, by address |
 //! | `traffic.rs` | what becomes of TCP connections: sock_ops |
 //! | `words.rs` | memory written word by word |
 //! | `log.rs` | lines for whoever looks for a fault in the programs; off by default |
@@ -26,11 +29,14 @@
     reason = "a key that is passed by value stands on the stack twice, and the stack is short"
 )]
 #![expect(internal_features, reason = "an atomic add has no other spelling for this target")]
+mod answers;
 mod calls;
 mod control;
 mod flow;
+mod kept;
 mod log;
 mod maps;
+mod outside;
 mod packet;
 mod packets;
 mod record;

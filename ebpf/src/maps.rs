@@ -2,16 +2,17 @@
 
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
-use bulkhead_common::event::Event;
+use bulkhead_common::event::{Answer, Event};
 use bulkhead_common::maps::{
     Control, EdgeKey, FlowKey, FlowValue, Retired, SocketState, Traffic, capacity as cap, totals,
 };
+use bulkhead_common::outside::{self, Outside, OutsideKey, Share};
 use bulkhead_common::places::{ADDRESS_PORT_WORDS, ADDRESS_WORDS, CGROUP_WORDS, RULE_WORDS, array};
 
 use crate::storage::SocketStorage;
 
 /// Kernel: include/uapi/linux/bpf.h.
-const NO_PREALLOC: usize = 1 << 0;
+pub const NO_PREALLOC: usize = 1 << 0;
 pub const MMAPABLE: usize = 1 << 10;
 /// Accepted sockets get a copy of their listener's value.
 const CLONE: usize = 1 << 9;
@@ -40,6 +41,12 @@ pub static RETIRED: HashMap<EdgeKey, Retired, { cap::EDGES as usize }, NO_PREALL
 #[btf_map]
 pub static TRAFFIC: HashMap<EdgeKey, Traffic, { cap::TRAFFIC as usize }, NO_PREALLOC> = HashMap::new();
 #[btf_map]
+pub static OUTSIDE_EVEN: HashMap<OutsideKey, Outside, { outside::CAPACITY as usize }, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+pub static OUTSIDE_ODD: HashMap<OutsideKey, Outside, { outside::CAPACITY as usize }, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+pub static SHARES: Array<Share, { cap::IDENTITIES as usize }, MMAPABLE> = Array::new();
+#[btf_map]
 pub static TOTALS: PerCpuArray<u64, { totals::LEN as usize }> = PerCpuArray::new();
 #[btf_map]
 pub static FLOWS: LruHashMap<FlowKey, FlowValue, { cap::FLOWS as usize }> = LruHashMap::new();
@@ -47,6 +54,8 @@ pub static FLOWS: LruHashMap<FlowKey, FlowValue, { cap::FLOWS as usize }> = LruH
 pub static WORLD_FLOWS: LruHashMap<FlowKey, FlowValue, { cap::FLOWS as usize }> = LruHashMap::new();
 #[btf_map]
 pub static EVENTS: RingBuf<Event, { cap::EVENT_BYTES as usize }> = RingBuf::new();
+#[btf_map]
+pub static ANSWERS: RingBuf<Answer, { cap::ANSWER_BYTES as usize }> = RingBuf::new();
 #[btf_map]
 pub static SOCKETS: SocketStorage<SocketState, { NO_PREALLOC | CLONE }> = SocketStorage::new();
 #[btf_map]

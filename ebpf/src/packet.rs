@@ -58,8 +58,9 @@ impl Packet {
     }
 }
 
+/// Bytes of the packet; `None` if it ends before.
 #[inline(always)]
-fn load<T>(skb: *mut __sk_buff, offset: u32) -> Option<T> {
+pub fn load<T>(skb: *mut __sk_buff, offset: u32) -> Option<T> {
     let mut v = MaybeUninit::<T>::uninit();
     // SAFETY: the destination is as large as said; the helper fills it or fails.
     unsafe {

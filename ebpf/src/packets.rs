@@ -6,21 +6,25 @@
 //! listener, because accepted sockets would inherit it.
 
 use aya_ebpf::bindings::{__sk_buff, bpf_sock};
-use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_sk_fullsock};
+use aya_ebpf::helpers::generated::bpf_get_socket_cookie;
+use bulkhead_common::event::Answer;
 use bulkhead_common::maps::{CachedVerdict, SocketState, SocketVerdict, Stamp, role};
 use bulkhead_common::slots::Binding;
 use bulkhead_common::{Addr, Direction, Hook, Judgement, Outcome, PeerId, Reason, proto};
 use core::mem::MaybeUninit;
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
+use crate::answers::bulkhead_answer;
 use crate::control::{Control, control};
 use crate::flow;
+use crate::kept::{bulkhead_keep_verdict, bulkhead_mark_server, cached, cookie, socket};
 use crate::log::{self, Note};
 use crate::maps::{OLD_SOCKETS, SOCKETS};
 use crate::packet::{Packet, parse};
 use crate::record::{Decision, record};
 use crate::storage;
 use crate::tables::{Snapshot, judge};
+use crate::traffic::{self, bulkhead_carried};
 use crate::who::{Ends, Met, Situation, holder, meet_packet};
 use crate::words::{Words, fill, same, settle};
 
@@ -28,6 +32,9 @@ use crate::words::{Words, fill, same, settle};
 const TCP_LISTEN: u32 = 10;
 const SOCK_RAW: u32 = 3;
 const IPPROTO_MPTCP: u32 = 262;
+/// What the functions for packets give.
+const PASS: u32 = 1;
+const ANSWER: u32 = 2;
 /// The loopback device has this index in every network namespace (Linux: LOOPBACK_IFINDEX).
 const LOOPBACK_IFINDEX: u32 = 1;
 
@@ -53,19 +60,6 @@ impl View {
     fn meet(&self, s: Snapshot, ends: &Ends, as_role: u32) -> Met {
         let lookup_port = if as_role == role::SERVER { 0 } else { ends.peer_port };
         meet_packet(self.skb, s, ends, Situation::new(&self.own, lookup_port, self.host_netns(), self.via_loopback))
-    }
-}
-
-/// The packet's socket, if it is a full one.
-#[inline(always)]
-fn socket(skb: *mut __sk_buff) -> *mut bpf_sock {
-    // SAFETY: the verifier checks the context's field, and that a null pointer isn't used.
-    unsafe {
-        let sk = read_volatile(addr_of!((*skb).__bindgen_anon_2.sk));
-        if sk.is_null() {
-            return sk;
-        }
-        bpf_sk_fullsock(sk)
     }
 }
 
@@ -100,6 +94,16 @@ pub fn packet<const OUT: bool>(skb: *mut __sk_buff) -> bool {
         if !kept.is_null() {
             let v = cached(kept);
             if v.epoch() == s.epoch && v.passes() {
+                if OUT && traffic::is_due(kept) {
+                    bulkhead_carried(skb);
+                }
+                if !OUT
+                    && remote == Answer::PORT.to_be()
+                    && protocol == u32::from(proto::UDP)
+                    && v.role() == role::CLIENT
+                {
+                    bulkhead_answer(skb, s.epoch);
+                }
                 return true;
             }
         }
@@ -110,12 +114,16 @@ pub fn packet<const OUT: bool>(skb: *mut __sk_buff) -> bool {
         (false, true) => bulkhead_datagram_egress(skb, s.epoch),
         (false, false) => bulkhead_datagram_ingress(skb, s.epoch),
     };
-    // The compiler sees that these give 0 or 1 and would return the value as it is; the verifier doesn't.
-    core::hint::black_box(pass) == 1
+    // The compiler sees that these give so many bits and would return the value as it is; the verifier doesn't.
+    let pass = core::hint::black_box(pass);
+    if !OUT && pass == PASS | ANSWER {
+        bulkhead_answer(skb, s.epoch);
+    }
+    pass & PASS == PASS
 }
 
 // Everything beyond the fast path is in global functions: the verifier looks at each once, and their stacks aren't the
-// program's. They give 1 to let the packet pass.
+// program's. They give [`PASS`] to let the packet pass, and [`ANSWER`] if it is what a DNS server answers to the workload.
 
 /// TCP, on the way out.
 #[unsafe(no_mangle)]
@@ -132,26 +140,13 @@ pub extern "C" fn bulkhead_tcp_ingress(skb: *mut __sk_buff, epoch: u32) -> u32 {
 /// Everything else, on the way out.
 #[unsafe(no_mangle)]
 pub extern "C" fn bulkhead_datagram_egress(skb: *mut __sk_buff, epoch: u32) -> u32 {
-    datagram::<true>(skb, Snapshot { epoch }) as u32
+    datagram::<true>(skb, Snapshot { epoch })
 }
 
 /// Everything else, on the way in.
 #[unsafe(no_mangle)]
 pub extern "C" fn bulkhead_datagram_ingress(skb: *mut __sk_buff, epoch: u32) -> u32 {
-    datagram::<false>(skb, Snapshot { epoch }) as u32
-}
-
-/// The cookie of the packet's socket.
-#[inline(always)]
-fn cookie(skb: *mut __sk_buff) -> u64 {
-    // SAFETY: the helper takes this context.
-    unsafe { bpf_get_socket_cookie(skb.cast()) }
-}
-
-#[inline(always)]
-fn cached(kept: *mut SocketVerdict) -> CachedVerdict {
-    // SAFETY: a non-null pointer to the socket's storage; one aligned u64.
-    CachedVerdict(unsafe { read_volatile(addr_of!((*kept).state)) })
+    datagram::<false>(skb, Snapshot { epoch })
 }
 
 #[inline(always)]
@@ -311,67 +306,10 @@ fn tcp_packet<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot) -> bool {
     outcome.passes() || excused
 }
 
-// What is kept of a socket is large, and these functions' stacks aren't their callers'.
-
 /// Our workload in one word: its instance, and in the upper half its identity.
 #[inline(always)]
 fn own_of(v: &View) -> u64 {
     u64::from(v.own.instance) | u64::from(v.own.peer.0) << 32
-}
-
-/// The state of a packet's socket, made if there is none; or null.
-#[inline(always)]
-fn state_of(skb: *mut __sk_buff, own: u64, role: u32) -> *mut SocketState {
-    let sk = socket(skb);
-    if sk.is_null() {
-        return core::ptr::null_mut();
-    }
-    let kept = SOCKETS.get(sk);
-    if kept.is_null() { storage::unstamped(sk, own as u32, (own >> 32) as u32, role) } else { kept }
-}
-
-/// Keeps what was decided with the packet's socket, and, until it has been let through once, under what its connection
-/// is counted. Gives 1, or 0 if there was no room.
-#[unsafe(no_mangle)]
-pub extern "C" fn bulkhead_keep_verdict(
-    skb: *mut __sk_buff,
-    d: *const Decision,
-    epoch: u32,
-    as_role: u32,
-    own: u64,
-) -> u32 {
-    if d.is_null() {
-        return 0;
-    }
-    let kept = state_of(skb, own, role::NONE);
-    if kept.is_null() {
-        return 0;
-    }
-    let mine = storage::claim(kept, cookie(skb));
-    let old = cached(mine);
-    // SAFETY: the storage is there, and the verifier has checked at each call that `d` points to a decision. The peer
-    // only matters where connect() wrote it, and then stays as it is.
-    unsafe {
-        let judgement = &(*d).judgement;
-        let state = CachedVerdict::new(epoch, judgement.outcome(), as_role, old.once_allowed(), old.connected());
-        write_volatile(addr_of_mut!((*mine).state), state.0);
-        if !old.once_allowed() && !matches!(judgement.reason, Reason::SelfTraffic) {
-            storage::attach(mine, &*d);
-        }
-    }
-    1
-}
-
-/// The listener's children inherit that the peer opened the connection. Gives 1, or 0 if there was no room.
-#[unsafe(no_mangle)]
-pub extern "C" fn bulkhead_mark_server(skb: *mut __sk_buff, own: u64) -> u32 {
-    let kept = state_of(skb, own, role::SERVER);
-    if kept.is_null() {
-        return 0;
-    }
-    // SAFETY: the storage is there; one aligned u32.
-    unsafe { write_volatile(addr_of_mut!((*kept).stamp.role), role::SERVER) };
-    1
 }
 
 /// Whether this datagram socket is connected.
@@ -389,33 +327,38 @@ fn goes_to(kept: *const SocketVerdict, peer: &Addr, port: u16) -> bool {
 }
 
 #[inline(always)]
-fn datagram<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot) -> bool {
+fn datagram<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot) -> u32 {
     let sk = socket(skb);
     if sk.is_null() {
-        return false;
+        return 0;
     }
     let mut space = MaybeUninit::uninit();
     let mut headers = MaybeUninit::uninit();
     let p = Packet::zeroed(&mut headers);
     let whole = parse(skb, p);
+    let answer = !OUT && p.proto == proto::UDP && p.sport == Answer::PORT;
+    // Of a flow that our end opened.
+    let told = |passes: bool, as_role: u32| {
+        if answer && passes && as_role == role::CLIENT { PASS | ANSWER } else { passes as u32 }
+    };
     if OUT && whole && p.proto == proto::UDP {
         // What most datagrams of a connected socket end with, before anything else is looked up.
         let kept = storage::verdict(SOCKETS.get(sk), cookie(skb));
         if !kept.is_null() && connected(sk) && goes_to(kept, &p.daddr, p.dport) {
             let old = cached(kept);
             if old.role() != role::NONE && old.epoch() == s.epoch {
-                return old.passes();
+                return old.passes() as u32;
             }
         }
     }
     let v = &view::<OUT>(skb, sk, s);
     let (d, kind) = (undecided::<OUT>(&mut space, v, p), control::<OUT>(s, v.skb, v.sk, !v.kept.is_null(), p));
     if !whole {
-        return refuse::<OUT>(s, v, d, Reason::Malformed);
+        return refuse::<OUT>(s, v, d, Reason::Malformed) as u32;
     }
     match kind {
-        Control::Pass => return true,
-        Control::Forged => return refuse::<OUT>(s, v, d, Reason::ForgedControl),
+        Control::Pass => return PASS,
+        Control::Forged => return refuse::<OUT>(s, v, d, Reason::ForgedControl) as u32,
         Control::Judge => {}
     }
     let kept = if connected(sk) { storage::verdict(v.kept, cookie(skb)) } else { core::ptr::null_mut() };
@@ -424,17 +367,17 @@ fn datagram<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot) -> bool {
     let bound =
         !kept.is_null() && old.role() != role::NONE && (!OUT || goes_to(kept, &d.ends.peer_addr, d.ends.peer_port));
     if bound && old.epoch() == s.epoch {
-        return old.passes();
+        return told(old.passes(), old.role());
     }
     let recorded = flow::find(&v.own, &d.ends);
     if !bound && recorded.epoch() == s.epoch && recorded.epoch() != 0 {
-        return recorded.passes();
+        return told(recorded.passes(), recorded.role());
     }
     // In the host's namespace the packet of a connected socket may bear another address than connect() was called with,
     // because NAT came in between; sendto() elsewhere would have left a flow.
     let translated = OUT && !bound && v.host_netns() && old.connected() && recorded.epoch() == 0;
     if translated && old.epoch() == s.epoch {
-        return old.passes();
+        return old.passes() as u32;
     }
 
     let opening = flow::role_of_first(OUT);
@@ -453,7 +396,8 @@ fn datagram<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot) -> bool {
         }
     }
     let mut peer = match v.meet(s, &d.ends, as_role) {
-        Met::Oneself | Met::Later => return true,
+        // A resolver of its own may name for it what it likes.
+        Met::Oneself | Met::Later => return told(true, role::CLIENT),
         Met::Peer(b) => b,
     };
     aim(d, v, &peer, as_role);
@@ -484,5 +428,5 @@ fn datagram<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot) -> bool {
     } else if outcome.passes() {
         flow::keep(&v.own, &d.ends, &peer, s.epoch, outcome, as_role);
     }
-    outcome.passes()
+    told(outcome.passes(), as_role)
 }

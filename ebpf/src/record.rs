@@ -2,8 +2,8 @@
 //!
 //! Counters are the truth: they only grow, by atomic adds. What a rule for just that port allows is counted beside the
 //! rule, everything else in the map of edges, and what finds no room there in a total by direction, outcome and reason,
-//! so sums stay exact. Events carry detail and may be lost; how many
-//! were is counted.
+//! so sums stay exact. Peers outside are counted by address besides ([`crate::outside`]). Events carry detail and may be lost;
+//! how many were is counted.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use bulkhead_common::event::Event;
@@ -13,6 +13,7 @@ use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
 use crate::log;
 use crate::maps::{EDGES, EVENTS, TOTALS};
+use crate::outside::bulkhead_count_outside;
 use crate::tables::Snapshot;
 use crate::who::Ends;
 
@@ -51,6 +52,13 @@ pub fn add(p: *mut u64, n: u64) {
     // core offers no fetch_add for this target, since older BPF has no compare-and-swap; the instruction is there.
     // SAFETY: a map's value is aligned to eight bytes and only ever added to.
     unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(p, n) };
+}
+
+/// Adds to a number of four bytes.
+#[inline(always)]
+pub fn add_few(p: *mut u32, n: u32) {
+    // SAFETY: a map's value is aligned to four bytes and only ever added to while programs run.
+    unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::Relaxed }>(p, n) };
 }
 
 #[inline(always)]
@@ -155,6 +163,13 @@ pub extern "C" fn bulkhead_record(epoch: u32, d: *const Decision, counted: u32) 
 #[inline(always)]
 pub fn record(s: Snapshot, d: &Decision) {
     log::decision(d);
+    let peer = match d.direction {
+        Direction::Egress => d.flow.dst,
+        Direction::Ingress => d.flow.src,
+    };
+    if peer.is_outside() {
+        bulkhead_count_outside(d);
+    }
     // By far the most is what a rule for just that port allows. Counted from here, so that no stack is on top of another.
     let by_rule = matches!(d.judgement.outcome(), Outcome::Allowed) && matches!(d.judgement.reason, Reason::Rule);
     let counted = by_rule && s.count_beside(&d.flow, d.direction);

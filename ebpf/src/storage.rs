@@ -11,6 +11,7 @@ use core::ptr;
 
 use crate::maps::SOCKETS;
 use crate::record::Decision;
+use crate::tables::Snapshot;
 use crate::words::Words;
 
 /// Kernel: include/uapi/linux/bpf.h, BPF_MAP_TYPE_SK_STORAGE.
@@ -127,6 +128,7 @@ pub fn claim(state: *mut SocketState, cookie: u64) -> *mut SocketVerdict {
         if ptr::read_volatile(ptr::addr_of!((*state).owner)) != cookie {
             ptr::write_volatile(ptr::addr_of_mut!((*verdict).state), 0);
             detach(verdict);
+            ptr::write_volatile(ptr::addr_of_mut!((*verdict).tick), Snapshot::tick());
             ptr::write_volatile(ptr::addr_of_mut!((*state).owner), cookie);
         }
         verdict
@@ -156,5 +158,9 @@ pub fn detach(verdict: *mut SocketVerdict) {
     unsafe {
         ptr::write_volatile(ptr::addr_of_mut!((*verdict).edge).cast::<u32>().add(2), 0);
         ptr::write_volatile(ptr::addr_of_mut!((*verdict).established), 0);
+        let counted = ptr::addr_of_mut!((*verdict).counted).cast::<u64>();
+        ptr::write_volatile(counted, 0);
+        ptr::write_volatile(counted.add(1), 0);
+        ptr::write_volatile(counted.add(2), 0);
     }
 }

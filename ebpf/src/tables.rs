@@ -49,6 +49,24 @@ impl Snapshot {
         control!(flags)
     }
 
+    /// Which of the maps of peers outside is counted in. No verdict depends on it, so it needn't be of the epoch.
+    #[inline(always)]
+    pub fn era() -> u32 {
+        control!(era)
+    }
+
+    /// When live connections were last asked what they have carried.
+    #[inline(always)]
+    pub fn tick() -> u32 {
+        control!(tick)
+    }
+
+    /// How many entries each of them holds.
+    #[inline(always)]
+    pub fn outside() -> u32 {
+        control!(outside)
+    }
+
     #[inline(always)]
     pub fn host_netns(self) -> u64 {
         control!(host_netns)

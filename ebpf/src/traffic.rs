@@ -1,4 +1,4 @@
-//! What becomes of TCP connections: established, refused, never answered; and what went over those that have ended.
+//! What becomes of TCP connections: established, refused, never answered; and what went over them.
 //!
 //! The kernel calls this program at events of a socket's life, most of them only where it was asked to. It decides
 //! nothing. Which edge a connection belongs to was noted on the socket by the hook that judged it; an accepted socket
@@ -8,20 +8,24 @@
 //! It also has the first packet of a connection that was held back sent again soon: by then the peer may be known.
 
 use aya_ebpf::bindings::{
-    BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RTT_CB,
+    __sk_buff, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RTT_CB,
     BPF_SOCK_OPS_RTT_CB_FLAG, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
     BPF_SOCK_OPS_TIMEOUT_INIT, BPF_TCP_CLOSE, BPF_TCP_CLOSE_WAIT, BPF_TCP_CLOSING, BPF_TCP_ESTABLISHED,
-    BPF_TCP_FIN_WAIT1, BPF_TCP_FIN_WAIT2, BPF_TCP_LAST_ACK, BPF_TCP_SYN_SENT, bpf_sock_ops,
+    BPF_TCP_FIN_WAIT1, BPF_TCP_FIN_WAIT2, BPF_TCP_LAST_ACK, BPF_TCP_SYN_SENT, bpf_sock_ops, bpf_tcp_sock,
 };
-use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_sock_ops_cb_flags_set};
+use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_sock_ops_cb_flags_set, bpf_tcp_sock as tcp_sock};
 use bulkhead_common::Direction;
-use bulkhead_common::maps::{SocketVerdict, Traffic, totals};
+use bulkhead_common::maps::{Carried, SocketVerdict, Traffic, totals};
+use bulkhead_common::outside::OutsideKey;
 use core::mem::MaybeUninit;
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
+use crate::kept::{cookie, socket};
 use crate::maps::{SOCKETS, TRAFFIC};
+use crate::outside;
 use crate::record::{NOEXIST, add, total};
 use crate::storage;
+use crate::tables::Snapshot;
 use crate::words::Words;
 
 /// A field of the context.
@@ -153,34 +157,128 @@ fn changes(ctx: *mut bpf_sock_ops) {
     storage::detach(verdict);
 }
 
-/// Adds what went over a connection that ends.
+/// What went over a connection that ends.
 ///
 /// The kernel counts each end's closing as a byte, and for whoever opened it the opening too.
 #[inline(always)]
-fn ended(ctx: *mut bpf_sock_ops, verdict: *const SocketVerdict, from: u32, more: &mut Traffic) {
+fn ended(ctx: *mut bpf_sock_ops, verdict: *mut SocketVerdict, from: u32, more: &mut Traffic) {
     // SAFETY: a non-null pointer to the socket's storage.
-    let (opened, half_closed) = unsafe {
-        (
-            read_volatile(addr_of!((*verdict).edge.direction)) == Direction::Egress as u8,
-            read_volatile(addr_of!((*verdict).half_closed)),
-        )
-    };
-    let (mut acked, mut received) = (of!(ctx, bytes_acked), of!(ctx, bytes_received));
+    let half_closed = unsafe { read_volatile(addr_of!((*verdict).half_closed)) };
+    let received = of!(ctx, bytes_received);
     let closed = matches!(from, BPF_TCP_FIN_WAIT2 | BPF_TCP_CLOSING | BPF_TCP_LAST_ACK)
         && of!(ctx, snd_una) == of!(ctx, snd_nxt);
     let peer_closed = matches!(from, BPF_TCP_CLOSE_WAIT | BPF_TCP_CLOSING | BPF_TCP_LAST_ACK)
         // In this state it isn't told; but the last thing that a peer sends is that it closes.
         || from == BPF_TCP_FIN_WAIT2 && received as u32 != half_closed;
-    acked = acked.saturating_sub(opened as u64 + closed as u64);
-    received = received.saturating_sub(peer_closed as u64);
-    let (out, inward) = (u64::from(of!(ctx, segs_out)), u64::from(of!(ctx, segs_in)));
-    if opened {
-        (more.bytes_sent, more.bytes_received) = (acked, received);
-        (more.packets_sent, more.packets_received) = (out, inward);
-    } else {
-        (more.bytes_sent, more.bytes_received) = (received, acked);
-        (more.packets_sent, more.packets_received) = (inward, out);
+    let carried = Carried {
+        acked: of!(ctx, bytes_acked).saturating_sub(opened(verdict) as u64 + closed as u64),
+        received: received.saturating_sub(peer_closed as u64),
+        segs_out: of!(ctx, segs_out),
+        segs_in: of!(ctx, segs_in),
+    };
+    count_carried(verdict, &carried, more);
+}
+
+/// Whether our end opened the connection.
+#[inline(always)]
+fn opened(verdict: *const SocketVerdict) -> bool {
+    // SAFETY: a non-null pointer to the socket's storage.
+    unsafe { read_volatile(addr_of!((*verdict).edge.direction)) == Direction::Egress as u8 }
+}
+
+/// Adds what wasn't counted yet, and notes that it is.
+#[inline(always)]
+fn count_carried(verdict: *mut SocketVerdict, now: &Carried, more: &mut Traffic) {
+    // SAFETY: a non-null pointer to the socket's storage; written under the socket's lock.
+    unsafe {
+        let counted = addr_of_mut!((*verdict).counted);
+        let acked = now.acked.saturating_sub(read_volatile(addr_of!((*counted).acked)));
+        let received = now.received.saturating_sub(read_volatile(addr_of!((*counted).received)));
+        let out = u64::from(now.segs_out.wrapping_sub(read_volatile(addr_of!((*counted).segs_out))));
+        let inward = u64::from(now.segs_in.wrapping_sub(read_volatile(addr_of!((*counted).segs_in))));
+        note(verdict, now);
+        if opened(verdict) {
+            (more.bytes_sent, more.bytes_received) = (acked, received);
+            (more.packets_sent, more.packets_received) = (out, inward);
+        } else {
+            (more.bytes_sent, more.bytes_received) = (received, acked);
+            (more.packets_sent, more.packets_received) = (inward, out);
+        }
     }
+}
+
+/// Takes so much for counted.
+#[inline(always)]
+fn note(verdict: *mut SocketVerdict, now: &Carried) {
+    // SAFETY: a non-null pointer to the socket's storage; aligned words.
+    unsafe {
+        let counted = addr_of_mut!((*verdict).counted);
+        write_volatile(addr_of_mut!((*counted).acked), now.acked);
+        write_volatile(addr_of_mut!((*counted).received), now.received);
+        write_volatile(addr_of_mut!((*counted).segs_out), now.segs_out);
+        write_volatile(addr_of_mut!((*counted).segs_in), now.segs_in);
+    }
+}
+
+/// What a connection has carried until now, while neither end has closed it.
+#[inline(always)]
+fn carried(tcp: *const bpf_tcp_sock, opened: bool) -> Carried {
+    // SAFETY: the helper's pointer isn't null; the verifier checks each field.
+    unsafe {
+        Carried {
+            acked: read_volatile(addr_of!((*tcp).bytes_acked)).saturating_sub(opened as u64),
+            received: read_volatile(addr_of!((*tcp).bytes_received)),
+            segs_out: read_volatile(addr_of!((*tcp).segs_out)),
+            segs_in: read_volatile(addr_of!((*tcp).segs_in)),
+        }
+    }
+}
+
+/// Whether a connection wasn't looked at since the last tick.
+#[inline(always)]
+pub fn is_due(verdict: *const SocketVerdict) -> bool {
+    // SAFETY: a non-null pointer to the socket's storage.
+    unsafe { read_volatile(addr_of!((*verdict).tick)) != Snapshot::tick() }
+}
+
+/// Counts what a live connection has carried since it was last looked at. Called for what it sends, since that is done
+/// under the socket's lock, and each end sends at least acknowledgements. Gives 1, or 0 if there was nothing to count.
+#[unsafe(no_mangle)]
+pub extern "C" fn bulkhead_carried(skb: *mut __sk_buff) -> u32 {
+    let sk = socket(skb);
+    if sk.is_null() {
+        return 0;
+    }
+    // SAFETY: a full socket; the verifier checks the field.
+    let state = unsafe { read_volatile(addr_of!((*sk).state)) };
+    let kept = SOCKETS.get(sk);
+    let verdict = storage::verdict(kept, cookie(skb));
+    if verdict.is_null() {
+        return 0;
+    }
+    // SAFETY: non-null pointers to the socket's storage. Of a socket that nobody stamped it isn't known whether the
+    // programs have seen its beginning, until its handshake is counted.
+    let concerned = unsafe {
+        write_volatile(addr_of_mut!((*verdict).tick), Snapshot::tick());
+        read_volatile(addr_of!((*verdict).edge.proto)) != 0
+            && (read_volatile(addr_of!((*verdict).established)) != 0
+                || read_volatile(addr_of!((*kept).stamp.cgroup)) != 0)
+    };
+    // Once an end has closed, its byte for that is among the others, until the end of the connection tells.
+    if !concerned || state != BPF_TCP_ESTABLISHED {
+        return 0;
+    }
+    // SAFETY: the helper takes any full socket, and gives null for one that isn't TCP.
+    let tcp = unsafe { tcp_sock(sk) };
+    if tcp.is_null() {
+        return 0;
+    }
+    let mut space = MaybeUninit::uninit();
+    let more = Traffic::zeroed(&mut space);
+    count_handshake(verdict, more);
+    count_carried(verdict, &carried(tcp, opened(verdict)), more);
+    keep(verdict, more);
+    1
 }
 
 /// Adds to what is counted under the socket's edge; what finds no room goes into the totals. A function of its own, but not
@@ -190,6 +288,11 @@ fn keep(verdict: *const SocketVerdict, more: &Traffic) {
     // SAFETY: a non-null pointer to the socket's storage. The key may change meanwhile, if the connection has just been
     // judged again; then it is another one, but whole enough for a look-up.
     let edge = unsafe { &*addr_of!((*verdict).edge) };
+    // SAFETY: the peer's address stands behind the edge.
+    let outside = unsafe { addr_of!((*verdict).edge) }.cast::<OutsideKey>();
+    if outside::concerns(outside) {
+        outside::keep(outside, more);
+    }
     let mut place = TRAFFIC.get_ptr_mut(edge);
     if place.is_none() {
         if TRAFFIC.insert(edge, more, NOEXIST).is_ok() {

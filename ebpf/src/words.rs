@@ -5,6 +5,7 @@
 //! What is written here is volatile, and so never becomes such a call.
 
 use bulkhead_common::maps::{FlowKey, SocketState, Traffic};
+use bulkhead_common::outside::{Outside, OutsideKey};
 use bulkhead_common::{Addr, Judgement};
 use core::mem::MaybeUninit;
 use core::ptr::{addr_of_mut, write_volatile};
@@ -45,6 +46,10 @@ unsafe impl Words for FlowKey {}
 unsafe impl Words for SocketState {}
 // SAFETY: as above.
 unsafe impl Words for Traffic {}
+// SAFETY: as above.
+unsafe impl Words for Outside {}
+// SAFETY: as above.
+unsafe impl Words for OutsideKey {}
 // SAFETY: a union of integers, aligned to four.
 unsafe impl Words for aya_ebpf::bindings::bpf_sock_tuple {}
 

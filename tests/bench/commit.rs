@@ -2,8 +2,8 @@
 
 use crate::keys::{Keys, Protocol};
 use crate::lane::{Kind, Lane};
+use crate::numbers::median;
 use crate::pins::Pins;
-use crate::rounds::median;
 use crate::{Figure, effort};
 use anyhow::{Context, Result, ensure};
 use bulkhead_common::PeerId;

@@ -10,7 +10,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
 /// A program's name among Bulkhead's, `enum bpf_prog_type` and `enum bpf_attach_type`.
-const HOOKS: [(&str, u32, u32); 7] = [
+const HOOKS: [(&str, u32, u32); 8] = [
     ("sock_create", 9, 2),
     ("ingress", 8, 0),
     ("egress", 8, 1),
@@ -18,6 +18,7 @@ const HOOKS: [(&str, u32, u32); 7] = [
     ("connect6", 18, 11),
     ("sendmsg4", 18, 14),
     ("sendmsg6", 18, 15),
+    ("sock_ops", 13, 3),
 ];
 
 /// Linux: include/uapi/linux/bpf.h, `union bpf_attr` as BPF_PROG_LOAD and as BPF_LINK_CREATE read it.

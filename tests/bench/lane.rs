@@ -5,6 +5,7 @@ use crate::empty;
 use crate::keys::Keys;
 use crate::pins::Pins;
 use anyhow::{Result, ensure};
+use bulkhead::datapath::Datapath;
 use bulkhead_tests::Workload;
 use bulkhead_tests::sandbox::{Cgroup, Sandbox};
 use std::os::fd::OwnedFd;
@@ -24,14 +25,14 @@ pub(crate) enum Kind {
 enum Hold {
     Nothing,
     Links { _links: Vec<OwnedFd> },
-    Pins { _pins: Box<Pins> },
+    Pins { pins: Box<Pins> },
 }
 
 /// A client and a server with something on their hooks.
 pub(crate) struct Lane {
     pub(crate) kind: Kind,
     // Dropped in this order: links, then cgroups from the leaves upwards.
-    _hold: Hold,
+    hold: Hold,
     pub(crate) client: Workload,
     pub(crate) server: Workload,
     sandbox: Sandbox,
@@ -41,6 +42,14 @@ impl Lane {
     /// The cgroup above both.
     pub(crate) fn cgroup(&self) -> &Cgroup {
         self.sandbox.cgroup()
+    }
+
+    /// The programs, where they are Bulkhead's.
+    pub(crate) fn datapath(&mut self) -> Option<&mut Datapath> {
+        match &mut self.hold {
+            Hold::Pins { pins } => Some(pins.datapath()),
+            Hold::Nothing | Hold::Links { .. } => None,
+        }
     }
 
     /// All endpoints' addresses lead to the server's network namespace.
@@ -58,9 +67,9 @@ impl Lane {
                 pins.datapath().attach()?;
                 let ours: Vec<_> = pins.datapath().programs().into_iter().map(|p| p.name).collect();
                 ensure!(empty::names().eq(ours.iter().copied()), "the empty programs don't cover the hooks: {ours:?}");
-                Hold::Pins { _pins: Box::new(pins) }
+                Hold::Pins { pins: Box::new(pins) }
             }
         };
-        Ok(Self { kind, _hold: hold, client, server, sandbox })
+        Ok(Self { kind, hold, client, server, sandbox })
     }
 }

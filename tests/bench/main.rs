@@ -5,19 +5,29 @@
 //! ([`rounds`]), on destinations drawn at random from all rules ([`keys`]).
 #![expect(clippy::cast_precision_loss, reason = "durations in nanoseconds and counts are far below 2^53")]
 
+mod agent;
+mod bulk;
 mod commit;
+mod counted;
 mod empty;
+mod flood;
 mod keys;
 mod lane;
+mod learnt;
+mod memory;
+mod numbers;
 mod pins;
+mod revocation;
 mod rounds;
 mod work;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use keys::{Keys, Protocol};
 use lane::Kind;
 use rounds::{Effort, Pair, Samples};
 use std::env;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// One figure. Without lanes to compare, only `bulkhead` is there.
 #[derive(Default)]
@@ -30,6 +40,8 @@ struct Figure {
     ratio: Option<f64>,
     /// What Bulkhead takes more than nothing does.
     added: Option<f64>,
+    /// What else there is to say of it.
+    note: String,
 }
 
 impl Figure {
@@ -43,13 +55,20 @@ impl Figure {
             bulkhead: samples.median(2),
             ratio: Some(samples.paired(|lane| lane(2) / lane(0))),
             added: Some(samples.paired(|lane| lane(2) - lane(0))),
+            note: String::new(),
         }
     }
 
+    /// Of Bulkhead alone.
+    fn alone(name: &'static str, unit: &'static str, bulkhead: f64, note: String) -> Self {
+        Self { name, unit, bulkhead, note, ..Self::default() }
+    }
+
     fn print(&self) {
-        let Self { name, unit, none, empty, bulkhead, ratio, added } = self;
+        let Self { name, unit, none, empty, bulkhead, ratio, added, note } = self;
         let value = serde_json::json!({
             "name": name, "unit": unit, "none": none, "empty": empty, "bulkhead": bulkhead, "ratio": ratio, "added": added,
+            "note": note,
         });
         println!("{value}");
     }
@@ -58,14 +77,20 @@ impl Figure {
 /// How a figure is taken: the factor says how many times the usual rounds.
 type Take = fn(f64) -> Result<Vec<Figure>>;
 
-const FIGURES: [(&str, Take); 7] = [
+const FIGURES: [(&str, Take); 13] = [
     ("udp-connect", udp_connect),
     ("tcp-connect", tcp_connect),
     ("tcp-request", tcp_request),
     ("udp-ping-pong", udp_ping_pong),
+    ("tcp-bulk", bulk::take),
     ("verdict", verdict),
     ("commit", commit::take),
     ("load", commit::load),
+    ("counted", counted::take),
+    ("revocation", revocation::take),
+    ("denied-flood", flood::take),
+    ("agent-memory", memory::take),
+    ("suggest-graph", learnt::take),
 ];
 
 fn main() -> Result<()> {
@@ -82,7 +107,14 @@ fn main() -> Result<()> {
     if !rounds::prefer() {
         eprintln!("    no real-time priority here: expect noise");
     }
+    ensure!(env::var_os("BULKHEAD").is_some(), "BULKHEAD names no agent: run this by `cargo xtask bench`");
+    // Ctrl-C ends the measured processes, and what waits for them cleans up.
+    let asked = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(&asked)).context("can't handle signals")?;
+    }
     for (name, take) in FIGURES {
+        ensure!(!asked.load(Ordering::Relaxed), "interrupted");
         if only.is_empty() || only.iter().any(|o| o == name) {
             eprintln!("==> {name}");
             take(factor)?.iter().for_each(Figure::print);

@@ -7,6 +7,7 @@
 
 use crate::keys::Keys;
 use crate::lane::{Kind, Lane};
+use crate::numbers::median;
 use crate::work::Word;
 use anyhow::{Context, Result, bail, ensure};
 use bulkhead_tests::sandbox::{Process, Turn};
@@ -107,25 +108,36 @@ where
     let cpu = measuring_cpu()?;
     Ok(workload.spawn(|turn| {
         turn.doing("settling on one CPU");
-        let mut one = CpuSet::new();
-        one.set(cpu);
-        sched_setaffinity(None, &one)?;
+        settle_on(cpu)?;
         prefer();
         body(turn)
     })?)
 }
 
-/// The last CPU that we may use: the first one has the most interrupts.
-fn measuring_cpu() -> Result<usize> {
+/// The CPUs that we may use.
+pub(crate) fn cpus() -> Result<Vec<usize>> {
     let allowed = sched_getaffinity(None)?;
-    (0..CpuSet::MAX_CPU).rev().find(|cpu| allowed.is_set(*cpu)).context("no CPU is allowed")
+    Ok((0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu)).collect())
 }
 
-/// Runs before everything without a real-time priority. Where that isn't granted, there is more noise.
+/// The last CPU that we may use: the first one has the most interrupts.
+pub(crate) fn measuring_cpu() -> Result<usize> {
+    cpus()?.last().copied().context("no CPU is allowed")
+}
+
+/// The calling process stays on this CPU from now on.
+pub(crate) fn settle_on(cpu: usize) -> io::Result<()> {
+    let mut one = CpuSet::new();
+    one.set(cpu);
+    Ok(sched_setaffinity(None, &one)?)
+}
+
+/// Runs before everything without a real-time priority, and what it starts doesn't: an agent has none in real life.
+/// Where that isn't granted, there is more noise.
 pub(crate) fn prefer() -> bool {
     let parameters = libc::sched_param { sched_priority: 1 };
     // SAFETY: the pointer is to a valid value that outlives the call.
-    unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &parameters) == 0 }
+    unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &parameters) == 0 }
 }
 
 fn ready(process: &mut Process) -> Result<()> {
@@ -182,17 +194,6 @@ impl Samples {
     pub(crate) fn paired(&self, f: impl Fn(&dyn Fn(usize) -> f64) -> f64) -> f64 {
         let rounds = self.lanes.first().map_or(0, Vec::len);
         median((0..rounds).map(|round| f(&|lane: usize| self.lanes[lane][round])).collect())
-    }
-}
-
-/// The middle one; the mean of the middle two.
-pub(crate) fn median(mut all: Vec<f64>) -> f64 {
-    all.sort_by(f64::total_cmp);
-    let middle = all.len() / 2;
-    match all.len() {
-        0 => f64::NAN,
-        n if n % 2 == 1 => all[middle],
-        _ => (all[middle - 1] + all[middle]) / 2.0,
     }
 }
 

@@ -65,12 +65,22 @@ impl Word {
 fn obey(
     turn: &mut Turn,
     keys: Keys,
+    run: impl FnMut(&mut dyn Iterator<Item = u32>) -> io::Result<u64>,
+) -> io::Result<()> {
+    obey_after(turn, keys, keys.rules(), run)
+}
+
+/// The same with so many operations before those that count.
+pub(crate) fn obey_after(
+    turn: &mut Turn,
+    keys: Keys,
+    before: u32,
     mut run: impl FnMut(&mut dyn Iterator<Item = u32>) -> io::Result<u64>,
 ) -> io::Result<()> {
     loop {
         let answer = match Word::decode(&turn.ready()?)? {
             Word::Measure { seed, operations } => {
-                run(&mut (0..keys.rules()))?;
+                run(&mut (0..before))?;
                 run(&mut Draw::new(seed, keys.rules()).take(operations as usize))?
             }
             Word::All => run(&mut (0..keys.rules()))?,
@@ -96,11 +106,11 @@ const fn kind(protocol: Protocol) -> SocketType {
     }
 }
 
-fn open(kind: SocketType) -> io::Result<OwnedFd> {
+pub(crate) fn open(kind: SocketType) -> io::Result<OwnedFd> {
     Ok(net::socket_with(AddressFamily::INET, kind, SocketFlags::CLOEXEC, None)?)
 }
 
-fn nanoseconds(d: Duration) -> u64 {
+pub(crate) fn nanoseconds(d: Duration) -> u64 {
     u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
 }
 
@@ -139,7 +149,7 @@ pub(crate) fn listens(turn: &mut Turn, keys: Keys) -> io::Result<()> {
     turn.stay()
 }
 
-fn listen(at: SocketAddrV4) -> io::Result<OwnedFd> {
+pub(crate) fn listen(at: SocketAddrV4) -> io::Result<OwnedFd> {
     let fd = open(SocketType::STREAM)?;
     sockopt::set_socket_reuseaddr(&fd, true)?;
     bind(&fd, &at)?;
@@ -168,7 +178,7 @@ pub(crate) fn connects_tcp(turn: &mut Turn, keys: Keys) -> io::Result<()> {
 }
 
 /// The destinations of the connections that are held.
-fn held(keys: Keys) -> Vec<SocketAddrV4> {
+pub(crate) fn held(keys: Keys) -> Vec<SocketAddrV4> {
     let mut all: Vec<u32> = Draw::new(HELD_SEED, keys.rules()).take(HELD as usize).collect();
     all.sort_unstable();
     all.dedup();

@@ -6,7 +6,9 @@ use crate::enforced::id;
 use crate::{Estate, wait_at_most};
 use bulkhead::datapath;
 use bulkhead::sources::hierarchy::Hierarchy;
+use rustix::process::{Signal, set_parent_process_death_signal};
 use std::fs::{self, File};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output};
 use std::time::Duration;
@@ -30,6 +32,11 @@ pub struct Agent {
 impl Agent {
     /// Writes a configuration for the estate: each workload is `spiffe://test/NAME`. Nothing is started.
     pub fn over(estate: &Estate, more: &str) -> Self {
+        Self::named(estate, more, id)
+    }
+
+    /// The same with other SPIFFE IDs: that of a workload by its name.
+    pub fn named(estate: &Estate, more: &str, id: impl Fn(&str) -> String) -> Self {
         let this = Self { folder: tempfile::tempdir().expect("a folder"), child: None, starts: 0 };
         fs::create_dir(this.policies()).expect("a folder");
         let mount = Hierarchy::find().expect("cgroup2").mount;
@@ -79,12 +86,19 @@ impl Agent {
         let log = File::create(self.log_file()).expect("a file");
         let mut command = Command::new(binary());
         command.arg("agent").arg("--config").arg(self.config()).args(arguments);
+        // SAFETY: the closure makes one system call and allocates nothing.
+        unsafe { command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?)) };
         self.child = Some(command.stderr(log).spawn().expect("BULKHEAD names an executable"));
         wait_at_most(START, "an agent that is ready", || {
             let ended = self.child.as_mut().and_then(|c| c.try_wait().ok().flatten());
             assert!(ended.is_none(), "the agent ended: {ended:?}\n{}", self.log());
             self.log().contains(" ready epoch=")
         });
+    }
+
+    /// The process id of the running agent.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("it was started").id()
     }
 
     fn log_file(&self) -> PathBuf {
@@ -104,14 +118,20 @@ impl Agent {
         }
     }
 
-    /// Runs a command that asks it, or works on its files.
+    /// Runs a command that asks it, or works on its files. It may be of several words.
     pub fn ask(&self, command: &str, arguments: &[&str]) -> Output {
         let (flag, path) = match command {
             "uninstall" | "preflight" | "early" => ("--config", self.config()),
             _ => ("--socket", self.folder().join("sock")),
         };
         let mut asked = Command::new(binary());
-        asked.arg(command).arg(flag).arg(path).args(arguments).output().expect("BULKHEAD names an executable")
+        asked
+            .args(command.split(' '))
+            .arg(flag)
+            .arg(path)
+            .args(arguments)
+            .output()
+            .expect("BULKHEAD names an executable")
     }
 
     /// The status as JSON, and the exit code.

@@ -14,23 +14,25 @@ pub(crate) use look::Cluster;
 
 use super::clock::Clock;
 use super::failure::Failure;
+use super::heap;
 use super::kernel::Kernel;
 use super::overrides::Overrides;
 use super::snapshot::{Accounts, Names, Snapshot};
 use crate::config::{self, Config};
 use crate::flows::Edges;
+use crate::flows::outside::Outsiders;
 use crate::flows::series::Series;
 use crate::image::Image;
+use crate::inventory::Inventory;
 use crate::policy::{self, Compiled, Diagnostic, PolicySet, RuleTable};
 use crate::revocation::Reach;
 use crate::serve::api::{Commit, Decision, DriftStatus, NotContained};
 use crate::serve::orders::{Cutting, Request};
-use crate::sources::assemble::{Assembled, assemble};
+use crate::sources::assemble::{Assembled, Instance, assemble};
 use crate::sources::hierarchy::{Hierarchy, Scan};
 use crate::sources::policies::{self, Policies};
 use crate::sources::roster::Roster;
 use crate::sources::state::State;
-use crate::sources::strays;
 use crate::sources::watch::{Dirty, Watcher};
 use anyhow::Context;
 use bulkhead_common::slots::{Baseline, Sides};
@@ -69,7 +71,8 @@ pub const LAST_CONFIG: &str = "config.yaml";
 pub struct Engine<K: Kernel> {
     kernel: K,
     file: PathBuf,
-    text: Option<String>,
+    /// The hash of that file as it was last read.
+    text: Option<look::Hash>,
     /// The file's, with what the cluster adds.
     config: Config,
     /// The file's alone.
@@ -82,15 +85,25 @@ pub struct Engine<K: Kernel> {
     watcher: Watcher,
     roster: Roster,
     saved: Option<Roster>,
-    rules: RuleTable,
+    /// Shared with the names of what was compiled last.
+    rules: Arc<RuleTable>,
     policies: Policies,
     reading: policies::Reading,
     scan: Scan,
     host: BTreeSet<Addr>,
-    assembled: Assembled,
+    /// What the image was compiled from, shared with the snapshots.
+    inventory: Arc<Inventory>,
+    instances: Vec<Instance>,
+    assembly_warnings: Vec<Diagnostic>,
+    names: Arc<Names>,
     image: Option<Image>,
+    /// Whether the image is what comes of them.
+    compiled: bool,
     compile_warnings: Vec<String>,
     edges: Edges,
+    outside: Arc<Outsiders>,
+    /// Since when this era of theirs is counted in, and how often there was no room then.
+    era: (Instant, u64),
     series: Series,
     commits: u64,
     last_commit: Option<Commit>,
@@ -103,7 +116,7 @@ pub struct Engine<K: Kernel> {
     /// What was commanded.
     overrides: Overrides,
     /// The policies as they are in force: those of the files, under what was commanded.
-    in_force: PolicySet,
+    in_force: Arc<PolicySet>,
     cuts: cut::Cuts,
     drift: DriftStatus,
     /// For how long nothing was attached since the machine was started, milliseconds; `None`: not known.
@@ -116,11 +129,10 @@ pub struct Engine<K: Kernel> {
     looks: u32,
 }
 
-/// What would be in force.
+/// What a ruleset is compiled from.
 struct Draft {
     assembled: Assembled,
     set: PolicySet,
-    compiled: Compiled,
 }
 
 impl<K: Kernel> Engine<K> {
@@ -143,7 +155,7 @@ impl<K: Kernel> Engine<K> {
         let policies = Policies::stored(&state)?;
         let mut this = Self {
             kernel,
-            text: std::fs::read_to_string(&file).ok(),
+            text: None,
             file,
             base: config.clone(),
             config,
@@ -154,15 +166,21 @@ impl<K: Kernel> Engine<K> {
             watcher: Watcher::new()?,
             saved: None,
             roster,
-            rules,
+            rules: Arc::new(rules),
             policies,
             reading: policies::Reading::default(),
             scan: Scan::default(),
             host: BTreeSet::new(),
-            assembled: Assembled::default(),
+            inventory: Arc::default(),
+            instances: Vec::new(),
+            assembly_warnings: Vec::new(),
+            names: Arc::default(),
             image: None,
+            compiled: false,
             compile_warnings: Vec::new(),
             edges: Edges::default(),
+            outside: Arc::default(),
+            era: (Instant::now(), 0),
             series: Series::new(SERIES),
             commits: 0,
             last_commit: None,
@@ -171,7 +189,7 @@ impl<K: Kernel> Engine<K> {
             kernel_faults: Vec::new(),
             not_contained: Vec::new(),
             overrides,
-            in_force: PolicySet::default(),
+            in_force: Arc::default(),
             cuts: cut::Cuts::default(),
             drift: DriftStatus::default(),
             open_since_boot: None,
@@ -180,8 +198,11 @@ impl<K: Kernel> Engine<K> {
             looks: 0,
         };
         this.tend(&Clock::now())?;
-        if let Some(text) = this.text.as_ref().filter(|t| config::parse("", t).is_ok()) {
-            this.state.put(LAST_CONFIG, text.as_bytes())?;
+        if let Ok(text) = std::fs::read_to_string(&this.file) {
+            this.text = Some(look::hash(&text));
+            if config::parse("", &text).is_ok() {
+                this.state.put(LAST_CONFIG, text.as_bytes())?;
+            }
         }
         Ok(this)
     }
@@ -261,6 +282,7 @@ impl<K: Kernel> Engine<K> {
                     let settled = tokio::task::block_in_place(|| {
                         let settled = self.kernel.settle();
                         self.cut_again();
+                        heap::trim();
                         settled
                     });
                     if let Err(e) = settled {
@@ -285,6 +307,7 @@ impl<K: Kernel> Engine<K> {
                         let again = self.tend_or_tell() || again;
                         if again {
                             self.step(Dirty::ALL);
+                            heap::trim();
                         }
                         self.check();
                         self.verify();
@@ -321,35 +344,51 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
-    /// Numbers and compiles, with what was commanded above it.
+    /// Numbers, with what was commanded above it.
     fn draft(&mut self, policies: PolicySet, overrides: &Overrides) -> anyhow::Result<Draft> {
         let name = self.file.display().to_string();
         let mut assembled = assemble(&name, &self.config, &self.scan, &self.host, &mut self.roster)?;
         let set = overrides.apply(policy::expiry::at(policies, super::clock::now()), &mut assembled.inventory);
-        let mut compiled = policy::compile(&set, &assembled.inventory, &mut self.rules);
-        if !self.scan.unlisted.is_empty() {
-            compiled.image.baselines.insert(Class::Host.id(), HOST);
-        }
-        Ok(Draft { assembled, set, compiled })
+        Ok(Draft { assembled, set })
     }
 
-    /// Compiles, commits if that differs from what is in force, and ends the live connections that don't pass any more.
-    /// Numbers are on disk before they are used.
+    fn compile(&mut self, set: &PolicySet, inventory: &Inventory) -> Compiled {
+        let mut compiled = policy::compile(set, inventory, Arc::make_mut(&mut self.rules));
+        // Their cgroups are in the inventory, so it tells whether there are any.
+        if inventory.cgroups.iter().any(|c| c.peer == Class::Host.id()) {
+            compiled.image.baselines.insert(Class::Host.id(), HOST);
+        }
+        compiled.image.compact();
+        compiled
+    }
+
+    /// Compiles if there is anything new, commits if that differs from what is in force, and ends the live connections
+    /// that don't pass any more. Numbers are on disk before they are used.
     fn put_in_force(&mut self) -> anyhow::Result<Option<Cutting>> {
         let started = Instant::now();
         self.expires = policy::expiry::next(&self.policies.set, super::clock::now());
         let overrides = self.overrides.clone();
-        let Draft { assembled, set, compiled } = self.draft(self.policies.set.clone(), &overrides)?;
-        (self.assembled, self.in_force) = (assembled, set);
-        self.compile_warnings = compiled.warnings.iter().map(ToString::to_string).collect();
+        let Draft { assembled, set } = self.draft(self.policies.set.clone(), &overrides)?;
+        let Assembled { inventory, instances, warnings } = assembled;
+        (self.instances, self.assembly_warnings) = (instances, warnings);
         if self.saved.as_ref() != Some(&self.roster) {
             self.state.save_roster(&self.roster)?;
             self.saved = Some(self.roster.clone());
         }
-        if self.image.as_ref() == Some(&compiled.image) {
+        if self.compiled && *self.inventory == inventory && *self.in_force == set {
             return Ok(None);
         }
-        let rules = serde_json::to_vec(&(self.kernel.generation(), &self.rules))?;
+        self.compiled = false;
+        let compiled = self.compile(&set, &inventory);
+        self.inventory = shared(&self.inventory, inventory);
+        self.in_force = shared(&self.in_force, set);
+        self.names = Arc::new(self.names_now());
+        self.compile_warnings = compiled.warnings.iter().map(ToString::to_string).collect();
+        if self.image.as_ref() == Some(&compiled.image) {
+            self.compiled = true;
+            return Ok(None);
+        }
+        let rules = serde_json::to_vec(&(self.kernel.generation(), &*self.rules))?;
         self.state.put(RULES, &rules)?;
         let done = self.kernel.commit(&compiled.image).context("committing the ruleset")?;
         tracing::info!(
@@ -363,41 +402,19 @@ impl<K: Kernel> Engine<K> {
         self.commits += 1;
         self.last_commit = Some(done);
         let reach = Reach::between(self.image.as_ref(), &compiled.image);
-        self.image = Some(compiled.image);
+        (self.image, self.compiled) = (Some(compiled.image), true);
         // Before the programs are attached there is nobody whom a reset could pass.
         Ok(if self.ready { self.cut(reach, started) } else { None })
     }
 
-    /// Looks the kernel side over, puts right what it can, and reads the counters.
-    fn check(&mut self) {
-        let mut faults = Vec::new();
-        match self.kernel.inspect() {
-            Ok(found) => {
-                for f in found {
-                    if !K::is_repairable(&f) {
-                        faults.push(f.to_string());
-                        continue;
-                    }
-                    faults.push(match self.kernel.repair(&f) {
-                        Ok(()) => format!("{f}; put right"),
-                        Err(e) => format!("{f}; it couldn't be put right: {e:#}"),
-                    });
-                }
-            }
-            Err(e) => faults.push(format!("the kernel side can't be looked at: {e:#}")),
-        }
-        if let Err(e) = self.read_counters() {
-            faults.push(format!("the counters can't be read: {e:#}"));
-        }
-        // What lasts is logged once; status and metrics have it for as long as it lasts.
-        for new in faults.iter().filter(|f| !self.kernel_faults.contains(f)) {
-            tracing::error!("{new}");
-        }
-        self.kernel_faults = faults;
-        self.not_contained = strays::not_contained(&self.hierarchy, &self.config, &self.scan);
+    /// What numbers mean after the last compilation, be it in force or not.
+    fn names_now(&self) -> Names {
+        let identities = self.roster.identities().map(|(n, i)| (n, i.clone())).collect();
+        Names { identities, rules: Arc::clone(&self.rules) }
     }
+}
 
-    fn names(&self) -> Names {
-        Names { identities: self.roster.identities().map(|(n, i)| (n, i.clone())).collect(), rules: self.rules.clone() }
-    }
+/// The former value if the new one is no other: whoever holds it needn't hold both.
+fn shared<T: PartialEq>(former: &Arc<T>, new: T) -> Arc<T> {
+    if **former == new { Arc::clone(former) } else { Arc::new(new) }
 }

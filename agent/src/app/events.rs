@@ -2,8 +2,9 @@
 //!
 //! The log is bounded in rate, and says how much it left out; counters have everything.
 
-use super::kernel::Events;
+use super::kernel::Records;
 use super::log::{Heard, Way};
+use super::naming::Naming;
 use super::sightings::{Executables, Sightings};
 use super::snapshot::{Names, Snapshot};
 use crate::config::narrow;
@@ -11,7 +12,7 @@ use crate::flows::{self, Edge};
 use crate::policy::Overrides;
 use crate::serve::api::{Decision, printable};
 use bulkhead_common::event::Event;
-use bulkhead_common::{Addr, Hook, Outcome, PeerId};
+use bulkhead_common::{Addr, Direction, Hook, Outcome, PeerId};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,6 +20,9 @@ use tokio::sync::{broadcast, watch};
 
 /// Denials logged in a burst, and then per second.
 const LOG_RATE: u32 = 20;
+/// Decisions written to the decision log in a burst, and then per second: whoever is refused as fast as it can try
+/// mustn't fill the disk and keep a processor busy. What is left out is counted there, and in the counters all the same.
+const WRITE_RATE: u32 = 2000;
 
 /// Who hears of events.
 pub struct Listeners {
@@ -26,6 +30,8 @@ pub struct Listeners {
     pub decisions: broadcast::Sender<Arc<Decision>>,
     /// The history's details.
     pub sightings: Sightings,
+    /// Names of addresses.
+    pub naming: Naming,
     /// The decision log.
     pub log: Option<Way>,
 }
@@ -34,15 +40,16 @@ pub struct Listeners {
 ///
 /// # Errors
 /// When the stream breaks.
-pub async fn run<E: Events>(
+pub async fn run<E: Records<Event>>(
     mut events: E,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     listeners: Listeners,
     mut stopped: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
-    let Listeners { decisions, sightings, log: way } = listeners;
+    let Listeners { decisions, sightings, naming, log: way } = listeners;
     let mut executables = Executables::default();
     let mut rate = Rate::new(LOG_RATE, Instant::now());
+    let mut writing = Rate::new(WRITE_RATE, Instant::now());
     loop {
         let batch = tokio::select! {
             _ = stopped.changed() => return Ok(()),
@@ -56,14 +63,20 @@ pub async fn run<E: Events>(
             let executable = executables.of(event, instant);
             sightings.note(event, executable.as_ref(), time);
             if let Some(way) = way.as_ref().filter(|_| refused) {
-                way.tell(Heard { event: *event, executable: executable.clone(), time });
+                if writing.take(instant) {
+                    way.tell(Heard { event: *event, executable: executable.clone(), time });
+                } else {
+                    way.leave_out();
+                }
             }
             let logged = refused && rate.take(instant);
             if !followed && !logged {
                 continue;
             }
             let above = snapshot.policies.overrides();
-            let decision = Arc::new(decision(event, &snapshot.names, above, executable, time));
+            let mut decision = decision(event, &snapshot.names, above, executable, time);
+            decision.name = name(event, &naming, instant);
+            let decision = Arc::new(decision);
             if logged {
                 log(&decision, rate.left_out());
             }
@@ -116,11 +129,22 @@ pub fn decision(event: &Event, names: &Names, above: &Overrides, executable: Opt
         pid,
         comm: printable(&comm[..end]),
         executable: executable.map(|e| e.to_string()),
+        name: None,
         egress_rule: names.rule(egress_rule),
         ingress_rule: names.rule(ingress_rule),
         break_glass: above.open_everywhere()
             || [src, dst].iter().filter_map(|p| names.identities.get(&PeerId(*p))).any(|i| above.opens(i)),
     }
+}
+
+/// The name by which our workload asked for its peer's address.
+fn name(event: &Event, naming: &Naming, now: Instant) -> Option<String> {
+    let (own, peer, address) = match Direction::from_u8(event.direction)? {
+        Direction::Egress => (event.src, event.dst, &event.daddr),
+        Direction::Ingress => (event.dst, event.src, &event.saddr),
+    };
+    let name = PeerId(peer).is_outside().then(|| naming.name(PeerId(own), narrow(address), now))??;
+    Some(name.to_string())
 }
 
 fn address(addr: &Addr, port: u16) -> String {
@@ -142,6 +166,7 @@ fn log(d: &Decision, left_out: u64) {
         hook = d.hook,
         from = d.source_address,
         to = d.destination_address,
+        name = d.name.as_deref().unwrap_or_default(),
         pid = d.pid,
         comm = d.comm,
         executable = d.executable.as_deref().unwrap_or_default(),

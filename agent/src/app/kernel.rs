@@ -5,10 +5,12 @@ mod datapath;
 pub use datapath::{features, open};
 
 use crate::datapath::{Drift, Walk};
+use crate::flows::outside::Reading;
 use crate::image::Image;
 use crate::revocation::Reach;
 use crate::serve::api::{Commit, Feature, MapFill, Program};
-use bulkhead_common::event::Event;
+use bulkhead_common::PeerId;
+use bulkhead_common::event::{Answer, Event};
 use bulkhead_common::maps::{EdgeKey, Traffic};
 use std::future::Future;
 use std::pin::Pin;
@@ -18,7 +20,9 @@ pub trait Kernel: Send + 'static {
     /// Something out of order.
     type Fault: std::fmt::Display + Send;
     /// Where events come from.
-    type Events: Events;
+    type Events: Records<Event>;
+    /// Where DNS answers come from.
+    type Answers: Records<Answer>;
 
     /// The number of this set of maps.
     fn generation(&self) -> u64;
@@ -54,6 +58,11 @@ pub trait Kernel: Send + 'static {
     /// # Errors
     /// When the switch can't be written.
     fn set_emit_allowed(&mut self, on: bool) -> anyhow::Result<()>;
+    /// Whether DNS answers are sent.
+    ///
+    /// # Errors
+    /// When the switch can't be written.
+    fn set_tell_answers(&mut self, on: bool) -> anyhow::Result<()>;
     /// Every counter.
     ///
     /// # Errors
@@ -64,6 +73,25 @@ pub trait Kernel: Send + 'static {
     /// # Errors
     /// When it can't be read.
     fn traffic(&self) -> anyhow::Result<Vec<(EdgeKey, Traffic)>>;
+    /// Has live TCP connections count what they have carried, for the next reading.
+    fn tick(&self);
+    /// What is counted of peers outside, by address. Read it after the edges.
+    ///
+    /// # Errors
+    /// When it can't be read.
+    fn outside(&self) -> anyhow::Result<Reading>;
+    /// Begins another era of these counts.
+    ///
+    /// # Errors
+    /// When the former era's counts are still there.
+    fn begin_era(&mut self) -> anyhow::Result<()>;
+    /// Removes the former era's counts.
+    ///
+    /// # Errors
+    /// When that isn't possible.
+    fn empty_former_era(&mut self) -> anyhow::Result<()>;
+    /// How many entries of the present era an identity has.
+    fn outside_share(&self, of: PeerId) -> u32;
     /// The totals, by [`bulkhead_common::maps::totals`].
     ///
     /// # Errors
@@ -81,6 +109,8 @@ pub trait Kernel: Send + 'static {
     fn walk(&self, image: &Image, reach: &Reach, destroy: bool) -> anyhow::Result<Walk>;
     /// The stream of events; once.
     fn take_events(&mut self) -> Option<Self::Events>;
+    /// The stream of DNS answers; once.
+    fn take_answers(&mut self) -> Option<Self::Answers>;
     /// What passes the programs' own log on to ours until it breaks; once, and only if they were told to log.
     fn take_log(&mut self) -> Option<Pin<Box<dyn Future<Output = anyhow::Error> + Send>>>;
     /// What is out of order now.
@@ -101,11 +131,11 @@ pub trait Kernel: Send + 'static {
     fn features(&self) -> Vec<Feature>;
 }
 
-/// A stream of events.
-pub trait Events: Send + 'static {
+/// A stream of what the programs send.
+pub trait Records<T>: Send + 'static {
     /// The next ones; at least one.
     ///
     /// # Errors
     /// When the stream broke.
-    fn next(&mut self) -> impl Future<Output = anyhow::Result<Vec<Event>>> + Send;
+    fn next(&mut self) -> impl Future<Output = anyhow::Result<Vec<T>>> + Send;
 }

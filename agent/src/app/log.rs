@@ -67,8 +67,13 @@ impl Way {
     /// Sends a decision on its way, or counts it.
     pub fn tell(&self, heard: Heard) {
         if self.sender.try_send(heard).is_err() {
-            self.full.fetch_add(1, Ordering::Relaxed);
+            self.leave_out();
         }
+    }
+
+    /// Counts a decision that isn't sent.
+    pub fn leave_out(&self) {
+        self.full.fetch_add(1, Ordering::Relaxed);
     }
 }
 

@@ -201,12 +201,8 @@ impl Overrides {
                 }
             }
         }
-        let turn = |policy: &mut Policy| {
-            if self.enforced.keys().any(|t| t.is(policy)) {
-                policy.mode = Mode::Enforce;
-            }
-        };
-        set.each(turn).under(self.above())
+        let meant = |policy: &Policy| self.enforced.keys().any(|t| t.is(policy));
+        set.each(meant, |policy| policy.mode = Mode::Enforce).under(self.above())
     }
 
     /// The trial that is going on.

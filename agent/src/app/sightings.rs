@@ -1,5 +1,4 @@
-//! What events tell beside the counters, gathered until the store takes it: executables, and addresses of peers that
-//! have no identity.
+//! What events tell beside the counters, gathered until the store takes it: executables.
 //!
 //! The kernel sends no event of what is allowed unless it is asked to. So where an allowed edge grows of which no event
 //! told anything yet, it is asked for a moment ([`Sightings::wants_allowed`]), a few times and no more.
@@ -8,12 +7,11 @@
 //! exact count, so nothing is lost with the agent but detail.
 
 use super::snapshot::Names;
-use crate::config::narrow;
 use crate::history::Link;
 use crate::store::Sighting;
 use bulkhead_common::event::Event;
 use bulkhead_common::maps::EdgeKey;
-use bulkhead_common::{Addr, Class, Direction, Outcome, PeerId, Reason};
+use bulkhead_common::{Direction, PeerId};
 use std::collections::HashMap;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -31,7 +29,8 @@ pub struct Sightings(Arc<Mutex<Gathered>>);
 
 #[derive(Debug, Default)]
 struct Gathered {
-    all: HashMap<Key, Seen>,
+    /// When last.
+    all: HashMap<Key, u64>,
     overflow: u64,
     /// How often was asked for events of an edge; [`HEARD`] once one came.
     asked: HashMap<EdgeKey, u8>,
@@ -53,14 +52,7 @@ const REST: Duration = Duration::from_secs(8);
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 struct Key {
     edge: EdgeKey,
-    address: Option<Addr>,
-    executable: Option<Arc<str>>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Seen {
-    times: u64,
-    last: u64,
+    executable: Arc<str>,
 }
 
 impl Sightings {
@@ -100,24 +92,16 @@ impl Sightings {
             reason: event.reason,
             ..EdgeKey::default()
         };
-        let address = match Direction::from_u8(event.direction) {
-            Some(Direction::Egress) => outside(event.dst, &event.daddr),
-            Some(Direction::Ingress) => outside(event.src, &event.saddr),
-            None => None,
-        };
         let mut gathered = self.lock();
         if let Some(asked) = gathered.asked.get_mut(&edge).filter(|_| executable.is_some()) {
             *asked = HEARD;
         }
-        if address.is_none() && executable.is_none() {
-            return;
-        }
-        let key = Key { edge, address, executable: executable.cloned() };
-        if let Some(seen) = gathered.all.get_mut(&key) {
-            seen.times += 1;
-            seen.last = now;
+        let Some(executable) = executable else { return };
+        let key = Key { edge, executable: Arc::clone(executable) };
+        if let Some(last) = gathered.all.get_mut(&key) {
+            *last = now;
         } else if gathered.all.len() < ROOM {
-            gathered.all.insert(key, Seen { times: 1, last: now });
+            gathered.all.insert(key, now);
         } else {
             gathered.overflow += 1;
         }
@@ -129,8 +113,8 @@ impl Sightings {
             let mut gathered = self.lock();
             (std::mem::take(&mut gathered.all), std::mem::take(&mut gathered.overflow))
         };
-        let named = all.into_iter().filter_map(|(key, seen)| {
-            let Key { edge, address, executable } = key;
+        let named = all.into_iter().filter_map(|(key, last)| {
+            let Key { edge, executable } = key;
             Some(Sighting {
                 link: Link {
                     source: names.peer(PeerId(edge.src)),
@@ -139,12 +123,8 @@ impl Sightings {
                     port: edge.port,
                 },
                 direction: Direction::from_u8(edge.direction)?,
-                outcome: Outcome::from_u8(edge.outcome)?,
-                reason: Reason::from_u8(edge.reason)?,
-                executable: executable.map(|e| e.to_string()),
-                address: address.map(|a| narrow(&a)),
-                times: seen.times,
-                last: seen.last,
+                executable: executable.to_string(),
+                last,
             })
         });
         (named.collect(), overflow)
@@ -154,13 +134,6 @@ impl Sightings {
         // Whole after each statement, so also after a panic.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// The address of a peer that has no identity and isn't this host.
-fn outside(peer: u32, address: &Addr) -> Option<Addr> {
-    let peer = PeerId(peer);
-    let known = peer.is_identity() || peer == PeerId::UNKNOWN_WORKLOAD || peer == PeerId::ANY_WORKLOAD;
-    (!known && peer != Class::Host.id() && *address != Addr::UNSPECIFIED).then_some(*address)
 }
 
 /// Which executable a process is, looked up once in a while: in a flood, the same few processes come again and again.
@@ -204,8 +177,7 @@ mod tests {
     #[test]
     fn the_same_is_gathered_and_what_finds_no_room_is_counted() {
         let sightings = Sightings::default();
-        let event =
-            Event { src: 256, dst: 7, dport: 443, proto: 6, daddr: Addr::v4([192, 0, 2, 1]), ..Event::default() };
+        let event = Event { src: 256, dst: 7, dport: 443, proto: 6, ..Event::default() };
         let exe: Arc<str> = "/bin/a".into();
         for now in 0..3 {
             sightings.note(&event, Some(&exe), now);
@@ -214,10 +186,9 @@ mod tests {
         sightings.note(&Event { dst: 257, ..event }, None, 3);
         let (all, overflow) = sightings.take(&Names::default());
         assert_eq!((all.len(), overflow), (1, 0));
-        assert_eq!((all[0].times, all[0].last, all[0].executable.as_deref()), (3, 2, Some("/bin/a")));
-        assert_eq!(all[0].address, Some("192.0.2.1".parse().expect("an address")));
+        assert_eq!((all[0].last, all[0].executable.as_str()), (2, "/bin/a"));
         for n in 0..=u16::try_from(ROOM).expect("small") {
-            sightings.note(&Event { dport: n, ..event }, None, 0);
+            sightings.note(&Event { dport: n, ..event }, Some(&exe), 0);
         }
         let (all, overflow) = sightings.take(&Names::default());
         assert_eq!((all.len(), overflow), (ROOM, 1));

@@ -1,17 +1,24 @@
 //! What the one task publishes for everybody else: whole, immutable, one epoch.
 
+use super::keep::Kept;
+use super::naming::Naming;
 use super::sightings::Sightings;
+use crate::config::narrow;
 use crate::declog;
+use crate::flows::outside::Outsiders;
 use crate::flows::series::Series;
-use crate::flows::{Edges, PeerName};
+use crate::flows::{self, Count, Edge, Edges, PeerName};
 use crate::identity::Identity;
 use crate::inventory::Inventory;
 use crate::policy::{PolicySet, RuleTable};
 use crate::report::Surface;
-use crate::serve::api::{EdgeLine, Filter, Status};
+use crate::serve::api::{AddressLine, EdgeLine, Filter, Status};
 use crate::store;
 use bulkhead_common::PeerId;
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
 use tokio::sync::watch;
 
 /// What numbers mean.
@@ -20,7 +27,7 @@ pub struct Names {
     /// Identities.
     pub identities: BTreeMap<PeerId, Identity>,
     /// Rules, and parts of the world.
-    pub rules: RuleTable,
+    pub rules: Arc<RuleTable>,
 }
 
 impl Names {
@@ -43,6 +50,10 @@ impl Names {
 pub struct Accounts {
     /// Details for the history.
     pub sightings: Sightings,
+    /// Names of addresses.
+    pub naming: Naming,
+    /// How far the history has got.
+    pub kept: Kept,
     /// The history.
     pub history: watch::Receiver<store::Health>,
     /// The decision log, if there is one.
@@ -56,6 +67,8 @@ impl Default for Accounts {
     fn default() -> Self {
         Self {
             sightings: Sightings::default(),
+            naming: Naming::default(),
+            kept: Kept::default(),
             history: watch::channel(store::Health::default()).1,
             log: watch::channel(None).1,
             surface: watch::channel(None).1,
@@ -72,6 +85,9 @@ impl Accounts {
     }
 }
 
+/// How many addresses of an edge are told one by one.
+const ADDRESSES: usize = 64;
+
 /// One state of affairs.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
@@ -83,14 +99,18 @@ pub struct Snapshot {
     pub history: store::Health,
     /// The lateral-movement surface, once it was computed.
     pub surface: Option<Surface>,
-    /// What the ruleset was compiled from ...
-    pub inventory: Inventory,
+    /// What the ruleset was compiled from; shared by all snapshots until it changes ...
+    pub inventory: Arc<Inventory>,
     /// ... and its policies.
-    pub policies: PolicySet,
+    pub policies: Arc<PolicySet>,
     /// What numbers mean.
-    pub names: Names,
+    pub names: Arc<Names>,
     /// The counters.
     pub edges: Edges,
+    /// The same for peers outside, by address.
+    pub outside: Arc<Outsiders>,
+    /// Names of their addresses.
+    pub naming: Naming,
     /// What was refused or would be.
     pub series: Series,
 }
@@ -98,11 +118,32 @@ pub struct Snapshot {
 impl Snapshot {
     /// The edges that fit, by name.
     pub fn edges(&self, filter: &Filter) -> Vec<EdgeLine> {
+        let mut addresses = self.addresses();
         self.edges
             .named(|p| self.names.peer(p))
             .into_iter()
             .filter(|(edge, _)| filter.fits(edge))
-            .map(|(edge, count)| EdgeLine { edge, count })
+            .map(|(edge, count)| {
+                let mut addresses = addresses.remove(&edge).unwrap_or_default();
+                addresses.sort_by_key(|a| (Reverse(a.count.total), a.address));
+                let more = addresses.len().saturating_sub(ADDRESSES);
+                addresses.truncate(ADDRESSES);
+                EdgeLine { edge, count, addresses, more_addresses: u64::try_from(more).unwrap_or(u64::MAX) }
+            })
             .collect()
+    }
+
+    /// The addresses of peers outside, by edge.
+    fn addresses(&self) -> BTreeMap<Edge, Vec<AddressLine>> {
+        let now = Instant::now();
+        let mut all: BTreeMap<Edge, Vec<AddressLine>> = BTreeMap::new();
+        for (key, seen) in self.outside.by_address() {
+            let address = narrow(&key.addr);
+            let name = self.naming.name(key.edge.own_and_peer().0, address, now).map(|n| n.to_string());
+            let count = Count { total: seen.counts.attempts, first: seen.first, last: seen.last };
+            let edge = flows::edge(&key.edge, |p| self.names.peer(p));
+            all.entry(edge).or_default().push(AddressLine { address, name, count });
+        }
+        all
     }
 }

@@ -1,7 +1,9 @@
 //! The lateral-movement surface, computed anew when policies or identities changed, beside everything else.
 
+use super::heap;
 use super::snapshot::Snapshot;
-use crate::policy::{self, RuleTable};
+use crate::inventory::Inventory;
+use crate::policy::{self, PolicySet, RuleTable};
 use crate::report::{Report, Surface, report};
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,19 +28,27 @@ pub async fn run(
     surface: watch::Sender<Option<Surface>>,
     mut stopped: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
-    let mut last: Option<Arc<Snapshot>> = None;
+    // No more of the last snapshot than what it is compared by: the rest of it may go.
+    let mut last: Option<(Arc<PolicySet>, Arc<Inventory>)> = None;
     loop {
         let now = Arc::clone(&snapshots.borrow_and_update());
-        let same = last
-            .as_ref()
-            .is_some_and(|l| l.policies == now.policies && l.inventory.identities == now.inventory.identities);
+        let same = last.as_ref().is_some_and(|(policies, inventory)| {
+            *policies == now.policies
+                && (Arc::ptr_eq(inventory, &now.inventory) || inventory.identities == now.inventory.identities)
+        });
         let mut rest = Duration::ZERO;
         if !same {
             let computed = Arc::clone(&now);
-            surface.send_replace(Some(tokio::task::spawn_blocking(move || of(&computed).surface).await?));
-            last = Some(now);
+            let computing = move || {
+                let surface = of(&computed).surface;
+                heap::trim();
+                surface
+            };
+            surface.send_replace(Some(tokio::task::spawn_blocking(computing).await?));
+            last = Some((Arc::clone(&now.policies), Arc::clone(&now.inventory)));
             rest = REST;
         }
+        drop(now);
         tokio::select! {
             _ = stopped.changed() => return Ok(()),
             () = tokio::time::sleep(rest) => {}

@@ -1,15 +1,17 @@
 //! The whole loop with a kernel side in memory: real files, real watches, a real control socket.
 
 mod accounts;
+mod again;
 mod orders;
 
-use super::kernel::{Events, Kernel};
+use super::kernel::{Kernel, Records};
 use super::*;
 use crate::datapath::{Cut, Drift, Walk};
+use crate::flows::outside::Reading;
 use crate::image::Image;
 use crate::revocation::Reach;
 use crate::serve::api::{Commit, Decision, EdgeLine, Explained, Feature, MapFill, Program, Status};
-use bulkhead_common::event::Event;
+use bulkhead_common::event::{Answer, Event};
 use bulkhead_common::maps::{EdgeKey, Traffic, totals};
 use bulkhead_common::slots::{Baseline, Sides};
 use bulkhead_common::verdict::{self, Flow};
@@ -30,6 +32,7 @@ struct Memory {
     emit_allowed: bool,
     edges: Vec<(EdgeKey, u64)>,
     traffic: Vec<(EdgeKey, Traffic)>,
+    outside: Reading,
     faults: Vec<String>,
     repaired: Vec<String>,
     refuse_commits: bool,
@@ -48,9 +51,18 @@ struct Fake {
 
 struct Stream(mpsc::Receiver<Event>);
 
-impl Events for Stream {
+impl Records<Event> for Stream {
     async fn next(&mut self) -> anyhow::Result<Vec<Event>> {
         Ok(vec![self.0.recv().await.context("no more events")?])
+    }
+}
+
+/// No answer ever comes.
+struct Silence;
+
+impl Records<Answer> for Silence {
+    async fn next(&mut self) -> anyhow::Result<Vec<Answer>> {
+        std::future::pending().await
     }
 }
 
@@ -63,6 +75,7 @@ impl Fake {
 impl Kernel for Fake {
     type Fault = String;
     type Events = Stream;
+    type Answers = Silence;
 
     fn generation(&self) -> u64 {
         42
@@ -103,6 +116,26 @@ impl Kernel for Fake {
     fn traffic(&self) -> anyhow::Result<Vec<(EdgeKey, Traffic)>> {
         Ok(self.memory().traffic.clone())
     }
+    fn set_tell_answers(&mut self, _: bool) -> anyhow::Result<()> {
+        Ok(())
+    }
+    fn tick(&self) {}
+    fn outside(&self) -> anyhow::Result<Reading> {
+        Ok(self.memory().outside.clone())
+    }
+    fn begin_era(&mut self) -> anyhow::Result<()> {
+        self.memory().outside.era += 1;
+        Ok(())
+    }
+    fn empty_former_era(&mut self) -> anyhow::Result<()> {
+        let outside = &mut self.memory().outside;
+        let era = outside.era;
+        outside.counts.retain(|(of, _, _)| *of == era);
+        Ok(())
+    }
+    fn outside_share(&self, of: PeerId) -> u32 {
+        u32::from(of == PeerId(256))
+    }
     fn totals(&self) -> anyhow::Result<Vec<u64>> {
         let mut all = vec![0; usize::try_from(totals::LEN)?];
         all[usize::try_from(totals::OVERFLOW)?] = self.memory().overflow;
@@ -124,6 +157,9 @@ impl Kernel for Fake {
     }
     fn take_events(&mut self) -> Option<Stream> {
         self.events.take()
+    }
+    fn take_answers(&mut self) -> Option<Silence> {
+        None
     }
     fn take_log(&mut self) -> Option<Pin<Box<dyn Future<Output = anyhow::Error> + Send>>> {
         None

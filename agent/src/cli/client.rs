@@ -25,8 +25,31 @@ pub(super) async fn ask(socket: &Path, path: &str, query: &[(&str, String)]) -> 
 
 /// Tells something, and reads the whole answer.
 pub(super) async fn post<T: DeserializeOwned>(socket: &Path, path: &str, body: &impl Serialize) -> anyhow::Result<T> {
+    let _deaf = Deaf::new();
     let body = Full::from(serde_json::to_vec(body).context("writing JSON")?);
     read(send(socket, Request::post(path).header("content-type", "application/json").body(body)?).await?).await
+}
+
+/// While it lives, an agent that hangs up in the midst of what it is told is an error like any other, which says so,
+/// and not the end of this process.
+struct Deaf;
+
+impl Deaf {
+    fn new() -> Self {
+        hear_pipes(libc::SIG_IGN);
+        Self
+    }
+}
+
+impl Drop for Deaf {
+    fn drop(&mut self) {
+        hear_pipes(libc::SIG_DFL);
+    }
+}
+
+fn hear_pipes(action: libc::sighandler_t) {
+    // SAFETY: sets a disposition, not a handler.
+    unsafe { libc::signal(libc::SIGPIPE, action) };
 }
 
 async fn send(socket: &Path, mut request: Request<Full<Bytes>>) -> anyhow::Result<Response<Incoming>> {

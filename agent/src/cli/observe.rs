@@ -4,8 +4,9 @@ use super::exit::Answer;
 use super::table::{ago, table, text, verdict};
 use super::{Socket, client};
 use crate::flows::{self, Count};
+use crate::graph::escape::{named, shortened};
 use crate::identity::SCHEME;
-use crate::serve::api::{Decision, EdgeLine};
+use crate::serve::api::{Decision, EdgeLine, printable};
 use anyhow::Context;
 use bulkhead_common::Outcome;
 use clap::builder::PossibleValuesParser;
@@ -90,7 +91,7 @@ fn milliseconds(text: &str) -> Result<u64, String> {
 /// wide, that stands once below it.
 fn render(edges: &[EdgeLine], now: u64) -> String {
     let mut rows: BTreeMap<_, BTreeMap<&str, &Count>> = BTreeMap::new();
-    for EdgeLine { edge: e, count } in edges {
+    for EdgeLine { edge: e, count, .. } in edges {
         let row = (&e.source.id, &e.destination.id, e.protocol, e.port, &e.outcome, &e.reason);
         rows.entry(row).or_default().insert(&e.direction, count);
     }
@@ -118,11 +119,48 @@ fn render(edges: &[EdgeLine], now: u64) -> String {
             ago(last, now).into(),
         ]);
     }
+    let mut page = text(&t);
+    if let Some(outside) = outside(edges, &short, now) {
+        page.push_str(&format!("\n\nOutside, by address:\n{outside}"));
+    }
     match domain {
-        Some(domain) => format!("{}\n\nIDs that begin with / are in {domain}.", text(&t)),
-        None => text(&t),
+        Some(domain) => format!("{page}\n\nIDs that begin with / are in {domain}."),
+        None => page,
     }
 }
+
+/// How many addresses are shown.
+const ADDRESSES: usize = 20;
+
+/// The addresses that were connected to most, or from, with the names by which the workloads had asked for them.
+fn outside(edges: &[EdgeLine], short: &dyn Fn(&str) -> String, now: u64) -> Option<String> {
+    let mut all: Vec<_> = edges.iter().flat_map(|e| e.addresses.iter().map(move |a| (&e.edge, a))).collect();
+    let more: u64 = edges.iter().map(|e| e.more_addresses).sum();
+    let left = u64::try_from(all.len().saturating_sub(ADDRESSES)).unwrap_or(u64::MAX).saturating_add(more);
+    all.sort_by_key(|(e, a)| (std::cmp::Reverse(a.count.total), *e, a.address));
+    all.truncate(ADDRESSES);
+    if all.is_empty() {
+        return None;
+    }
+    let mut t = table(&["workload", "", "address", "port", "verdict", "count", "last"]);
+    for (e, a) in all {
+        let (workload, way) = if e.direction == "egress" { (&e.source.id, "to") } else { (&e.destination.id, "from") };
+        t.add_row([
+            short(workload).into(),
+            way.into(),
+            shortened(&named(a.address, a.name.as_deref()), WIDEST).into(),
+            port(e.protocol, e.port).into(),
+            verdict(&e.outcome),
+            a.count.total.to_string().into(),
+            ago(a.count.last, now).into(),
+        ]);
+    }
+    let more = if left > 0 { format!("\nand {left} more.") } else { String::new() };
+    Some(text(&t) + &more)
+}
+
+/// How wide an address with its name may be.
+const WIDEST: usize = 60;
 
 /// The columns that are left for two IDs.
 const ROOM_FOR_IDS: usize = 36;
@@ -193,6 +231,9 @@ fn one_line(d: &Decision) -> String {
     if let Some(exe) = &d.executable {
         text.push_str(&format!(" {exe}"));
     }
+    if let Some(name) = &d.name {
+        text.push_str(&format!(" asked for as {}", printable(name.as_bytes())));
+    }
     for rule in [&d.egress_rule, &d.ingress_rule].into_iter().flatten() {
         text.push_str(&format!(" by {rule}"));
     }
@@ -208,6 +249,7 @@ fn now() -> u64 {
 mod tests {
     use super::*;
     use crate::flows::{Edge, PeerName};
+    use crate::serve::api::AddressLine;
 
     fn line(from: &str, to: &str, direction: &str, total: u64) -> EdgeLine {
         let name = |id: &str| PeerName { id: id.to_owned(), namespace: String::new() };
@@ -220,7 +262,7 @@ mod tests {
             outcome: "would-deny".to_owned(),
             reason: "no-ingress-rule".to_owned(),
         };
-        EdgeLine { edge, count: Count { total, first: 0, last: 0 } }
+        EdgeLine { edge, count: Count { total, first: 0, last: 0 }, addresses: Vec::new(), more_addresses: 0 }
     }
 
     #[test]
@@ -239,6 +281,16 @@ mod tests {
             page.contains("egress, ingress") && page.contains("IDs that begin with / are in spiffe://example.org.")
         );
         assert_eq!(page.lines().filter(|l| l.contains("would-deny")).count(), 2, "{page}");
+        assert!(page.lines().all(|l| l.chars().count() <= 100), "{page}");
+        let mut out = line(web, "world", "egress", 7);
+        out.addresses = vec![AddressLine {
+            address: [203, 0, 113, 7].into(),
+            name: Some("api.stripe.example".to_owned()),
+            count: out.count,
+        }];
+        out.more_addresses = 3;
+        let page = render(&[out], 0);
+        assert!(page.contains("api.stripe.example (203.0.113.7)") && page.contains("and 3 more."), "{page}");
         assert!(page.lines().all(|l| l.chars().count() <= 100), "{page}");
         let other = "spiffe://another.example.org/service/with/a/long/path/db";
         let page = render(&[line(web, other, "egress", 3), line(web, other, "ingress", 2)], 0);

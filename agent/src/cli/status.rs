@@ -57,6 +57,14 @@ fn render(s: &Status) -> String {
         line(format!("decision log: {}, line {}, missing: {}", log.path, log.sequence, d.kernel + d.queue + d.disk));
         line(format!("policies: {}, log's last hash: {:.16}", log.policy.hash, log.hash));
     }
+    if s.without_address > 0 {
+        let most = s.workloads.iter().max_by_key(|w| w.outside);
+        let most = most.map(|w| format!("; most addresses has {}: {}", w.name, w.outside)).unwrap_or_default();
+        line(format!("outside: {} connections were counted without their address{most}", s.without_address));
+    }
+    if s.lost_answers > 0 {
+        line(format!("DNS answers that weren't read: {}", s.lost_answers));
+    }
     for fault in &s.faults {
         line(format!("FAULT: {fault}"));
     }
@@ -187,6 +195,7 @@ mod tests {
                 posture: Posture::Audit,
                 revoked: false,
                 break_glass: false,
+                outside: 0,
                 cgroups: vec!["/system.slice/payments-api.service".to_owned()],
             }],
             not_contained: vec![NotContained { what: "x: a packet socket".to_owned(), why: "word ".repeat(40) }],

@@ -295,7 +295,7 @@ impl View {
                     who: Who::Identity {
                         posture: self.posture(&first.identity.namespace),
                         ports: ports.get(&first.identity).map(Ports::clear).unwrap_or_default(),
-                        identity: first.identity.clone(),
+                        identity: Arc::new(first.identity.clone()),
                     },
                 });
             }

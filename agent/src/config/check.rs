@@ -13,6 +13,7 @@ use bulkhead_common::maps::AddrPort;
 use bulkhead_common::{Addr, Class, proto};
 use serde_saphyr::Spanned;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// The name of an agent that was given none.
 pub const INSTANCE: &str = "default";
@@ -28,11 +29,19 @@ pub const BPFFS: &str = "/sys/fs/bpf";
 /// # Errors
 /// Every fault that was found, in the file's order; then nothing of it is in force.
 pub fn parse(file: &str, text: &str) -> Result<Config, Vec<Diagnostic>> {
-    let low: low::File = serde_saphyr::from_str(text).map_err(|e| vec![unreadable(file, &e)])?;
-    let mut check = Check { file, faults: Vec::new() };
+    let low: low::File =
+        serde_saphyr::from_str_with_options(text, options()).map_err(|e| vec![unreadable(file, &e)])?;
+    let mut check = Check { file, faults: Vec::new(), identities: BTreeSet::new() };
     let config = check.config(low);
     check.faults.sort_by_key(|d| (d.line, d.column));
     if check.faults.is_empty() { Ok(config) } else { Err(check.faults) }
+}
+
+/// What the reader takes: as many endpoints as there is room for addresses in the kernel's table, with each field.
+fn options() -> serde_saphyr::Options {
+    serde_saphyr::options! {
+        budget: serde_saphyr::budget! { max_nodes: 2_000_000, max_events: 4_000_000 },
+    }
 }
 
 /// A text that isn't YAML, or isn't of the right shape.
@@ -62,6 +71,8 @@ fn position<T>(s: &Spanned<T>) -> Position {
 struct Check<'a> {
     file: &'a str,
     faults: Vec<Diagnostic>,
+    /// Of endpoints: many of them may be one identity's.
+    identities: BTreeSet<Arc<Identity>>,
 }
 
 impl Check<'_> {
@@ -92,6 +103,7 @@ impl Check<'_> {
             state,
             bpffs,
             log,
+            dns,
             built_ins,
             limits,
             history,
@@ -105,7 +117,7 @@ impl Check<'_> {
         let attach = self.attach(attach, &workloads);
         let ranges = ranges.iter().filter_map(|r| self.prefix(r)).collect();
         let endpoints = self.endpoints(endpoints, &workloads, &resolve);
-        let low::Limits { rules, edges, flows } = limits;
+        let low::Limits { rules, edges, flows, outside } = limits;
         let in_cluster = cluster.is_some();
         let cluster = cluster.and_then(|c| self.cluster(c));
         Config {
@@ -141,8 +153,14 @@ impl Check<'_> {
                 json: log.as_ref().and_then(|l| l.format) == Some(low::LogFormat::Json),
                 level: log.and_then(|l| l.level).map_or_else(|| "info".to_owned(), |l| self.level(&l)),
             },
+            dns: dns.unwrap_or(true),
             built_ins: self.built_ins(&built_ins),
-            limits: Capacities { rules: self.limit(rules), edges: self.limit(edges), flows: self.limit(flows) },
+            limits: Capacities {
+                rules: self.limit(rules),
+                edges: self.limit(edges),
+                flows: self.limit(flows),
+                outside: self.limit(outside),
+            },
             history: self.history(history.unwrap_or_default()),
             decision_log: decision_log.and_then(|l| self.decision_log(l)),
             postures,
@@ -337,7 +355,7 @@ impl Check<'_> {
         for w in workloads {
             seen.extend(w.addresses.iter().map(|a| (Place::Addr(*a), w.at)));
         }
-        let mut all = Vec::new();
+        let mut all = Vec::with_capacity(given.len());
         for entry in given {
             let at = position(&entry);
             let Some(peer) = self.endpoint(entry, workloads, posture) else { continue };
@@ -394,7 +412,7 @@ impl Check<'_> {
                 let namespace = namespace.unwrap_or_default();
                 let known = workloads.iter().find(|w| w.identity.ids == ids && w.identity.namespace == namespace);
                 let posture = known.map_or_else(|| posture(None, &namespace), |w| w.posture);
-                Who::Identity { identity: Identity { namespace, ids }, posture, ports: BTreeMap::new() }
+                Who::Identity { identity: self.once(Identity { namespace, ids }), posture, ports: BTreeMap::new() }
             }
             (None, Some(c)) => match Class::from_name(&c.value) {
                 Some(c) => Who::Class(c),
@@ -414,6 +432,18 @@ impl Check<'_> {
             }
         };
         Some(Peer { place, who })
+    }
+}
+
+impl Check<'_> {
+    /// The identity, held once for all who have it.
+    fn once(&mut self, identity: Identity) -> Arc<Identity> {
+        if let Some(known) = self.identities.get(&identity) {
+            return Arc::clone(known);
+        }
+        let new = Arc::new(identity);
+        self.identities.insert(Arc::clone(&new));
+        new
     }
 }
 

@@ -32,6 +32,7 @@ pub(super) struct File {
     pub(super) state: Option<Spanned<String>>,
     pub(super) bpffs: Option<Spanned<String>>,
     pub(super) log: Option<Log>,
+    pub(super) dns: Option<bool>,
     #[serde(default)]
     pub(super) built_ins: BTreeMap<String, Spanned<bool>>,
     #[serde(default)]
@@ -105,6 +106,7 @@ pub(super) struct Limits {
     pub(super) rules: Option<Spanned<u32>>,
     pub(super) edges: Option<Spanned<u32>>,
     pub(super) flows: Option<Spanned<u32>>,
+    pub(super) outside: Option<Spanned<u32>>,
 }
 
 #[derive(Deserialize, Default)]

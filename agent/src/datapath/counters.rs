@@ -4,9 +4,11 @@ use super::object::PINNED_MAPS;
 use super::{Datapath, sys};
 use crate::plan::{Key, Table};
 use bulkhead_common::maps::{self, EdgeKey, FlowKey, FlowValue, Retired, Traffic, totals};
+use bulkhead_common::outside::OUTSIDE;
 use bulkhead_common::{Direction, Outcome, Reason};
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::atomic::Ordering;
 
 /// How full a map is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
@@ -37,6 +39,16 @@ impl Totals {
     /// Counts that found no room among the edges.
     pub fn overflow(&self, direction: Direction, outcome: Outcome, reason: Reason) -> u64 {
         self.at(totals::overflow(direction, outcome, reason))
+    }
+
+    /// DNS answers that weren't told.
+    pub fn lost_answers(&self) -> u64 {
+        self.at(totals::LOST_ANSWERS)
+    }
+
+    /// Counts of peers outside whose address found no room.
+    pub fn without_address(&self) -> u64 {
+        self.at(totals::OUTSIDE)
     }
 
     /// What became of connections whose edge found no room.
@@ -70,6 +82,11 @@ impl Datapath {
         sys::map_read_all(self.map(maps::TRAFFIC)?)
     }
 
+    /// Has each live TCP connection count, with the next packet that it sends, what it has carried until then.
+    pub fn tick(&self) {
+        self.tables.control.tick().fetch_add(1, Ordering::AcqRel);
+    }
+
     /// The totals, summed over all CPUs.
     pub fn totals(&self) -> io::Result<Totals> {
         let mut all = sys::per_cpu_read_all(self.map(maps::TOTALS)?, totals::LEN)?;
@@ -92,6 +109,8 @@ impl Datapath {
                 maps::RETIRED => sys::map_read_all::<EdgeKey, Retired>(self.map(name)?)?.len(),
                 maps::FLOWS | maps::WORLD_FLOWS => sys::map_read_all::<FlowKey, FlowValue>(self.map(name)?)?.len(),
                 maps::OLD_SOCKETS => sys::map_read_all::<u64, u32>(self.map(name)?)?.len(),
+                _ if name == OUTSIDE[0] => self.outside_used(0) as usize,
+                _ if name == OUTSIDE[1] => self.outside_used(1) as usize,
                 maps::SLOTS => self.state.len(Table::Prefixes) + 1,
                 maps::BASELINES => self.state.baselines().len(),
                 _ => match table {

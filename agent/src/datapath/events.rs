@@ -1,18 +1,29 @@
-//! The ring of events, as batches for one async reader.
+//! The rings, as batches for one async reader each.
 
 use super::Datapath;
 use aya::maps::{MapData, RingBuf};
-use bulkhead_common::event::Event;
+use bulkhead_common::event::{Answer, Event};
 use bulkhead_common::maps;
 use std::io;
+use std::marker::PhantomData;
+use std::time::Duration;
 use tokio::io::unix::AsyncFd;
+use tokio::time::{Instant, sleep_until};
 use zerocopy::FromBytes;
 
-/// The reader of the events. There is one; the kernel keeps its place, also from one agent to the next.
-pub struct Events {
+/// The reader of the records of a ring. There is one; the kernel keeps its place, also from one agent to the next.
+pub struct Records<T> {
     ring: Source,
     malformed: u64,
+    /// When events were last taken.
+    last: Option<Instant>,
+    of: PhantomData<fn() -> T>,
 }
+
+/// The reader of the events.
+pub type Events = Records<Event>;
+/// The reader of the DNS answers.
+pub type Answers = Records<Answer>;
 
 enum Source {
     Idle(Option<RingBuf<MapData>>),
@@ -22,8 +33,17 @@ enum Source {
 impl Datapath {
     /// The events, the first time that it is called.
     pub fn take_events(&mut self) -> Option<Events> {
-        let ring = RingBuf::try_from(self.ebpf.take_map(maps::EVENTS)?).ok()?;
-        Some(Events { ring: Source::Idle(Some(ring)), malformed: 0 })
+        self.take_ring(maps::EVENTS)
+    }
+
+    /// The DNS answers, the first time that it is called.
+    pub fn take_answers(&mut self) -> Option<Answers> {
+        self.take_ring(maps::ANSWERS)
+    }
+
+    fn take_ring<T>(&mut self, name: &str) -> Option<Records<T>> {
+        let ring = RingBuf::try_from(self.ebpf.take_map(name)?).ok()?;
+        Some(Records { ring: Source::Idle(Some(ring)), malformed: 0, last: None, of: PhantomData })
     }
 
     /// What passes the programs' own log on to ours, the first time that it is called; `None` when they are silent
@@ -46,28 +66,36 @@ impl Datapath {
     }
 }
 
-impl Events {
-    /// At most so many events make a batch, so that a flood doesn't keep the reader from its other work.
+impl<T: FromBytes> Records<T> {
+    /// At most so many records make a batch, so that a flood doesn't keep the reader from its other work.
     const BATCH: usize = 1024;
+    /// So long lies between two batches, at least: the kernel wakes a reader that has read everything for the very next
+    /// event, and a flood would have it run once for each, in the way of everybody else. A lone event comes at once.
+    /// The ring has room for many times as long.
+    const GATHER: Duration = Duration::from_millis(5);
 
-    /// Waits until there are events, and takes them. To be called within a tokio runtime.
-    pub async fn next(&mut self) -> io::Result<Vec<Event>> {
+    /// Waits until there are records, and takes them. To be called within a tokio runtime.
+    pub async fn next(&mut self) -> io::Result<Vec<T>> {
         if let Source::Idle(ring) = &mut self.ring {
-            let ring = ring.take().ok_or_else(|| io::Error::other("the event ring couldn't be polled before"))?;
+            let ring = ring.take().ok_or_else(|| io::Error::other("the ring couldn't be polled before"))?;
             // SAFETY: the ring owns its descriptor and gives the same one as long as it lives.
             self.ring = Source::Polled(unsafe { AsyncFd::register(ring)? });
         }
         let Source::Polled(ring) = &mut self.ring else {
-            return Err(io::Error::other("the event ring isn't polled"));
+            return Err(io::Error::other("the ring isn't polled"));
         };
         loop {
             let mut guard = ring.readable_mut().await?;
+            if let Some(last) = self.last {
+                sleep_until(last + Self::GATHER).await;
+            }
+            self.last = Some(Instant::now());
             let mut batch = Vec::new();
             while batch.len() < Self::BATCH
                 && let Some(item) = guard.get_inner_mut().next()
             {
-                match Event::read_from_bytes(&item) {
-                    Ok(event) => batch.push(event),
+                match T::read_from_bytes(&item) {
+                    Ok(record) => batch.push(record),
                     Err(_) => self.malformed += 1,
                 }
             }
@@ -80,7 +108,7 @@ impl Events {
         }
     }
 
-    /// Records of another length than an event's, which were skipped. No program of ours writes such.
+    /// Records of another length, which were skipped. No program of ours writes such.
     pub fn malformed(&self) -> u64 {
         self.malformed
     }

@@ -10,7 +10,7 @@ use aya_obj::generated::bpf_attach_type::{
     BPF_CGROUP_INET_EGRESS, BPF_CGROUP_INET_INGRESS, BPF_CGROUP_INET_SOCK_CREATE, BPF_CGROUP_INET4_CONNECT,
     BPF_CGROUP_INET6_CONNECT, BPF_CGROUP_SOCK_OPS, BPF_CGROUP_UDP4_SENDMSG, BPF_CGROUP_UDP6_SENDMSG,
 };
-use bulkhead_common::{Hook, maps};
+use bulkhead_common::{Hook, maps, outside};
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
@@ -42,7 +42,7 @@ pub(super) const MOUNTS: [Mount; 8] = [
 
 /// The maps that are pinned. Those that the compiler adds (constants) and the kernel's log belong to one load of the
 /// programs and aren't.
-pub(super) const PINNED_MAPS: [&str; 17] = [
+pub(super) const PINNED_MAPS: [&str; 21] = [
     maps::CONTROL,
     maps::SLOTS,
     maps::BASELINES,
@@ -54,10 +54,14 @@ pub(super) const PINNED_MAPS: [&str; 17] = [
     maps::EDGES,
     maps::RETIRED,
     maps::TRAFFIC,
+    outside::OUTSIDE[0],
+    outside::OUTSIDE[1],
+    outside::SHARES,
     maps::TOTALS,
     maps::FLOWS,
     maps::WORLD_FLOWS,
     maps::EVENTS,
+    maps::ANSWERS,
     maps::SOCKETS,
     maps::OLD_SOCKETS,
 ];

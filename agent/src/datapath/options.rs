@@ -2,7 +2,7 @@
 
 use crate::plan::Capacities;
 use bulkhead_common::places::array;
-use bulkhead_common::{Hook, maps};
+use bulkhead_common::{Hook, maps, outside};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -39,6 +39,8 @@ pub struct Limits {
     pub edges: u32,
     /// Remembered datagram flows, for peers inside and outside the cluster each.
     pub flows: u32,
+    /// Edges to peers outside that are counted by address.
+    pub outside: u32,
 }
 
 impl Default for Limits {
@@ -52,12 +54,13 @@ impl Default for Limits {
             rules: c::RULES,
             edges: c::EDGES,
             flows: c::FLOWS,
+            outside: outside::CAPACITY,
         }
     }
 }
 
 impl Limits {
-    pub(super) fn by_map(&self) -> [(&'static str, u32); 11] {
+    pub(super) fn by_map(&self) -> [(&'static str, u32); 13] {
         [
             (maps::CGROUPS, array(self.cgroups)),
             (maps::ADDRESSES, array(self.addresses)),
@@ -70,6 +73,8 @@ impl Limits {
             (maps::TRAFFIC, self.edges),
             (maps::FLOWS, self.flows),
             (maps::WORLD_FLOWS, self.flows),
+            (outside::OUTSIDE[0], self.outside),
+            (outside::OUTSIDE[1], self.outside),
         ]
     }
 

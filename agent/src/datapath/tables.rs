@@ -1,11 +1,12 @@
 //! The kernel's tables as the commit protocol sees them: [`Kernel`] over system calls and mapped memory.
 
-use super::memory::{ControlWords, Rows};
+use super::memory::{ControlWords, Rows, Shares};
 use super::retired::{Retirement, beside};
 use super::sys;
 use crate::plan::protocol::Kernel;
 use crate::plan::{BadIndex, Capacities, Cell, Entry, Found, Key, State, Table};
 use bulkhead_common::maps::{self, Control, EdgeKey, PrefixKey, RuleKey};
+use bulkhead_common::outside;
 use bulkhead_common::places::{self, GONE, KEY};
 use bulkhead_common::slots::ABSENT;
 use bulkhead_common::{Direction, PeerId};
@@ -46,10 +47,14 @@ const SEARCHED: [(Table, usize); 4] = [
     (Table::Rules, places::RULE_WORDS),
 ];
 
+/// So many places of a table are looked at before what was mapped for that goes.
+const VIEW: u32 = 1 << 14;
+
 /// The maps that a commit writes.
 #[derive(Debug)]
 pub(super) struct Tables {
     pub(super) control: ControlWords,
+    pub(super) shares: Shares,
     rows: BTreeMap<Table, Rows>,
     baselines: Rows,
     prefixes: OwnedFd,
@@ -83,6 +88,7 @@ impl Tables {
         }
         Ok(Self {
             control: ControlWords::new(map(maps::CONTROL)?)?,
+            shares: Shares::new(map(outside::SHARES)?)?,
             rows: all,
             baselines: rows(maps::BASELINES, 2)?,
             prefixes: sys::duplicate(map(maps::PREFIXES)?)?,
@@ -104,6 +110,12 @@ impl Tables {
         Ok(State::new(self.capacities, seed))
     }
 
+    /// Takes back what was mapped for a commit. What counts beside rules is read all the time.
+    pub(super) fn unmap(&mut self) {
+        self.rows.iter_mut().filter(|(table, _)| **table != Table::Rules).for_each(|(_, rows)| rows.unmap());
+        self.baselines.unmap();
+    }
+
     fn rows(&self, table: Table) -> &Rows {
         // Every table was put there by `new`.
         &self.rows[&table]
@@ -118,14 +130,18 @@ impl Tables {
             ..Found::default()
         };
         for (n, (table, _)) in SEARCHED.into_iter().enumerate() {
-            let rows = self.rows(table);
+            let mut view = self.rows(table).again()?;
             let size = self.control.mask(n, present).load(Ordering::Acquire).saturating_add(1);
             found.sizes.insert(table, size);
-            for place in 0..rows.len() {
+            for place in 0..view.len() {
+                if place.is_multiple_of(VIEW) {
+                    view.unmap();
+                }
+                let rows = &view;
                 let payload = rows.slot(place, present);
                 let searched = (size..size.saturating_mul(2)).contains(&place);
                 if payload != ABSENT && payload != GONE && searched {
-                    if let Some(key) = self.key(table, place) {
+                    if let Some(key) = key(rows, table, place) {
                         found.entries.insert(key, Entry { index: place, payload });
                     }
                 } else if payload != ABSENT || rows.slot(place, 1 - present) != ABSENT {
@@ -145,18 +161,6 @@ impl Tables {
             }
         }
         Ok(found)
-    }
-
-    /// The key of a place, in a table that is searched.
-    fn key(&self, table: Table, place: u32) -> Option<Key> {
-        let rows = self.rows(table);
-        Some(match table {
-            Table::Prefixes => return None,
-            Table::Cgroups => Key::Cgroup(rows.word(place, KEY).load(Ordering::Acquire)),
-            Table::Addresses => Key::Address(places::to_address(rows.take(place, KEY))),
-            Table::AddressPorts => Key::AddressPort(places::to_address_port(rows.take(place, KEY))),
-            Table::Rules => Key::Rule(places::to_rule(rows.take(place, KEY))),
-        })
     }
 
     /// Reads back what is in force, and clears away what an interrupted commit left: afterwards both halves are equal
@@ -189,7 +193,7 @@ impl Tables {
             let rows = self.rows(*table);
             rows.set_slot(*place, 0, GONE);
             rows.set_slot(*place, 1, GONE);
-            if let Some(Key::Rule(rule)) = self.key(*table, *place) {
+            if let Some(Key::Rule(rule)) = key(rows, *table, *place) {
                 counted.push((rule, *place));
             }
         }
@@ -238,6 +242,17 @@ impl Tables {
         flags.fetch_or(value & mask, Ordering::AcqRel);
         flags.fetch_and(value | !mask, Ordering::AcqRel);
     }
+}
+
+/// The key of a place, in a table that is searched.
+fn key(rows: &Rows, table: Table, place: u32) -> Option<Key> {
+    Some(match table {
+        Table::Prefixes => return None,
+        Table::Cgroups => Key::Cgroup(rows.word(place, KEY).load(Ordering::Acquire)),
+        Table::Addresses => Key::Address(places::to_address(rows.take(place, KEY))),
+        Table::AddressPorts => Key::AddressPort(places::to_address_port(rows.take(place, KEY))),
+        Table::Rules => Key::Rule(places::to_rule(rows.take(place, KEY))),
+    })
 }
 
 impl Kernel for Tables {

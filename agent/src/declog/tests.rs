@@ -42,6 +42,7 @@ fn denial(id: &str, comm: &str) -> Entry {
         hook: "connect".to_owned(),
         source_address: String::new(),
         destination_address: "[2001:db8::1]:5432".to_owned(),
+        name: None,
         pid: 42,
         comm: comm.to_owned(),
         executable: Some("/usr/bin/psql".to_owned()),

@@ -35,7 +35,9 @@ pub fn render(graph: &Graph) -> String {
             _ => "color=\"#c62828\", style=bold, arrowhead=tee",
         };
         let label = quoted(&format!("{} ×{}", e.ports_in_short(3), short_count(e.counts.attempts)));
-        let tooltip = quoted(&e.outcome);
+        let mut tooltip = vec![e.outcome.clone()];
+        tooltip.extend(e.addresses_in_short(4));
+        let tooltip = quoted(&tooltip.join(", "));
         line(
             &mut out,
             format_args!("  n{} -> n{} [label={label}, tooltip={tooltip}, {look}];", e.source, e.destination),

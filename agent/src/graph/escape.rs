@@ -4,6 +4,7 @@
 //! escapes, after which the text is one text there and never markup.
 
 use crate::serve::api::printable;
+use std::net::IpAddr;
 
 /// The longest text that is shown of a name, characters.
 const LONGEST: usize = 200;
@@ -26,6 +27,14 @@ pub fn shortened(text: &str, most: usize) -> String {
     let tail = (most - 1) / 2;
     let head = most - 1 - tail;
     chars[..head].iter().chain(&['…']).chain(&chars[chars.len() - tail..]).collect()
+}
+
+/// An address after the name by which it was asked for. Not made safe yet.
+pub fn named(address: IpAddr, name: Option<&str>) -> String {
+    match name.filter(|n| !n.is_empty()) {
+        Some(name) => format!("{name} ({address})"),
+        None => address.to_string(),
+    }
 }
 
 /// Text or an attribute's value in quotes, of XML and HTML.

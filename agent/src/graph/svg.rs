@@ -1,6 +1,6 @@
 //! The graph as a picture: one SVG file, which needs nothing from anywhere.
 
-use super::escape::{markup, shortened};
+use super::escape::{markup, plain, shortened};
 use super::place::{Group, LABEL, Line, Picture, Rect, View, edge_text, place};
 use super::{Edge, Graph, Port, port, rank, short_count};
 use std::collections::BTreeMap;
@@ -206,7 +206,10 @@ fn course(out: &mut String, graph: &Graph, p: &Picture, l: &Line) {
     };
     let opacity = if p.view == View::Bundles && word == "allowed" { 0.45 } else { 0.85 };
     let title = match p.view {
-        View::Edges => told(graph, first),
+        View::Edges => {
+            let addresses = first.addresses_in_short(6).into_iter().map(|a| format!("\n{}", plain(&a)));
+            told(graph, first) + &addresses.collect::<String>()
+        }
         View::Bundles => {
             let all: Vec<String> = l.edges.iter().take(12).map(|e| told(graph, &graph.edges[*e])).collect();
             let more = l.edges.len().saturating_sub(12);
@@ -253,7 +256,7 @@ fn label(out: &mut String, graph: &Graph, p: &Picture, l: &Line) {
 
 /// An edge in words.
 fn told(graph: &Graph, e: &Edge) -> String {
-    let name = |i: usize| super::escape::plain(&graph.nodes[i].id);
+    let name = |i: usize| plain(&graph.nodes[i].id);
     let ports: Vec<String> = e.ports.iter().take(8).map(said).collect();
     let more = e.ports.len().saturating_sub(8);
     let more = if more > 0 { format!(" and {more} more ports") } else { String::new() };

@@ -80,7 +80,7 @@ fn edges_are_by_pair_and_outcome_with_their_ports() {
     let edges: Vec<_> = g.edges.iter().map(|e| (e.outcome.as_str(), e.ports_in_short(1), e.counts.attempts)).collect();
     let of = |outcome, ports: &str, n| (outcome, ports.to_owned(), n);
     assert_eq!(edges, [of("allowed", "tcp/443", 1500), of("allowed", "tcp/80 +1", 3000), of("denied", "tcp/80", 1500)]);
-    assert!(g.edges[0].addresses.contains("192.0.2.1 (api.example)"));
+    assert!(g.edges[0].addresses.contains("api.example (192.0.2.1)"));
 
     let some = Filter { verdict: Some("denied".to_owned()), ..Filter::default() };
     assert_eq!(Graph::of(&estate(20), &some).edges.iter().filter(|e| e.outcome != "denied").count(), 0);

@@ -4,6 +4,8 @@ use super::escape::shortened;
 use super::{Edge, Graph, short_count};
 use std::collections::BTreeMap;
 
+/// How many addresses of an edge are shown.
+const ADDRESSES: usize = 4;
 /// The greatest width.
 const WIDTH: usize = 100;
 
@@ -42,6 +44,10 @@ pub fn render(graph: &Graph, paint: impl Fn(&str, &str) -> String) -> String {
                 // The greatest width: 7 + 40 + 1 + 24 + 1 + 7 + 1 + 11.
                 let outcome = paint(&e.outcome, &shortened(&e.outcome, 12));
                 line(format!("{rail}{fork}{to:<40} {ports:<24} {count:>7} {outcome}"));
+                let below = if j + 1 == edges.len() { "    " } else { "│   " };
+                for address in e.addresses_in_short(ADDRESSES) {
+                    line(format!("{rail}{below}  {}", shortened(&address, WIDTH - 9)));
+                }
             }
         }
     }

@@ -285,6 +285,10 @@ impl State {
         }
         self.levels = plan.levels;
         self.built_ins = plan.built_ins;
+        if plan.inserts.len() > self.entries.len() / 4 {
+            // They came in the order of their keys, which leaves nodes half full.
+            self.entries = std::mem::take(&mut self.entries).into_iter().collect();
+        }
     }
 
     /// Gives tables other sizes. Gives back how they were.

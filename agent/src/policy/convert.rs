@@ -1,12 +1,16 @@
 //! From documents to the checked model, all or nothing: either every part of a document has a meaning, or none of it
 //! is taken and each fault is named. Each input struct is taken apart completely, so a new field can't be forgotten.
 
+mod outline;
+
+pub use outline::{isolated, outlined_name};
+
 use super::diagnostic::{At, Diagnostic, Severity};
 use super::document::{
     self as doc, API_VERSION, ClusterSegmentationPolicySpec, Metadata, Object, SegmentationPolicySpec,
 };
 use super::model::{
-    Deny, Edge, Except, Kind, Mode, Peer, Policy, PolicyName, PortRange, PortSpec, Ports, Rule, listed, ports_listed,
+    Deny, Edge, Except, Kind, Peer, Policy, PolicyName, PortRange, PortSpec, Ports, Rule, listed, ports_listed,
 };
 use super::pattern::IdPattern;
 use crate::time::{parse_rfc3339, rfc3339};
@@ -78,64 +82,6 @@ pub fn cluster(file: &Arc<str>, object: Object<ClusterSegmentationPolicySpec>) -
     c.finish(policy)
 }
 
-/// As much of a faulty document as its name needs.
-#[derive(serde::Deserialize)]
-pub struct NameOutline {
-    metadata: OutlinedMetadata,
-}
-
-/// As much of a faulty document as its stand-in needs.
-#[derive(serde::Deserialize)]
-pub struct Outline {
-    metadata: OutlinedMetadata,
-    spec: OutlinedSpec,
-}
-
-#[derive(serde::Deserialize)]
-struct OutlinedMetadata {
-    name: At<String>,
-    #[serde(default)]
-    namespace: Option<At<String>>,
-}
-
-#[derive(serde::Deserialize)]
-struct OutlinedSpec {
-    mode: Mode,
-    selector: OutlinedSelector,
-}
-
-#[derive(serde::Deserialize)]
-struct OutlinedSelector {
-    ids: At<Vec<At<String>>>,
-}
-
-/// The name of a document that isn't taken, if at least that can be read.
-pub fn outlined_name(kind: Kind, outline: NameOutline) -> Option<Arc<PolicyName>> {
-    let mut c = Checker::new(&"".into());
-    let name = c.outlined(kind, outline.metadata).value;
-    c.finish(name).ok()
-}
-
-/// What stands in for a document that isn't taken: it selects the same workloads and allows them nothing.
-pub fn isolated(file: &Arc<str>, kind: Kind, outline: Outline) -> Option<Policy> {
-    let Outline { metadata, spec: OutlinedSpec { mode, selector: OutlinedSelector { ids } } } = outline;
-    let mut c = Checker::new(file);
-    let policy = Policy {
-        name: c.outlined(kind, metadata),
-        file: Arc::clone(file),
-        mode,
-        description: Some("stands in for a document that isn't taken; allows nothing".to_owned()),
-        selector: c.patterns(ids),
-        ingress: Some(Vec::new()),
-        egress: Some(Vec::new()),
-        edges: Vec::new(),
-        denies: Vec::new(),
-        sockets: 0,
-        expires: None,
-    };
-    c.finish(policy).ok()
-}
-
 /// Gathers faults, so that one run shows them all.
 struct Checker {
     file: Arc<str>,
@@ -180,16 +126,18 @@ impl Checker {
             let message = format!("`{name}` is an empty list, which would mean nothing and not \"any\"");
             self.error(&list, message, format!("write at least one item, or leave `{name}` out"));
         }
-        list.value.into_iter().filter_map(|item| each(self, item)).collect()
+        let mut all = Vec::with_capacity(list.len());
+        // Not `collect`, which would keep the room of what was read: that is several times as large.
+        all.extend(list.value.into_iter().filter_map(|item| each(self, item)));
+        all
     }
 
     fn name(&mut self, kind: Kind, metadata: Metadata) -> At<Arc<PolicyName>> {
         let Metadata { name, namespace, labels: _, annotations: _ } = metadata;
-        self.outlined(kind, OutlinedMetadata { name, namespace })
+        self.named(kind, name, namespace)
     }
 
-    fn outlined(&mut self, kind: Kind, metadata: OutlinedMetadata) -> At<Arc<PolicyName>> {
-        let OutlinedMetadata { name, namespace } = metadata;
+    fn named(&mut self, kind: Kind, name: At<String>, namespace: Option<At<String>>) -> At<Arc<PolicyName>> {
         if !is_object_name(&name) {
             let message = format!("`{}` can't be a name", *name);
             self.error(&name, message, "use a-z, 0-9, '-' and '.', starting and ending with a letter or digit");
@@ -242,7 +190,9 @@ impl Checker {
             let text = format!("from {} on {}{}", listed(&peers), ports_listed(&ports), until(&expires)).into();
             place.with(Rule { peers, ports, text, expires })
         };
-        Some(rules.into_iter().map(each).collect())
+        let mut all = Vec::with_capacity(rules.len());
+        all.extend(rules.into_iter().map(each));
+        Some(all)
     }
 
     fn egress(&mut self, egress: Option<doc::Egress>) -> Option<Vec<At<Rule>>> {
@@ -255,7 +205,9 @@ impl Checker {
             let text = format!("to {} on {}{}", listed(&peers), ports_listed(&ports), until(&expires)).into();
             place.with(Rule { peers, ports, text, expires })
         };
-        Some(rules.into_iter().map(each).collect())
+        let mut all = Vec::with_capacity(rules.len());
+        all.extend(rules.into_iter().map(each));
+        Some(all)
     }
 
     fn edge(&mut self, edge: At<doc::Edge>) -> Option<At<Edge>> {

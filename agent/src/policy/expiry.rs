@@ -14,7 +14,8 @@ const SOON: u64 = 24 * 3600 * 1000;
 /// The policies as they hold at this time.
 pub fn at(set: PolicySet, now: u64) -> PolicySet {
     let over = |expires: &Option<At<u64>>| expires.as_ref().is_some_and(|t| t.value <= now);
-    set.only(|policy| !over(&policy.expires)).each(|policy| {
+    let some = |policy: &Policy| times(policy).iter().any(|(at, _)| at.value <= now);
+    set.only(|policy| !over(&policy.expires)).each(some, |policy| {
         let Policy { ingress, egress, edges, denies, .. } = policy;
         for rule in ingress.iter_mut().chain(egress).flatten().filter(|r| over(&r.expires)) {
             rule.value.peers.clear();

@@ -7,22 +7,22 @@ use super::parse::{Document, Rejected};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// The policies in force, in the order of their names.
+/// The policies in force, in the order of their names. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct PolicySet {
-    policies: BTreeMap<Arc<PolicyName>, Policy>,
+    policies: BTreeMap<Arc<PolicyName>, Arc<Policy>>,
     overrides: Overrides,
 }
 
 impl PolicySet {
     /// The policies, in the order in which they are looked at.
     pub fn iter(&self) -> impl Iterator<Item = &Policy> {
-        self.policies.values()
+        self.policies.values().map(|policy| &**policy)
     }
 
     /// The policy of that name.
     pub fn get(&self, name: &PolicyName) -> Option<&Policy> {
-        self.policies.get(name)
+        self.policies.get(name).map(|policy| &**policy)
     }
 
     /// How many there are.
@@ -40,10 +40,11 @@ impl PolicySet {
         &self.overrides
     }
 
-    /// The same policies, each as this leaves it; their names must stay.
+    /// The same policies, those that it is about as the change leaves them; their names must stay.
     #[must_use]
-    pub fn each(mut self, mut change: impl FnMut(&mut Policy)) -> Self {
-        self.policies.values_mut().for_each(&mut change);
+    pub fn each(mut self, about: impl Fn(&Policy) -> bool, mut change: impl FnMut(&mut Policy)) -> Self {
+        let meant = self.policies.values_mut().filter(|policy| about(policy));
+        meant.for_each(|policy| change(Arc::make_mut(policy)));
         self
     }
 
@@ -68,21 +69,21 @@ impl PolicySet {
     pub fn assemble(documents: impl IntoIterator<Item = Document>, last: &Self) -> (Self, Vec<Diagnostic>) {
         let mut findings = Vec::new();
         let mut rejected: Vec<Rejected> = Vec::new();
-        let mut policies: BTreeMap<Arc<PolicyName>, Policy> = BTreeMap::new();
+        let mut policies: BTreeMap<Arc<PolicyName>, Arc<Policy>> = BTreeMap::new();
         for document in documents {
             match document {
                 Err(r) => rejected.push(r),
                 Ok(policy) => match policies.get(&*policy.name) {
                     None => {
-                        policies.insert(Arc::clone(&policy.name), policy);
+                        policies.insert(Arc::clone(&policy.name), Arc::new(policy));
                     }
                     Some(first) => {
                         let place = format!("{}:{}:{}", first.file, first.name.line, first.name.column);
                         let message = format!("{} is already defined at {place}", *policy.name);
                         let hint = "give one of the two another name; until then the form in force stays";
                         findings.push(policy.name.diagnose(&policy.file, Severity::Error, message, hint));
-                        if let Some(good) = last.get(&policy.name) {
-                            policies.insert(Arc::clone(&policy.name), good.clone());
+                        if let Some(good) = last.policies.get(&*policy.name) {
+                            policies.insert(Arc::clone(&policy.name), Arc::clone(good));
                         }
                     }
                 },
@@ -92,12 +93,12 @@ impl PolicySet {
             findings.extend(diagnostics);
             match name {
                 None => {
-                    for good in last.iter().filter(|p| p.file == file) {
-                        policies.entry(Arc::clone(&good.name)).or_insert_with(|| good.clone());
+                    for good in last.policies.values().filter(|p| p.file == file) {
+                        policies.entry(Arc::clone(&good.name)).or_insert_with(|| Arc::clone(good));
                     }
                 }
                 Some(name) => {
-                    if let Some(form) = last.get(&name).cloned().or(isolated.map(|p| *p)) {
+                    if let Some(form) = last.policies.get(&name).cloned().or(isolated.map(|p| Arc::new(*p))) {
                         policies.entry(name).or_insert(form);
                     }
                 }
@@ -109,7 +110,7 @@ impl PolicySet {
 
 impl FromIterator<Policy> for PolicySet {
     fn from_iter<I: IntoIterator<Item = Policy>>(policies: I) -> Self {
-        let policies = policies.into_iter().map(|p| (Arc::clone(&p.name), p)).collect();
+        let policies = policies.into_iter().map(|p| (Arc::clone(&p.name), Arc::new(p))).collect();
         Self { policies, overrides: Overrides::default() }
     }
 }

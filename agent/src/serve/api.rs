@@ -8,6 +8,7 @@ use crate::flows::{Count, Edge, PeerName};
 use crate::inventory::Posture;
 use crate::serve::orders::Cutting;
 use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
 
 /// `GET /status`.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
@@ -32,6 +33,12 @@ pub struct Status {
     pub last_commit: Option<Commit>,
     /// How many events the kernel had no room to send.
     pub lost_events: u64,
+    /// How often a peer outside was counted without its address, for want of room.
+    #[serde(default)]
+    pub without_address: u64,
+    /// How many DNS answers weren't told: too many in a second, or no room.
+    #[serde(default)]
+    pub lost_answers: u64,
     /// The programs.
     pub programs: Vec<Program>,
     /// What the kernel can and can't do.
@@ -177,6 +184,9 @@ pub struct WorkloadStatus {
     /// Whether nothing is enforced for it now.
     #[serde(default)]
     pub break_glass: bool,
+    /// How many addresses outside are counted for its identity.
+    #[serde(default)]
+    pub outside: u32,
     /// The cgroups in which it runs now.
     pub cgroups: Vec<String>,
 }
@@ -223,6 +233,29 @@ pub struct EdgeLine {
     /// How often and when.
     #[serde(flatten)]
     pub count: Count,
+    /// Of a peer outside, the addresses with the most of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<AddressLine>,
+    /// How many more there are.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub more_addresses: u64,
+}
+
+/// One address of a peer outside.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct AddressLine {
+    /// The address.
+    pub address: IpAddr,
+    /// The DNS name by which the workload had asked for it. Chosen by strangers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// How often and when, as far as this agent knows.
+    #[serde(flatten)]
+    pub count: Count,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 /// A line of `GET /observe?follow=true`: one decision as it was made.
@@ -241,6 +274,9 @@ pub struct Decision {
     pub source_address: String,
     /// The destination's address and port.
     pub destination_address: String,
+    /// The DNS name by which our workload had asked for its peer's address. Chosen by strangers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// The process; 0: not known.
     pub pid: u32,
     /// Its command name. Any bytes that the process chose, made printable.

@@ -11,7 +11,7 @@ use crate::policy::{self, Party};
 use anyhow::Context;
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::{Query, State};
+use axum::extract::{DefaultBodyLimit, Query, State};
 use axum::http::{StatusCode, header::CONTENT_TYPE};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
@@ -27,6 +27,8 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 /// How often a follower without decisions is looked after.
 const ALIVE: Duration = Duration::from_secs(1);
+/// Bytes of an order: one may bring all policies with it.
+const LONGEST_ORDER: usize = 64 << 20;
 
 /// Binds the socket. The caller holds the instance's lock, so whatever lies there is a dead agent's.
 ///
@@ -101,7 +103,7 @@ pub async fn serve(
         .route("/explain", get(explain))
         .route("/history", get(history))
         .route("/report", get(report))
-        .route("/orders", post(order))
+        .route("/orders", post(order).layer(DefaultBodyLimit::max(LONGEST_ORDER)))
         .with_state(shared);
     let end = async move { while !*stopped.borrow_and_update() && stopped.changed().await.is_ok() {} };
     Ok(axum::serve(RootOnly(listener), router).with_graceful_shutdown(end).await?)

@@ -101,6 +101,18 @@ impl Collector for Page {
             "Events that the kernel had no room to send; counters have them",
             status.lost_events,
         )?;
+        counter(
+            e,
+            "outside_without_address",
+            "Connections with peers outside whose address found no room in the kernel's counters",
+            status.without_address,
+        )?;
+        counter(
+            e,
+            "lost_dns_answers",
+            "DNS answers that weren't read for names: too many in a second, or no room",
+            status.lost_answers,
+        )?;
         gauge(
             e,
             "edges",
@@ -144,6 +156,8 @@ impl Collector for Page {
         gauges(e, "map_entries", "Entries in a table of the kernel", used)?;
         let capacity = status.maps.iter().map(|m| (vec![("map", m.name.clone())], m.capacity));
         gauges(e, "map_capacity", "Entries that fit in a table of the kernel", capacity)?;
+        let outside = status.workloads.iter().map(|w| (vec![("workload", w.name.clone())], u64::from(w.outside)));
+        gauges(e, "outside_addresses", "Addresses outside that are counted for a workload's identity", outside)?;
         let attached = status.programs.iter().map(|p| {
             let labels =
                 vec![("program", p.name.clone()), ("hook", p.hook.clone()), ("attach_point", p.attach_point.clone())];

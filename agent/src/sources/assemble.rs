@@ -99,6 +99,11 @@ pub fn assemble(
         |c: &super::hierarchy::Cgroup| WorkloadCgroup { id: c.id, level: c.level, peer: Class::Host.id(), instance: 0 };
     inventory.cgroups.extend(scan.unlisted.iter().map(host_cgroup));
 
+    let number = config.endpoints.len()
+        + config.ranges.len()
+        + config.workloads.iter().map(|w| w.addresses.len()).sum::<usize>();
+    // And a few that are always there, so that it never has to grow.
+    inventory.endpoints.reserve_exact(number + host.len() + METADATA.len() + 2);
     let mut endpoint = |place, owner| inventory.endpoints.push(Endpoint { place, owner });
     for (index, w) in config.workloads.iter().enumerate() {
         let Workload { addresses, at, name, .. } = w;
@@ -168,7 +173,7 @@ pub fn assemble(
     endpoint(Place::Addr(Addr(std::net::Ipv6Addr::LOCALHOST.octets())), Owner::Class(Class::Host));
     for (peer, identity, posture, ports) in peers {
         let facts = inventory.identities.entry(peer).or_insert_with(|| IdentityFacts {
-            identity: identity.clone(),
+            identity: Identity::clone(identity),
             posture,
             ports: BTreeMap::new(),
         });

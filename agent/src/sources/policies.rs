@@ -5,12 +5,13 @@ use super::state::State;
 use crate::policy::{self, Diagnostic, PolicySet, Severity};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// What one look at the files gave.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Reading {
     /// By file name.
-    pub texts: BTreeMap<String, String>,
+    pub texts: BTreeMap<String, Arc<str>>,
     /// Files that are there, or should be, and can't be read: name and why.
     pub unreadable: BTreeMap<String, String>,
 }
@@ -56,7 +57,7 @@ impl Reading {
         let name = path.display().to_string();
         match std::fs::read_to_string(path) {
             Ok(text) => {
-                self.texts.insert(name, text);
+                self.texts.insert(name, text.into());
             }
             Err(e) if may_be_gone && e.kind() == std::io::ErrorKind::NotFound => {}
             Err(e) => {
@@ -74,7 +75,7 @@ pub struct Policies {
     /// About the files as they are now.
     pub findings: Vec<Diagnostic>,
     /// The last text of each file in which every document was good.
-    pub good: BTreeMap<String, String>,
+    pub good: BTreeMap<String, Arc<str>>,
 }
 
 impl Policies {
@@ -97,7 +98,7 @@ impl Policies {
     }
 
     /// What these texts say.
-    pub fn restore(good: BTreeMap<String, String>) -> Self {
+    pub fn restore(good: BTreeMap<String, Arc<str>>) -> Self {
         let documents = good.iter().flat_map(|(file, text)| policy::read(file, text));
         let (set, _) = PolicySet::assemble(documents, &PolicySet::default());
         Self { set, findings: Vec::new(), good }
@@ -113,7 +114,7 @@ impl Policies {
         for (file, text) in &reading.texts {
             let read = policy::read(file, text);
             if read.iter().all(Result::is_ok) {
-                good.insert(file.clone(), text.clone());
+                good.insert(file.clone(), Arc::clone(text));
             }
             documents.extend(read);
         }
@@ -127,7 +128,7 @@ impl Policies {
                 hint: Some("its last good form stays in force; put it back, or take it out of `policies`".to_owned()),
             });
         }
-        let kept: Vec<(&String, &String)> = good.iter().filter(|(f, _)| !reading.texts.contains_key(*f)).collect();
+        let kept: Vec<(&String, &Arc<str>)> = good.iter().filter(|(f, _)| !reading.texts.contains_key(*f)).collect();
         for (file, text) in kept {
             documents.extend(policy::read(file, text));
         }

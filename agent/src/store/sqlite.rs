@@ -17,8 +17,14 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// The schema's version. A file with another one is kept aside.
-const VERSION: i64 = 1;
+/// The schema's version. A file with another one is kept aside, unless it can be brought up to date.
+const VERSION: i64 = 2;
+/// From version 1 to version 2: names are a workload's. There were none before.
+const UPDATE: &str = "DROP TABLE names;
+    CREATE TABLE names (
+      peer INTEGER NOT NULL, address TEXT NOT NULL, name TEXT NOT NULL, last INTEGER NOT NULL,
+      PRIMARY KEY (peer, address, name)
+    ) WITHOUT ROWID;";
 /// Says that the file is ours: `Bulk`.
 const APPLICATION: i64 = 0x4275_6c6b;
 /// How many files are kept aside; the oldest goes first.
@@ -78,6 +84,8 @@ struct Open {
     connection: Connection,
     generation: u64,
     readings: HashMap<write::Key, write::Known>,
+    /// The era of the last batch.
+    era: u32,
     unattributed: u64,
     /// The row of the time in which this agent has been counting.
     watching: Option<i64>,
@@ -196,13 +204,15 @@ impl Open {
                 "BEGIN; {} PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {VERSION}; COMMIT;",
                 include_str!("sqlite/schema.sql")
             ))?;
+        } else if application == APPLICATION && version == 1 {
+            check(&connection)?;
+            connection
+                .execute_batch(&format!("BEGIN; {UPDATE} PRAGMA user_version = {VERSION}; COMMIT;"))
+                .map_err(|e| StoreError::Damaged(e.to_string()))?;
         } else if application != APPLICATION || version != VERSION {
             return Err(StoreError::Damaged(format!("it is of version {version}, and this agent knows {VERSION}")));
         } else {
-            let said: String = connection.query_row("PRAGMA quick_check(1)", [], |r| r.get(0))?;
-            if said != "ok" {
-                return Err(StoreError::Damaged(said));
-            }
+            check(&connection)?;
         }
         limit(&connection, bounds.bytes)?;
         Self::read_back(connection).map_err(|e| match e {
@@ -211,6 +221,12 @@ impl Open {
             e => e,
         })
     }
+}
+
+/// Whether what is in the file fits together.
+fn check(connection: &Connection) -> Result<(), StoreError> {
+    let said: String = connection.query_row("PRAGMA quick_check(1)", [], |r| r.get(0))?;
+    if said == "ok" { Ok(()) } else { Err(StoreError::Damaged(said)) }
 }
 
 /// SQLite takes no more than that for the file.

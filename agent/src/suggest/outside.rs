@@ -115,7 +115,9 @@ impl Group {
             };
             return nets.iter().map(chosen).collect();
         }
-        vec![Chosen { part: Part::World, evidence, why: format!("{number} addresses{of}, in {} networks", nets.len()) }]
+        let no_name = if of.is_empty() { "" } else { "; a rule can't name a DNS name" };
+        let why = format!("{number} addresses{of}, in {} networks{no_name}", nets.len());
+        vec![Chosen { part: Part::World, evidence, why }]
     }
 }
 

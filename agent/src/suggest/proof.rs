@@ -30,6 +30,9 @@ pub struct LinkName {
     /// The address of the end in the world, where one is meant.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<IpAddr>,
+    /// The DNS name by which the workload had asked for it. Chosen by strangers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
 }
 
 /// What the policies would do.
@@ -98,7 +101,7 @@ impl Case<'_> {
                 proof.connections += sight.evidence.established;
                 allowed_before &= allows(before);
                 if !allows(after) {
-                    proof.false_denies.push(self.name(line, sight.address));
+                    proof.false_denies.push(self.name(line, Some(sight)));
                 }
             }
             proof.links += 1;
@@ -119,23 +122,24 @@ impl Case<'_> {
                 let (from, to) = s.ends(line);
                 after.judge(from, to, line.protocol, line.port).sides.audited()
             };
-            let address = match &known.sights[..] {
-                [one] => one.address,
+            let only = match &known.sights[..] {
+                [one] => Some(one),
                 _ => None,
             };
-            let (link, evidence) = (self.name(line, address), known.evidence.clone());
+            let (link, evidence) = (self.name(line, only), known.evidence.clone());
             all.push(SetApart { link, why: *why, evidence, allowed: known.sights.iter().all(allowed) });
         }
         for (line, sight) in self.once {
             let (from, to) = sight.ends(line);
             let allowed = after.judge(from, to, line.protocol, line.port).sides.audited();
-            let (link, evidence) = (self.name(line, sight.address), sight.evidence.clone());
+            let (link, evidence) = (self.name(line, Some(sight)), sight.evidence.clone());
             all.push(SetApart { link, why: Apart::Once, evidence, allowed });
         }
         let mut strangers: BTreeMap<LinkName, Vec<&Record>> = BTreeMap::new();
         for record in nameless {
             let crate::history::Link { source, destination, protocol, port } = record.link.clone();
-            strangers.entry(LinkName { source, destination, protocol, port, address: None }).or_default().push(record);
+            let link = LinkName { source, destination, protocol, port, address: None, name: None };
+            strangers.entry(link).or_default().push(record);
         }
         for (link, records) in strangers {
             let evidence = Evidence::of(records);
@@ -146,9 +150,13 @@ impl Case<'_> {
         all
     }
 
-    fn name(&self, line: &Line, address: Option<IpAddr>) -> LinkName {
+    /// A link by name; of the world, one address of it.
+    fn name(&self, line: &Line, sight: Option<&Sight<'_>>) -> LinkName {
         let Line { from, to, protocol, port } = *line;
-        LinkName { source: self.cast.name(from), destination: self.cast.name(to), protocol, port, address }
+        let (source, destination) = (self.cast.name(from), self.cast.name(to));
+        let address = sight.and_then(|s| s.address);
+        let name = address.and(sight).and_then(Sight::name).map(ToOwned::to_owned);
+        LinkName { source, destination, protocol, port, address, name }
     }
 
     fn surplus(&self, sets: [&PolicySet; 2], judges: [&Judge; 2]) -> Surplus {

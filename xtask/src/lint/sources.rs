@@ -26,6 +26,7 @@ const PURE: &[&str] = &[
     "agent/src/plan",
     "agent/src/policy",
     "agent/src/flows",
+    "agent/src/dns",
     "agent/src/revocation",
     "agent/src/history",
     "agent/src/judge",

@@ -71,7 +71,7 @@ impl<K: Kernel> Engine<K> {
                 return None;
             }
         };
-        let mut cutting = told(walk, &self.names(), started);
+        let mut cutting = told(walk, &self.names, started);
         cutting.epoch = self.epoch();
         for fault in &cutting.faults {
             tracing::error!("{fault}");

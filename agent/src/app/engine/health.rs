@@ -1,17 +1,24 @@
-//! What the engine reads back: the counters, whether what is in force is what was compiled, and for how long nothing was.
+//! What the engine looks after: the kernel side, the counters, whether what is in force is what was compiled, and for how
+//! long nothing was.
 
 use super::super::clock::Clock;
+use super::super::heap;
 use super::super::kernel::Kernel;
 use super::Engine;
 use crate::flows;
 use crate::revocation::Reach;
 use crate::serve::api::DriftStatus;
+use crate::sources::strays;
 use bulkhead_common::Outcome;
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use std::time::Duration;
 use tokio::time::Instant;
 
 /// In how many looks the tables are read back once: about a minute.
 const VERIFY: u32 = 30;
+/// How long an era of the counts by address lasts at least.
+const ERA: Duration = Duration::from_secs(600);
 /// Where it is stored how long the machine was open.
 const BOOT: &str = "boot.json";
 
@@ -26,10 +33,42 @@ struct Boot {
 }
 
 impl<K: Kernel> Engine<K> {
-    pub(super) fn read_counters(&mut self) -> anyhow::Result<()> {
+    /// Looks the kernel side over, puts right what it can, and reads the counters.
+    pub(super) fn check(&mut self) {
+        let mut faults = Vec::new();
+        match self.kernel.inspect() {
+            Ok(found) => {
+                for f in found {
+                    if !K::is_repairable(&f) {
+                        faults.push(f.to_string());
+                        continue;
+                    }
+                    faults.push(match self.kernel.repair(&f) {
+                        Ok(()) => format!("{f}; put right"),
+                        Err(e) => format!("{f}; it couldn't be put right: {e:#}"),
+                    });
+                }
+            }
+            Err(e) => faults.push(format!("the kernel side can't be looked at: {e:#}")),
+        }
+        if let Err(e) = self.read_counters() {
+            faults.push(format!("the counters can't be read: {e:#}"));
+        }
+        if let Err(e) = self.turn_era() {
+            faults.push(format!("the counts by address can't be renewed: {e:#}"));
+        }
+        // What lasts is logged once; status and metrics have it for as long as it lasts.
+        for new in faults.iter().filter(|f| !self.kernel_faults.contains(f)) {
+            tracing::error!("{new}");
+        }
+        self.kernel_faults = faults;
+        self.not_contained = strays::not_contained(&self.hierarchy, &self.config, &self.scan);
+    }
+
+    fn read_counters(&mut self) -> anyhow::Result<()> {
         self.edges.fold_traffic(self.kernel.traffic()?);
         let readings = self.kernel.edges()?;
-        let names = self.names();
+        let names = Arc::clone(&self.names);
         let now = std::time::Instant::now();
         for (key, more) in self.edges.fold(&readings, super::super::clock::now()) {
             if Outcome::from_u8(key.outcome) == Some(Outcome::Allowed) {
@@ -38,7 +77,29 @@ impl<K: Kernel> Engine<K> {
                 self.series.add(&flows::edge(&key, |p| names.peer(p)), more);
             }
         }
+        let outside = self.kernel.outside()?;
+        Arc::make_mut(&mut self.outside).fold(outside, super::super::clock::now());
         self.edges.fold_totals(&self.kernel.totals()?);
+        self.kernel.tick();
+        Ok(())
+    }
+
+    /// Makes room for other addresses where there is none left, without losing a count: another era begins, and what was
+    /// counted in the former goes once the history has it.
+    fn turn_era(&mut self) -> anyhow::Result<()> {
+        let without = self.edges.without_address();
+        if self.outside.has_former() {
+            if self.accounts.kept.era() == Some(self.outside.era()) {
+                self.kernel.empty_former_era()?;
+            }
+            return Ok(());
+        }
+        let (since, before) = self.era;
+        let crowded = self.outside.is_crowded() || without > before;
+        if crowded && since.elapsed() >= ERA {
+            self.kernel.begin_era()?;
+            self.era = (Instant::now(), without);
+        }
         Ok(())
     }
 
@@ -74,6 +135,8 @@ impl<K: Kernel> Engine<K> {
                 return;
             }
         };
+        // It took as much as all tables.
+        heap::trim();
         self.drift.verified += 1;
         if drift.is_none() {
             return;

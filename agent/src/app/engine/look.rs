@@ -11,7 +11,7 @@ use crate::policy::{Diagnostic, Severity};
 use crate::sources::watch::Dirty;
 use crate::sources::{addresses, policies};
 use anyhow::Context;
-use std::collections::BTreeMap;
+use sha2::{Digest, Sha256};
 use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::watch as signal;
@@ -57,8 +57,8 @@ impl Cluster {
         self.view.over(base, &self.pods_at)
     }
 
-    fn texts(&self) -> BTreeMap<String, String> {
-        self.view.texts.clone()
+    fn texts(&self) -> impl Iterator<Item = (String, Arc<str>)> {
+        self.view.texts.iter().map(|(name, text)| (name.clone(), text.as_str().into()))
     }
 
     /// What is wrong with the objects, and with the watches.
@@ -82,6 +82,7 @@ impl<K: Kernel> Engine<K> {
     pub(super) fn look(&mut self, dirty: Dirty) -> anyhow::Result<()> {
         if dirty.files {
             self.read_config()?;
+            self.kernel.set_tell_answers(self.config.dns)?;
         }
         if let Some(cluster) = self.cluster.as_mut().filter(|_| dirty.files || dirty.cluster) {
             self.config = cluster.view(&self.base);
@@ -119,7 +120,7 @@ impl<K: Kernel> Engine<K> {
             self.watcher.files(if folder == Path::new("") { Path::new(".") } else { folder })?;
         }
         match std::fs::read_to_string(&self.file) {
-            Ok(text) if self.text.as_ref() == Some(&text) => {}
+            Ok(text) if self.text == Some(hash(&text)) => {}
             Ok(text) => {
                 match config::parse(&name, &text).and_then(|new| self.adoptable(&name, new)) {
                     Ok(new) => {
@@ -136,7 +137,7 @@ impl<K: Kernel> Engine<K> {
                         self.config_faults = faults;
                     }
                 }
-                self.text = Some(text);
+                self.text = Some(hash(&text));
             }
             Err(e) => {
                 self.config_faults =
@@ -203,6 +204,13 @@ impl<K: Kernel> Engine<K> {
             .collect();
         if faults.is_empty() { Ok(new) } else { Err(faults) }
     }
+}
+
+/// What is remembered of a file's text.
+pub(super) type Hash = [u8; 32];
+
+pub(super) fn hash(text: &str) -> Hash {
+    Sha256::digest(text).into()
 }
 
 fn fault(file: &str, message: String, hint: &str) -> Diagnostic {

@@ -13,6 +13,7 @@ use crate::serve::api::printable;
 use crate::serve::orders::{Cutting, Done, Order, Refusal};
 use crate::time::rfc3339;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How often what should be known is said again in the log, in looks.
@@ -44,7 +45,7 @@ impl<K: Kernel> Engine<K> {
             }
             Order::BreakGlass { scope, seconds, reason } => {
                 let (length, reason) = (length(seconds)?, printable(reason.as_bytes()));
-                let known = &self.assembled.inventory.identities;
+                let known = &self.inventory.identities;
                 if !known.values().any(|f| scope.holds(&f.identity)) && scope != policy::Scope::Node {
                     return Err(bad(format!(
                         "nothing here is in the scope {scope}: `bulkhead status` lists the workloads"
@@ -110,7 +111,7 @@ impl<K: Kernel> Engine<K> {
     }
 
     fn revoke(&mut self, id: SpiffeId, reason: String, dry_run: bool, now: &Clock) -> Answer {
-        if !self.assembled.inventory.identities.values().any(|f| f.identity.ids.contains(&id)) {
+        if !self.inventory.identities.values().any(|f| f.identity.ids.contains(&id)) {
             return Err(bad(format!("no workload and no endpoint here has the ID {id}: `bulkhead status` lists them")));
         }
         let mut next = self.overrides.clone();
@@ -126,7 +127,7 @@ impl<K: Kernel> Engine<K> {
 
     fn enforce(&mut self, target: Target, seconds: u64, dry_run: bool, now: &Clock) -> Answer {
         let length = length(seconds)?;
-        if !target.exists(&self.policies.set, &self.assembled.inventory) {
+        if !target.exists(&self.policies.set, &self.inventory) {
             return Err(bad(format!("there is no {target} here: `bulkhead status` lists workloads and policies")));
         }
         let mut next = self.overrides.clone();
@@ -168,11 +169,11 @@ impl<K: Kernel> Engine<K> {
 
     /// What these policies and orders would cut.
     fn preview(&mut self, policies: PolicySet, overrides: &Overrides) -> Result<Cutting, Refusal> {
-        let rules = self.rules.clone();
-        let draft = self.draft(policies, overrides);
-        let names = self.names();
+        let rules = Arc::clone(&self.rules);
+        let Draft { assembled, set } = self.draft(policies, overrides).map_err(|e| failed(&e))?;
+        let compiled = self.compile(&set, &assembled.inventory);
+        let names = self.names_now();
         self.rules = rules;
-        let Draft { compiled, .. } = draft.map_err(|e| failed(&e))?;
         self.would_cut(&compiled.image, &names).map_err(|e| failed(&e))
     }
 

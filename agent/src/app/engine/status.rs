@@ -9,27 +9,30 @@ use crate::flows;
 use crate::inventory::IdentityFacts;
 use crate::policy::{self, Severity};
 use crate::serve::api::{Finding, Overridden, Override, PolicyStatus, Status, WorkloadStatus};
+use std::sync::Arc;
 
 impl<K: Kernel> Engine<K> {
     /// The state of affairs, for everybody else.
     pub fn snapshot(&self) -> Snapshot {
         let overrides = self.in_force.overrides();
-        let identities = &self.assembled.inventory.identities;
+        let identities = &self.inventory.identities;
         let facts_of = |w: &Workload| identities.values().find(|f| f.identity == w.identity);
+        let number_of = |w: &Workload| identities.iter().find(|(_, f)| f.identity == w.identity).map(|(n, _)| *n);
         let workloads = self.config.workloads.iter().enumerate().map(|(index, w)| WorkloadStatus {
             name: w.name.clone(),
             identity: flows::PeerName { id: w.identity.to_string(), namespace: w.identity.namespace.clone() },
             posture: facts_of(w).map_or(w.posture, |f| f.posture),
             revoked: overrides.revokes(&w.identity).is_some(),
             break_glass: overrides.opens(&w.identity),
-            cgroups: self.assembled.instances.iter().filter(|i| i.workload == index).map(|i| i.path.clone()).collect(),
+            outside: number_of(w).map_or(0, |n| self.kernel.outside_share(n)),
+            cgroups: self.instances.iter().filter(|i| i.workload == index).map(|i| i.path.clone()).collect(),
         });
         let expiring = policy::expiry::findings(&self.policies.set, super::super::clock::now());
         let findings = self
             .config_faults
             .iter()
             .chain(&self.policies.findings)
-            .chain(&self.assembled.warnings)
+            .chain(&self.assembly_warnings)
             .chain(&expiring)
             .map(|d| Finding { error: d.severity == Severity::Error, text: d.to_string() })
             .chain(self.compile_warnings.iter().map(|text| Finding { error: false, text: text.clone() }));
@@ -59,6 +62,8 @@ impl<K: Kernel> Engine<K> {
                 commits: self.commits,
                 last_commit: self.last_commit,
                 lost_events: self.edges.lost_events(),
+                without_address: self.edges.without_address(),
+                lost_answers: self.edges.lost_answers(),
                 programs: self.kernel.programs(),
                 features: self.kernel.features(),
                 maps,
@@ -77,10 +82,12 @@ impl<K: Kernel> Engine<K> {
             generation: self.kernel.generation(),
             history: self.accounts.history.borrow().clone(),
             surface: *self.accounts.surface.borrow(),
-            inventory: self.assembled.inventory.clone(),
-            policies: self.in_force.clone(),
-            names: self.names(),
+            inventory: Arc::clone(&self.inventory),
+            policies: Arc::clone(&self.in_force),
+            names: Arc::clone(&self.names),
             edges: self.edges.clone(),
+            outside: Arc::clone(&self.outside),
+            naming: self.accounts.naming.clone(),
             series: self.series.clone(),
         }
     }

@@ -1,17 +1,18 @@
 //! The real kernel side.
 
-use super::{Events, Kernel};
+use super::{Kernel, Records};
 use crate::app::Failure;
 use crate::config::{Capacities, Config};
 use crate::datapath::{self, AttachError, Committed, Datapath, Drift, Fault, Limits, OpenError, Options, Origin, Walk};
+use crate::flows::outside::Reading;
 use crate::image::Image;
 use crate::revocation::Reach;
 use crate::serve::api::{Commit, Feature, MapFill, Program};
 use crate::sources::hierarchy::Hierarchy;
 use anyhow::Context;
-use bulkhead_common::event::Event;
+use bulkhead_common::event::{Answer, Event};
 use bulkhead_common::maps::{self, EdgeKey, Traffic};
-use bulkhead_common::{Direction, Outcome, Reason};
+use bulkhead_common::{Direction, Outcome, PeerId, Reason};
 use std::pin::Pin;
 use std::sync::LazyLock;
 
@@ -20,12 +21,13 @@ use std::sync::LazyLock;
 /// # Errors
 /// As the kernel says.
 pub fn open(config: &Config, hierarchy: &Hierarchy, verbose_kernel_log: bool) -> Result<Datapath, Failure> {
-    let Capacities { rules, edges, flows } = config.limits;
+    let Capacities { rules, edges, flows, outside } = config.limits;
     let usual = Limits::default();
     let limits = Limits {
         rules: rules.unwrap_or(usual.rules),
         edges: edges.unwrap_or(usual.edges),
         flows: flows.unwrap_or(usual.flows),
+        outside: outside.unwrap_or(usual.outside),
         ..usual
     };
     let opened = Datapath::open(Options {
@@ -59,6 +61,7 @@ pub fn open(config: &Config, hierarchy: &Hierarchy, verbose_kernel_log: bool) ->
 impl Kernel for Datapath {
     type Fault = Fault;
     type Events = datapath::Events;
+    type Answers = datapath::Answers;
 
     fn generation(&self) -> u64 {
         Self::generation(self)
@@ -93,12 +96,37 @@ impl Kernel for Datapath {
         Ok(())
     }
 
+    fn set_tell_answers(&mut self, on: bool) -> anyhow::Result<()> {
+        Self::set_tell_answers(self, on);
+        Ok(())
+    }
+
     fn edges(&self) -> anyhow::Result<Vec<(EdgeKey, u64)>> {
         Ok(Self::edges(self)?)
     }
 
     fn traffic(&self) -> anyhow::Result<Vec<(EdgeKey, Traffic)>> {
         Ok(Self::traffic(self)?)
+    }
+
+    fn tick(&self) {
+        Self::tick(self);
+    }
+
+    fn outside(&self) -> anyhow::Result<Reading> {
+        Ok(Self::outside(self)?)
+    }
+
+    fn begin_era(&mut self) -> anyhow::Result<()> {
+        Ok(Self::begin_era(self)?)
+    }
+
+    fn empty_former_era(&mut self) -> anyhow::Result<()> {
+        Ok(Self::empty_former_era(self)?)
+    }
+
+    fn outside_share(&self, of: PeerId) -> u32 {
+        Self::outside_share(self, of)
     }
 
     fn totals(&self) -> anyhow::Result<Vec<u64>> {
@@ -109,6 +137,8 @@ impl Kernel for Datapath {
             Ok(())
         };
         set(maps::totals::LOST_EVENTS, totals.lost_events())?;
+        set(maps::totals::OUTSIDE, totals.without_address())?;
+        set(maps::totals::LOST_ANSWERS, totals.lost_answers())?;
         for d in Direction::ALL {
             for o in Outcome::ALL {
                 for r in Reason::ALL {
@@ -130,6 +160,10 @@ impl Kernel for Datapath {
 
     fn take_events(&mut self) -> Option<datapath::Events> {
         Self::take_events(self)
+    }
+
+    fn take_answers(&mut self) -> Option<datapath::Answers> {
+        Self::take_answers(self)
     }
 
     fn inspect(&self) -> anyhow::Result<Vec<Fault>> {
@@ -196,8 +230,14 @@ pub fn features() -> Vec<Feature> {
     .collect()
 }
 
-impl Events for datapath::Events {
+impl Records<Event> for datapath::Events {
     async fn next(&mut self) -> anyhow::Result<Vec<Event>> {
+        Ok(Self::next(self).await?)
+    }
+}
+
+impl Records<Answer> for datapath::Answers {
+    async fn next(&mut self) -> anyhow::Result<Vec<Answer>> {
         Ok(Self::next(self).await?)
     }
 }

@@ -10,7 +10,7 @@ use crate::identity::SpiffeId;
 use crate::policy::Mode;
 use crate::serve::api::printable;
 use crate::serve::orders::{Done, Order};
-use crate::suggest::{self, Apart, PolicyFile, SetApart, Suggestion, Wish, port_words, time};
+use crate::suggest::{self, Apart, LinkName, PolicyFile, SetApart, Suggestion, Wish, port_words, time};
 use anyhow::{Context, bail};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::OpenOptions;
@@ -182,7 +182,7 @@ fn report(s: &Suggestion) -> String {
     let ids = s.apart.iter().map(|a| &a.link).chain(&p.false_denies).flat_map(|l| [&l.source.id, &l.destination.id]);
     let names = Names::of(ids.chain(s.unseen.iter().map(|n| &n.id)));
     for link in p.false_denies.iter().take(SHOWN) {
-        let (from, to) = (names.end(&link.source.id, link.address), names.end(&link.destination.id, link.address));
+        let (from, to) = ends(link, &names);
         lines.push(format!("DENIED    {from} to {to} on {}", port_words(link.protocol, link.port)));
     }
     lines.extend(s.notes.iter().map(|n| format!("warning   {n}")));
@@ -216,12 +216,17 @@ fn shown(all: impl ExactSizeIterator<Item = String>) -> Vec<String> {
     lines
 }
 
+/// Both ends of a link.
+fn ends(link: &LinkName, names: &Names) -> (String, String) {
+    let end = |id: &str| names.named_end(id, link.address, link.name.as_deref());
+    (end(&link.source.id), end(&link.destination.id))
+}
+
 /// What is to be decided, by reason, one row for each pair; or for a source, if it has many destinations.
 fn apart(all: &[SetApart], names: &Names) -> Vec<String> {
     let mut reasons: BTreeMap<Apart, BTreeMap<String, BTreeMap<String, Vec<&SetApart>>>> = BTreeMap::new();
     for a in all {
-        let (from, to) =
-            (names.end(&a.link.source.id, a.link.address), names.end(&a.link.destination.id, a.link.address));
+        let (from, to) = ends(&a.link, names);
         reasons.entry(a.why).or_default().entry(from).or_default().entry(to).or_default().push(a);
     }
     let mut lines = Vec::new();

@@ -1,8 +1,8 @@
 //! A closure run as a workload: in a forked child, inside a cgroup and a network namespace.
 //!
 //! The child is a copy of a program that may have threads, so its closure keeps to what works after fork(): system
-//! calls, memory, and the [`Turn`] it is given; no environment variables, no stdout, no logging, no new threads. The
-//! closure must be `Copy`, hence captures only plain values and references, and nothing of the parent's is dropped twice.
+//! calls, memory, and the [`Turn`] it is given; no environment variables, no stdout, no logging, and no threads that
+//! need any of these. The closure must be `Copy`, hence captures only plain values and references, and nothing of the parent's is dropped twice.
 //! All file descriptors are closed except stdin, stdout, stderr and the child's link to its parent.
 //!
 //! Two steps make most uses: the closure prepares its sockets, waits in [`Turn::ready`] until the parent says

@@ -64,6 +64,7 @@ impl Open {
             if e.direction != Direction::Egress as u8 && from_source.contains(&(e.link, e.outcome)) {
                 continue;
             }
+            let own = if e.direction == Direction::Egress as u8 { &link.source } else { &link.destination };
             let mut counts = s.counts;
             if e.address.is_none() {
                 let part = by_address.get(&(e.link, e.direction, e.outcome, e.reason)).copied().unwrap_or_default();
@@ -78,7 +79,7 @@ impl Open {
                 outcome: flows::outcome(e.outcome),
                 reason: flows::reason(e.reason),
                 address: e.address,
-                name: e.address.and_then(|a| names.get(&a).cloned()),
+                name: e.address.and_then(|a| names.get(own)?.get(&a).cloned()),
                 counts,
                 first: s.first,
                 last: s.last,
@@ -170,15 +171,19 @@ fn executables(t: &rusqlite::Transaction<'_>) -> Result<Executables, StoreError>
     Ok(executables)
 }
 
-/// The latest name of each address.
-fn names(t: &rusqlite::Transaction<'_>) -> Result<HashMap<IpAddr, String>, StoreError> {
-    let mut all = t.prepare("SELECT address, name FROM names ORDER BY last, name")?;
+/// By workload, the latest name by which it asked for each address.
+fn names(t: &rusqlite::Transaction<'_>) -> Result<HashMap<PeerName, HashMap<IpAddr, String>>, StoreError> {
+    let mut all = t.prepare(
+        "SELECT p.name, p.namespace, n.address, n.name FROM names n JOIN peers p ON p.id = n.peer
+         ORDER BY n.last, n.name",
+    )?;
     let mut rows = all.query([])?;
-    let mut names = HashMap::new();
+    let mut names: HashMap<PeerName, HashMap<IpAddr, String>> = HashMap::new();
     while let Some(row) = rows.next()? {
-        let address: String = row.get(0)?;
+        let workload = PeerName { id: row.get(0)?, namespace: row.get(1)? };
+        let address: String = row.get(2)?;
         if let Ok(address) = address.parse() {
-            names.insert(address, row.get(1)?);
+            names.entry(workload).or_default().insert(address, row.get(3)?);
         }
     }
     Ok(names)

@@ -1,4 +1,4 @@
--- The history of one host, version 1 (PRAGMA user_version). Times are milliseconds since 1970, a day is that many days
+-- The history of one host, version 2 (PRAGMA user_version). Times are milliseconds since 1970, a day is that many days
 -- since 1970. Everything is counted twice: in the row of its hour, and in that of the whole day (hour 24), whose `hours`
 -- have a bit for each hour in which something was seen. So a day's hours can go without anything to be summed up.
 
@@ -44,9 +44,10 @@ CREATE TABLE executables (
   link INTEGER NOT NULL, direction INTEGER NOT NULL, path TEXT NOT NULL, last INTEGER NOT NULL,
   PRIMARY KEY (link, direction, path)
 ) WITHOUT ROWID;
+-- By which names a workload asked for an address.
 CREATE TABLE names (
-  address TEXT NOT NULL, name TEXT NOT NULL, last INTEGER NOT NULL,
-  PRIMARY KEY (address, name)
+  peer INTEGER NOT NULL, address TEXT NOT NULL, name TEXT NOT NULL, last INTEGER NOT NULL,
+  PRIMARY KEY (peer, address, name)
 ) WITHOUT ROWID;
 -- When an agent was counting.
 CREATE TABLE watched (id INTEGER PRIMARY KEY, first INTEGER NOT NULL, last INTEGER NOT NULL);

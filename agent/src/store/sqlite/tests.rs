@@ -3,9 +3,9 @@
 use super::*;
 use crate::flows::PeerName;
 use crate::history::Link;
-use crate::store::{Reading, Sighting};
+use crate::store::{Named, Reading, Sighting};
+use bulkhead_common::Direction;
 use bulkhead_common::maps::EdgeKey;
-use bulkhead_common::{Direction, Outcome, Reason};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -33,6 +33,7 @@ fn reading(key: EdgeKey, n: u64, last: u64) -> Reading {
     Reading {
         key,
         address: None,
+        era: 0,
         source: Arc::new(name(&format!("spiffe://t/{}", key.src))),
         destination: Arc::new(name("spiffe://t/db")),
         counts: attempts(n),
@@ -275,47 +276,96 @@ fn what_is_too_much_goes_from_its_old_end_and_that_is_said() {
     assert!(h.records[0].days < 60 && h.records[0].last == NOW + 59 * DAY, "{:?}", h.records[0]);
 }
 
+/// A reading of one address, of the counter with this key.
+fn outside(key: EdgeKey, last_byte: u8, era: u32, n: u64) -> Reading {
+    Reading { address: Some(IpAddr::from([192, 0, 2, last_byte])), era, ..reading(key, n, NOW) }
+}
+
+fn told(store: &mut Sqlite, source: &str) -> Vec<(Option<String>, u64)> {
+    let records = everything(store).records.into_iter().filter(|r| r.link.source.id == source);
+    records.map(|r| (r.address.map(|a| a.to_string()), r.counts.attempts)).collect()
+}
+
 #[test]
-fn edges_beyond_the_bounds_are_counted_without_their_detail() {
+fn addresses_beyond_the_bounds_are_counted_without_them() {
     let folder = tempfile::tempdir().expect("a folder");
-    let bounds = Bounds { addresses: 3, ..Bounds::default() };
+    let bounds = Bounds { addresses: 9, ..Bounds::default() };
     let mut store = Sqlite::new(&folder.path().join("history.db"), bounds);
-    let world = PeerName { id: "world".to_owned(), namespace: String::new() };
-    let k = EdgeKey { src: 256, dst: 7, port: 443, proto: 6, ..EdgeKey::default() };
-    let source = name("spiffe://t/web");
-    let reading =
-        Reading { source: Arc::new(source.clone()), destination: Arc::new(world.clone()), ..reading(k, 20, NOW) };
-    let sighting = |n: u8, times| Sighting {
-        link: Link { source: source.clone(), destination: world.clone(), protocol: 6, port: 443 },
-        direction: Direction::Egress,
-        outcome: Outcome::Allowed,
-        reason: Reason::Rule,
-        executable: Some(format!("/bin/{n}")),
-        address: Some(IpAddr::from([192, 0, 2, n])),
-        times,
-        last: NOW,
+    let (scan, web) = (key(256, Direction::Egress), key(257, Direction::Egress));
+    let mut readings = vec![reading(scan, 200, NOW), reading(web, 6, NOW)];
+    readings.extend((0..100).map(|n| outside(scan, n, 0, 2)));
+    readings.extend((0..3).map(|n| outside(web, n, 0, 2)));
+    store.record(&Batch { unattributed: 4, ..batch(NOW, readings) }).expect("written");
+    let hostile = told(&mut store, "spiffe://t/256");
+    assert_eq!((hostile.len(), &hostile[0]), (6, &(None, 190)), "as many as are still free, and the rest as a whole");
+    let at = |n: u8| (Some(format!("192.0.2.{n}")), 2);
+    assert_eq!(told(&mut store, "spiffe://t/257")[..], [(None, 2), at(0), at(1)], "there was room for others");
+    assert_eq!(everything(&mut store).window.unattributed, 4, "nothing is lost that a rule could need");
+    assert_eq!(store.health().overflow, 192);
+}
+
+#[test]
+fn a_name_is_the_workloads_that_asked() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut store = store_in(folder.path());
+    let (web, other) = (key(256, Direction::Egress), key(257, Direction::Egress));
+    let named = |of: &str, name: &str| Named {
+        workload: Arc::new(PeerName { id: of.to_owned(), namespace: "shop".to_owned() }),
+        address: IpAddr::from([192, 0, 2, 1]),
+        name: name.into(),
     };
-    let batch = Batch {
-        unattributed: 4,
-        sightings: (0..5).map(|n| sighting(n, 2)).collect(),
-        names: vec![(IpAddr::from([192, 0, 2, 1]), "old.example".to_owned())],
-        ..batch(NOW, vec![reading])
-    };
-    store.record(&batch).expect("written");
-    let later = Batch {
-        unattributed: 9,
-        names: vec![(IpAddr::from([192, 0, 2, 1]), "api.example".to_owned())],
-        ..self::batch(NOW + 1, Vec::new())
-    };
-    store.record(&later).expect("written");
+    let readings = vec![reading(web, 2, NOW), outside(web, 1, 0, 2), reading(other, 2, NOW), outside(other, 1, 0, 2)];
+    let first = Batch { names: vec![named("spiffe://t/256", "old.example")], ..batch(NOW, readings) };
+    store.record(&first).expect("written");
+    let names = (0..6).map(|n| named("spiffe://t/256", &format!("{n}.example")));
+    store.record(&Batch { names: names.collect(), ..batch(NOW + 1, Vec::new()) }).expect("written");
     let h = everything(&mut store);
-    let told: Vec<_> = h.records.iter().map(|r| (r.address.map(|a| a.to_string()), r.counts.attempts)).collect();
-    let at = |n: u8| Some(format!("192.0.2.{n}"));
-    assert_eq!(told, [(None, 14), (at(0), 2), (at(1), 2), (at(2), 2)], "together they are what the kernel counted");
-    assert_eq!(h.records[2].name.as_deref(), Some("api.example"));
-    assert_eq!(h.records[0].source_executables.len(), 5);
-    assert_eq!(h.window.unattributed, 9);
-    assert_eq!(store.health().overflow, 2);
+    let said: Vec<_> = h.records.iter().map(|r| (r.link.source.id.as_str(), r.name.as_deref())).collect();
+    assert_eq!(said, [("spiffe://t/256", Some("5.example")), ("spiffe://t/257", None)]);
+}
+
+#[test]
+fn an_era_of_addresses_follows_the_other_without_a_loss() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut store = store_in(folder.path());
+    let k = key(256, Direction::Egress);
+    let era = |at: u64, era: u32, readings| Batch { era, ..batch(NOW + at, readings) };
+    let at = |n: u8, count| (Some(format!("192.0.2.{n}")), count);
+    store.record(&era(0, 0, vec![reading(k, 5, NOW), outside(k, 1, 0, 5)])).expect("written");
+    // The next era has begun; of the former there is still a reading, and a new agent takes it.
+    let mut store = store_in(folder.path());
+    let both = vec![reading(k, 17, NOW), outside(k, 1, 0, 6), outside(k, 1, 1, 9), outside(k, 2, 1, 2)];
+    store.record(&era(1, 1, both.clone())).expect("written");
+    store.record(&era(2, 1, both)).expect("written");
+    assert_eq!(told(&mut store, "spiffe://t/256"), [at(1, 15), at(2, 2)]);
+    let later = vec![reading(k, 20, NOW), outside(k, 1, 2, 3)];
+    store.record(&era(3, 2, later.clone())).expect("written");
+    store.record(&era(4, 3, later)).expect("written");
+    assert_eq!(told(&mut store, "spiffe://t/256"), [at(1, 18), at(2, 2)]);
+    let open = store.open.as_ref().expect("open");
+    let stored: i64 = open.connection.query_row("SELECT count(*) FROM readings", [], |r| r.get(0)).expect("a number");
+    assert_eq!((open.readings.len(), stored), (2, 2), "former eras' readings are gone");
+}
+
+#[test]
+fn a_history_of_the_first_version_goes_on() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("history.db");
+    let k = key(256, Direction::Egress);
+    store_in(folder.path()).record(&batch(NOW, vec![reading(k, 5, NOW)])).expect("written");
+    let old = Connection::open(&path).expect("a database");
+    old.execute_batch(
+        "DROP TABLE names;
+         CREATE TABLE names (address TEXT NOT NULL, name TEXT NOT NULL, last INTEGER NOT NULL,
+           PRIMARY KEY (address, name)) WITHOUT ROWID;
+         PRAGMA user_version = 1;",
+    )
+    .expect("as it was");
+    drop(old);
+    let mut store = store_in(folder.path());
+    store.record(&batch(NOW, vec![reading(k, 6, NOW), outside(k, 1, 0, 1)])).expect("written");
+    assert_eq!(told(&mut store, "spiffe://t/256").len(), 2);
+    assert!(store.health().faults.is_empty());
 }
 
 #[test]
@@ -447,19 +497,13 @@ fn hostile_names_are_only_names() {
     let k = key(256, Direction::Egress);
     let r = Reading { source: Arc::new(name(nasty)), ..reading(k, 1, NOW) };
     let link = Link { source: name(nasty), destination: name("spiffe://t/db"), protocol: 6, port: 80 };
-    let sighting = Sighting {
-        link,
-        direction: Direction::Egress,
-        outcome: Outcome::Allowed,
-        reason: Reason::Rule,
-        executable: Some(nasty.to_owned()),
-        address: None,
-        times: 1,
-        last: NOW,
-    };
-    let b = Batch { sightings: vec![sighting], ..batch(NOW, vec![r]) };
+    let sighting = Sighting { link, direction: Direction::Egress, executable: nasty.to_owned(), last: NOW };
+    let named = Named { workload: Arc::new(name(nasty)), address: IpAddr::from([192, 0, 2, 1]), name: nasty.into() };
+    let part = Reading { source: Arc::clone(&r.source), ..outside(k, 1, 0, 1) };
+    let b = Batch { sightings: vec![sighting], names: vec![named], ..batch(NOW, vec![r, part]) };
     store.record(&b).expect("written");
     let h = everything(&mut store);
     assert_eq!(h.records[0].link.source.id, nasty);
     assert!(h.records[0].source_executables.contains(nasty));
+    assert_eq!(h.records[0].name.as_deref(), Some(nasty));
 }

@@ -115,7 +115,8 @@ impl Open {
             "UPDATE readings SET edge = NULL WHERE edge NOT IN (SELECT id FROM edges);
              DELETE FROM links WHERE id NOT IN (SELECT link FROM edges);
              DELETE FROM executables WHERE link NOT IN (SELECT id FROM links);
-             DELETE FROM peers WHERE id NOT IN (SELECT source FROM links UNION SELECT destination FROM links);",
+             DELETE FROM peers WHERE id NOT IN (SELECT source FROM links UNION SELECT destination FROM links);
+             DELETE FROM names WHERE peer NOT IN (SELECT id FROM peers);",
         )?;
         t.commit()?;
         self.forget_edges(|id| gone.contains(&id));

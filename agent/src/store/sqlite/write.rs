@@ -3,7 +3,10 @@
 use super::{Open, StoreError, WHOLE_DAY, counts_at, day_and_hour, signed, unsigned};
 use crate::flows::PeerName;
 use crate::history::{Counts, Link};
-use crate::store::{Batch, Bounds, Reading, Sighting, grown, parts};
+use crate::store::{Batch, Bounds, Named, Reading, Sighting, grown, parts};
+use bulkhead_common::Addr;
+use bulkhead_common::maps::EdgeKey;
+use bulkhead_common::outside::has_room;
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -14,15 +17,15 @@ const EDGES: u64 = 200_000;
 /// How many executables are kept for an end of a link, and for all together.
 const EXECUTABLES_OF_ONE: u64 = 16;
 const EXECUTABLES: u64 = 50_000;
-/// How many names are kept for an address, and for all together.
+/// How many names are kept of a workload for one address, and for all together.
 const NAMES_OF_ONE: u64 = 4;
-const NAMES: u64 = 20_000;
+const NAMES: u32 = 20_000;
 /// The longest text that is kept of a process or a name server, bytes.
 const LONGEST: usize = 512;
 /// How far apart the clocks may run before the time that was watched is written as a new stretch, milliseconds.
 const DRIFT: u64 = 60_000;
 
-/// A counter's key in the store: the kernel's key, and the address if it is about one.
+/// A counter's key in the store: the kernel's key, and the address and the era if it is about an address.
 pub(super) type Key = Vec<u8>;
 
 /// What is known of a counter.
@@ -38,9 +41,16 @@ fn key_of(reading: &Reading) -> Key {
     match reading.address {
         Some(IpAddr::V4(a)) => key.extend(a.to_ipv6_mapped().octets()),
         Some(IpAddr::V6(a)) => key.extend(a.octets()),
-        None => {}
+        None => return key,
     }
+    key.extend(reading.era.to_be_bytes());
     key
+}
+
+/// The era of a counter by address.
+fn era_of(key: &[u8]) -> Option<u32> {
+    let behind = size_of::<EdgeKey>() + size_of::<Addr>();
+    Some(u32::from_be_bytes(key.get(behind..)?.try_into().ok()?))
 }
 
 impl Open {
@@ -61,12 +71,12 @@ impl Open {
                 readings.insert(row.get(0)?, Known { edge: row.get(1)?, counts: counts_at(row, 2)? });
             }
         }
-        Ok(Self { connection, generation, readings, unattributed, watching: None, last })
+        Ok(Self { connection, generation, readings, era: 0, unattributed, watching: None, last })
     }
 
     /// Takes a batch, all of it or nothing, and gives how many sightings found no room.
     pub(super) fn record(&mut self, batch: &Batch, bounds: Bounds) -> Result<u64, StoreError> {
-        let Batch { generation, at, watched, readings, unattributed, sightings, names } = batch;
+        let Batch { generation, at, watched, readings, unattributed, sightings, names, era } = batch;
         let anew = *generation != self.generation;
         let transaction = self.connection.transaction()?;
         if anew {
@@ -76,6 +86,7 @@ impl Open {
         let mut room = Room::of(&transaction, bounds)?;
         let mut known: Vec<(Key, Known)> = Vec::new();
         let mut lost: HashMap<(u64, u64), u64> = HashMap::new();
+        let mut overflow = 0_u64;
         for reading in readings {
             let key = key_of(reading);
             let before = if anew { None } else { self.readings.get(&key).copied() };
@@ -90,6 +101,8 @@ impl Open {
             let since = if before.is_some() { reading.last } else { reading.first.min(reading.last) };
             match edge {
                 Some(edge) => add(&transaction, edge, more, since, reading.last)?,
+                // It isn't lost: the one without an address has it.
+                None if reading.address.is_some() => overflow += more.attempts,
                 None => *lost.entry(day_and_hour(reading.last)).or_default() += more.attempts,
             }
             let now = Known { edge, counts: reading.counts };
@@ -110,12 +123,21 @@ impl Open {
         }
         set_meta(&transaction, "unattributed", signed(*unattributed))?;
 
-        let mut overflow = 0_u64;
         for sighting in sightings {
-            overflow += sight(&transaction, sighting, &mut room)?;
+            overflow += sight(&transaction, sighting)?;
         }
-        for (address, name) in names {
-            overflow += name_address(&transaction, *address, name, *at)?;
+        for named in names {
+            overflow += name_address(&transaction, named, *at)?;
+        }
+        let over: Vec<Key> = self
+            .readings
+            .keys()
+            .filter(|_| *era != self.era)
+            .filter(|key| era_of(key).is_some_and(|of| of.saturating_add(1) < *era))
+            .cloned()
+            .collect();
+        for key in &over {
+            transaction.prepare_cached("DELETE FROM readings WHERE key = ?")?.execute([key])?;
         }
         let watching = watch(&transaction, self.watching, *watched, *at)?;
         set_meta(&transaction, "last", signed(*at))?;
@@ -126,7 +148,11 @@ impl Open {
             self.readings.clear();
             self.generation = *generation;
         }
+        for key in over {
+            self.readings.remove(&key);
+        }
         self.readings.extend(known);
+        self.era = *era;
         self.unattributed = *unattributed;
         self.watching = Some(watching);
         self.last = Some(*at);
@@ -156,7 +182,10 @@ pub(super) fn set_meta(t: &Connection, name: &str, value: i64) -> Result<(), Sto
 /// How much more there may be.
 struct Room {
     edges: u64,
-    addresses: u64,
+    addresses: u32,
+    capacity: u32,
+    /// How many addresses each workload has, once somebody needed to know.
+    own: Option<HashMap<i64, u32>>,
 }
 
 impl Room {
@@ -164,11 +193,50 @@ impl Room {
         let sql = "SELECT count(*), count(*) FILTER (WHERE address <> '') FROM edges";
         let (edges, addresses) =
             t.prepare_cached(sql)?.query_row([], |r| Ok((r.get::<_, i64>(0)?, r.get::<_, i64>(1)?)))?;
+        let narrow = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
         Ok(Self {
             edges: EDGES.saturating_sub(unsigned(edges)),
-            addresses: bounds.addresses.saturating_sub(unsigned(addresses)),
+            addresses: narrow(unsigned(addresses)),
+            capacity: narrow(bounds.addresses),
+            own: None,
         })
     }
+
+    /// Whether there is one for an edge of this link, and then it is taken.
+    fn take(&mut self, t: &Transaction<'_>, link: i64, kind: Kind) -> Result<bool, StoreError> {
+        if self.edges == 0 {
+            return Ok(false);
+        }
+        if kind.address.is_some() {
+            let workload = workload_of(t, link, kind.direction)?;
+            let own = match &mut self.own {
+                Some(own) => own,
+                None => self.own.insert(addresses_held(t)?),
+            };
+            let own = own.entry(workload).or_default();
+            if !has_room(*own, self.addresses, self.capacity) {
+                return Ok(false);
+            }
+            *own += 1;
+            self.addresses += 1;
+        }
+        self.edges -= 1;
+        Ok(true)
+    }
+}
+
+/// The workload at whose end a link was counted.
+fn workload_of(t: &Transaction<'_>, link: i64, direction: u8) -> Result<i64, StoreError> {
+    let sql = "SELECT iif(?2 = 0, source, destination) FROM links WHERE id = ?1";
+    Ok(t.prepare_cached(sql)?.query_row(params![link, direction], |r| r.get(0))?)
+}
+
+fn addresses_held(t: &Transaction<'_>) -> Result<HashMap<i64, u32>, StoreError> {
+    let sql = "SELECT iif(e.direction = 0, l.source, l.destination) AS workload, count(*)
+               FROM edges e JOIN links l ON l.id = e.link WHERE e.address <> '' GROUP BY workload";
+    let mut all = t.prepare_cached(sql)?;
+    let rows = all.query_map([], |r| Ok((r.get(0)?, r.get(1)?)))?;
+    Ok(rows.collect::<Result<_, _>>()?)
 }
 
 fn peer(t: &Transaction<'_>, name: &PeerName) -> Result<i64, StoreError> {
@@ -210,11 +278,9 @@ fn edge(t: &Transaction<'_>, link: i64, kind: Kind, room: &mut Room) -> Result<O
     if let Some(id) = t.prepare_cached(find)?.query_row(key, |r| r.get(0)).optional()? {
         return Ok(Some(id));
     }
-    if room.edges == 0 || (address.is_some() && room.addresses == 0) {
+    if !room.take(t, link, kind)? {
         return Ok(None);
     }
-    room.edges -= 1;
-    room.addresses -= u64::from(address.is_some());
     let insert = "INSERT INTO edges (link, direction, outcome, reason, address) VALUES (?, ?, ?, ?, ?)";
     t.prepare_cached(insert)?.execute(key)?;
     Ok(Some(t.last_insert_rowid()))
@@ -260,62 +326,53 @@ fn store_reading(t: &Transaction<'_>, key: &Key, known: Known) -> Result<(), Sto
     Ok(())
 }
 
-/// Keeps what an event told; 1 if there was no room for some of it.
-fn sight(t: &Transaction<'_>, sighting: &Sighting, room: &mut Room) -> Result<u64, StoreError> {
-    let Sighting { link, direction, outcome, reason, executable, address, times, last } = sighting;
+/// Keeps what an event told; 1 if there was no room for it.
+fn sight(t: &Transaction<'_>, sighting: &Sighting) -> Result<u64, StoreError> {
+    let Sighting { link, direction, executable, last } = sighting;
     let link = link_between(t, link)?;
-    let mut overflow = 0;
-    if let Some(path) = executable.as_ref().filter(|p| !p.is_empty()) {
-        let path = cut(path);
-        let update = "UPDATE executables SET last = max(last, ?4) WHERE link = ?1 AND direction = ?2 AND path = ?3";
-        let row = params![link, *direction as u8, path, signed(*last)];
-        if t.prepare_cached(update)?.execute(row)? == 0 {
-            let sql = "SELECT count(*), (SELECT count(*) FROM executables) FROM executables
-                       WHERE link = ? AND direction = ?";
-            let (own, all): (i64, i64) =
-                t.prepare_cached(sql)?.query_row(params![link, *direction as u8], |r| Ok((r.get(0)?, r.get(1)?)))?;
-            if unsigned(own) < EXECUTABLES_OF_ONE && unsigned(all) < EXECUTABLES {
-                t.prepare_cached("INSERT INTO executables VALUES (?1, ?2, ?3, ?4)")?.execute(row)?;
-            } else {
-                overflow = 1;
-            }
-        }
+    let path = cut(executable);
+    if path.is_empty() {
+        return Ok(0);
     }
-    if let Some(address) = address {
-        let kind = Kind {
-            direction: *direction as u8,
-            outcome: *outcome as u8,
-            reason: *reason as u8,
-            address: Some(*address),
-        };
-        match edge(t, link, kind, room)? {
-            Some(edge) => add(t, edge, Counts { attempts: *times, ..Counts::default() }, *last, *last)?,
-            None => overflow = 1,
-        }
-    }
-    Ok(overflow)
-}
-
-fn name_address(t: &Transaction<'_>, address: IpAddr, name: &str, at: u64) -> Result<u64, StoreError> {
-    let (address, name) = (address.to_string(), cut(name));
-    let row = params![address, name, signed(at)];
-    let update = "UPDATE names SET last = max(last, ?3) WHERE address = ?1 AND name = ?2";
+    let update = "UPDATE executables SET last = max(last, ?4) WHERE link = ?1 AND direction = ?2 AND path = ?3";
+    let row = params![link, *direction as u8, path, signed(*last)];
     if t.prepare_cached(update)?.execute(row)? > 0 {
         return Ok(0);
     }
-    let sql = "SELECT count(*), (SELECT count(*) FROM names) FROM names WHERE address = ?";
-    let (own, all): (i64, i64) = t.prepare_cached(sql)?.query_row([&address], |r| Ok((r.get(0)?, r.get(1)?)))?;
-    let mut overflow = 0;
-    if unsigned(own) >= NAMES_OF_ONE {
-        // The latest say most.
-        let oldest = "DELETE FROM names WHERE address = ?1 AND name =
-                      (SELECT name FROM names WHERE address = ?1 ORDER BY last, name LIMIT 1)";
-        t.prepare_cached(oldest)?.execute([&address])?;
-        overflow = 1;
-    } else if unsigned(all) >= NAMES {
+    let sql = "SELECT count(*), (SELECT count(*) FROM executables) FROM executables WHERE link = ? AND direction = ?";
+    let (own, all): (i64, i64) =
+        t.prepare_cached(sql)?.query_row(params![link, *direction as u8], |r| Ok((r.get(0)?, r.get(1)?)))?;
+    if unsigned(own) >= EXECUTABLES_OF_ONE || unsigned(all) >= EXECUTABLES {
         return Ok(1);
     }
-    t.prepare_cached("INSERT INTO names VALUES (?1, ?2, ?3)")?.execute(row)?;
+    t.prepare_cached("INSERT INTO executables VALUES (?1, ?2, ?3, ?4)")?.execute(row)?;
+    Ok(0)
+}
+
+/// Keeps a name; 1 if there was no room for it, or another one had to make room.
+fn name_address(t: &Transaction<'_>, named: &Named, at: u64) -> Result<u64, StoreError> {
+    let workload = peer(t, &named.workload)?;
+    let (address, name) = (named.address.to_string(), cut(&named.name));
+    let row = params![workload, address, name, signed(at)];
+    let update = "UPDATE names SET last = max(last, ?4) WHERE peer = ?1 AND address = ?2 AND name = ?3";
+    if t.prepare_cached(update)?.execute(row)? > 0 {
+        return Ok(0);
+    }
+    let sql = "SELECT count(*) FILTER (WHERE address = ?2), count(*), (SELECT count(*) FROM names)
+               FROM names WHERE peer = ?1";
+    let (same, own, all): (i64, u32, u32) =
+        t.prepare_cached(sql)?.query_row(params![workload, address], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))?;
+    let mut overflow = 0;
+    if unsigned(same) >= NAMES_OF_ONE {
+        // The latest say most.
+        let oldest = "DELETE FROM names WHERE peer = ?1 AND address = ?2 AND name =
+                      (SELECT name FROM names WHERE peer = ?1 AND address = ?2 ORDER BY last, name LIMIT 1)";
+        t.prepare_cached(oldest)?.execute(params![workload, address])?;
+        overflow = 1;
+    } else if !has_room(own, all, NAMES) {
+        return Ok(1);
+    }
+    t.prepare_cached("INSERT INTO names VALUES (?1, ?2, ?3, ?4)")?.execute(row)?;
     Ok(overflow)
 }
 

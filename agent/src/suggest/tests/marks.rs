@@ -161,7 +161,7 @@ fn addresses_that_stay_are_listed_and_those_that_come_and_go_are_the_world() {
     let s = suggestion(far.chain([outside([198, 51, 100, 9], None)]).collect());
     assert_eq!(rules(&s), ["shop/cart egress world TCP/443"]);
     assert!(s.rules[0].marks.contains(&Mark::World));
-    assert_eq!(s.rules[0].why, "12 addresses of cdn.example.com, in 12 networks");
+    assert_eq!(s.rules[0].why, "12 addresses of cdn.example.com, in 12 networks; a rule can't name a DNS name");
     assert_eq!(s.proof.surplus.never_seen, 0);
     // One that was asked for once is no part of it.
     let s = suggestion(vec![outside([203, 0, 113, 7], None), once(outside([192, 0, 2, 66], Some("evil.example")), 1)]);

@@ -51,7 +51,7 @@ proptest! {
         let workload = |n: &PeerName| n.id.starts_with("spiffe:");
         for r in records.iter().filter(|r| workload(&r.link.source) || workload(&r.link.destination)) {
             let is = |a: &&SetApart| {
-                let LinkName { source, destination, protocol, port, address } = &a.link;
+                let LinkName { source, destination, protocol, port, address, .. } = &a.link;
                 (source, destination, *protocol, *port)
                     == (&r.link.source, &r.link.destination, r.link.protocol, r.link.port)
                     && address.is_none_or(|a| Some(a) == r.address)
