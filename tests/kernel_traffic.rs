@@ -185,10 +185,11 @@ fn bytes_are_what_was_sent_however_a_connection_ends() {
     assert_eq!(enforced.datapath().totals().expect("the totals").unattributed(), Traffic::default());
 }
 
-#[test]
-fn a_live_connection_is_established_at_both_ends() {
+/// A connection that was made before the programs came, or after.
+fn live(older: bool) {
     let estate = Estate::new(&["web", "database"]);
-    let mut enforced = Enforced::over(&estate, Posture::Enforce, ALLOW);
+    let over = |estate| Enforced::over(estate, Posture::Enforce, ALLOW);
+    let before = (!older).then(|| over(&estate));
     let (web, database) = (estate.get("web"), estate.get("database"));
     let mut serving = database
         .spawn(move |turn| {
@@ -206,17 +207,33 @@ fn a_live_connection_is_established_at_both_ends() {
     let mut asking = web
         .spawn(move |turn| {
             let mut stream = TcpStream::connect(to)?;
+            turn.ready()?;
             stream.write_all(b"ping")?;
             read_exactly(&mut stream, 4)?;
             turn.ready().map(drop)
         })
         .expect("a process");
+    asking.wait_ready(SOON).expect("connected");
+    let mut enforced = before.unwrap_or_else(|| over(&estate));
+    asking.go(&[]).expect("it goes on");
     asking.wait_ready(SOON).expect("answered");
     both(&mut enforced, 6000, 1, 0, 0);
     asking.go(&[]).expect("it goes on");
     done(asking);
     done(serving);
-    both(&mut enforced, 6000, 1, 4, 4);
+    // Nothing tells when an older one ends.
+    let bytes = if older { 0 } else { 4 };
+    both(&mut enforced, 6000, 1, bytes, bytes);
+}
+
+#[test]
+fn a_live_connection_is_established_at_both_ends() {
+    live(false);
+}
+
+#[test]
+fn so_is_one_that_is_older_than_the_programs() {
+    live(true);
 }
 
 #[test]

@@ -3,7 +3,9 @@
 //! The kernel calls this program at events of a socket's life, most of them only where it was asked to. It decides
 //! nothing. Which edge a connection belongs to was noted on the socket by the hook that judged it; an accepted socket
 //! is only judged at its first packet, so its handshake is counted at the first event after that. All of them come under
-//! the socket's lock, so nothing is counted twice.
+//! the socket's lock, so nothing is counted twice. What a live connection carries is counted on its way out, which is under
+//! that lock too ([`bulkhead_carried`]). A connection that is older than the programs has no events: its first packet
+//! counts the handshake, and its last bytes aren't told ([`bulkhead_older`]).
 //!
 //! It also has the first packet of a connection that was held back sent again soon: by then the peer may be known.
 
@@ -277,6 +279,35 @@ pub extern "C" fn bulkhead_carried(skb: *mut __sk_buff) -> u32 {
     let more = Traffic::zeroed(&mut space);
     count_handshake(verdict, more);
     count_carried(verdict, &carried(tcp, opened(verdict)), more);
+    keep(verdict, more);
+    1
+}
+
+/// Counts the handshake of a connection that is older than the programs, at its first packet: nothing else will. What it
+/// carried until now was before their time. Gives 1, or 0 if there was nothing to count.
+#[unsafe(no_mangle)]
+pub extern "C" fn bulkhead_older(skb: *mut __sk_buff) -> u32 {
+    let sk = socket(skb);
+    if sk.is_null() {
+        return 0;
+    }
+    // SAFETY: a full socket; the verifier checks the field.
+    let state = unsafe { read_volatile(addr_of!((*sk).state)) };
+    let verdict = storage::verdict(SOCKETS.get(sk), cookie(skb));
+    // SAFETY: a non-null pointer to the socket's storage.
+    if verdict.is_null() || unsafe { read_volatile(addr_of!((*verdict).edge.proto)) } == 0 || state == BPF_TCP_SYN_SENT
+    {
+        return 0;
+    }
+    // SAFETY: the helper takes any full socket, and gives null for one that isn't TCP.
+    let tcp = unsafe { tcp_sock(sk) };
+    if tcp.is_null() {
+        return 0;
+    }
+    note(verdict, &carried(tcp, opened(verdict)));
+    let mut space = MaybeUninit::uninit();
+    let more = Traffic::zeroed(&mut space);
+    count_handshake(verdict, more);
     keep(verdict, more);
     1
 }
