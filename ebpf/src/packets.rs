@@ -293,9 +293,7 @@ fn tcp_packet<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot) -> bool {
 
     if connected {
         bulkhead_keep_verdict(v.skb, d, s.epoch, as_role, own_of(v));
-        if known_old && outcome.passes() {
-            bulkhead_older(v.skb);
-        }
+        bulkhead_older(v.skb);
     } else if !OUT && segment.opens && outcome.passes() {
         bulkhead_mark_server(v.skb, own_of(v));
     }

@@ -17,13 +17,13 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_sock_ops_cb_flags_set, bpf_tcp_sock as tcp_sock};
 use bulkhead_common::Direction;
-use bulkhead_common::maps::{Carried, SocketVerdict, Traffic, totals};
+use bulkhead_common::maps::{CachedVerdict, Carried, SocketVerdict, Traffic, totals};
 use bulkhead_common::outside::OutsideKey;
 use core::mem::MaybeUninit;
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
 use crate::kept::{cookie, socket};
-use crate::maps::{SOCKETS, TRAFFIC};
+use crate::maps::{OLD_SOCKETS, SOCKETS, TRAFFIC};
 use crate::outside;
 use crate::record::{NOEXIST, add, total};
 use crate::storage;
@@ -283,20 +283,28 @@ pub extern "C" fn bulkhead_carried(skb: *mut __sk_buff) -> u32 {
     1
 }
 
-/// Counts the handshake of a connection that is older than the programs, at its first packet: nothing else will. What it
-/// carried until now was before their time. Gives 1, or 0 if there was nothing to count.
+/// Counts the handshake of a connection that is older than the programs, at the first packet that passes: nothing else
+/// will. What it carried until now was before their time. Gives 1, or 0 if there was nothing to count.
 #[unsafe(no_mangle)]
 pub extern "C" fn bulkhead_older(skb: *mut __sk_buff) -> u32 {
     let sk = socket(skb);
     if sk.is_null() {
         return 0;
     }
+    let cookie = cookie(skb);
+    let verdict = storage::verdict(SOCKETS.get(sk), cookie);
+    if verdict.is_null() {
+        return 0;
+    }
+    // SAFETY: a non-null pointer to the socket's storage.
+    let pending = unsafe {
+        read_volatile(addr_of!((*verdict).edge.proto)) != 0
+            && read_volatile(addr_of!((*verdict).established)) == 0
+            && CachedVerdict(read_volatile(addr_of!((*verdict).state))).passes()
+    };
     // SAFETY: a full socket; the verifier checks the field.
     let state = unsafe { read_volatile(addr_of!((*sk).state)) };
-    let verdict = storage::verdict(SOCKETS.get(sk), cookie(skb));
-    // SAFETY: a non-null pointer to the socket's storage.
-    if verdict.is_null() || unsafe { read_volatile(addr_of!((*verdict).edge.proto)) } == 0 || state == BPF_TCP_SYN_SENT
-    {
+    if !pending || state == BPF_TCP_SYN_SENT || OLD_SOCKETS.get_ptr(&cookie).is_none() {
         return 0;
     }
     // SAFETY: the helper takes any full socket, and gives null for one that isn't TCP.
