@@ -10,7 +10,7 @@ use bulkhead::inventory::{Endpoint, Owner, Place, Posture};
 use bulkhead_common::maps::PrefixKey;
 use bulkhead_common::{Class, PeerId};
 use bulkhead_tests::enforced::widened;
-use bulkhead_tests::{Enforced, Estate, Process, Reply, Workload, any, at};
+use bulkhead_tests::{Enforced, Estate, Process, Reply, Workload, any, at, numbers};
 use socket2::{Domain, Socket, Type};
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 
 /// How long the readers and the writer go on.
 const RUN: Duration = Duration::from_secs(4);
+/// When those who run so long must have ended.
+const WITHIN: Duration = RUN.saturating_add(Duration::from_secs(30));
 /// Both rulesets allow it.
 const BOTH: u16 = 5000;
 /// Neither allows it.
@@ -143,13 +145,6 @@ fn count_datagrams(on: &Workload, port: u16) -> Process {
     .expect("a process")
 }
 
-fn numbers(process: &mut Process) -> Vec<u64> {
-    let within = RUN + Duration::from_secs(10);
-    process.finish(within).expect("it ends in time").unwrap_or_else(|e| panic!("{e:?}"));
-    let said = process.received().last().expect("it says what it counted").clone();
-    String::from_utf8_lossy(&said).split(' ').map(|n| n.parse().expect("a number")).collect()
-}
-
 #[test]
 fn no_reader_ever_sees_a_mixture_of_two_rulesets() {
     let estate = Estate::new(&["web", "database"]);
@@ -171,8 +166,8 @@ fn no_reader_ever_sees_a_mixture_of_two_rulesets() {
         enforced.datapath().commit(&images[commits % 2]).expect("a commit");
         commits += 1;
     }
-    let [tries, first, second] = numbers(&mut checker)[..] else { panic!("three numbers") };
-    let (sent, got) = (numbers(&mut sender)[0], numbers(&mut receiver)[0]);
+    let [tries, first, second] = numbers(&mut checker, WITHIN)[..] else { panic!("three numbers") };
+    let (sent, got) = (numbers(&mut sender, WITHIN)[0], numbers(&mut receiver, WITHIN)[0]);
     eprintln!(
         "{commits} commits, {tries} rounds of connects ({first} and {second} let through), {got} of {sent} datagrams"
     );

@@ -5,7 +5,7 @@ use bulkhead::datapath::{Datapath, Limits};
 use bulkhead::inventory::Posture;
 use bulkhead::policy::{PolicySet, RuleTable, compile};
 use bulkhead_common::{Direction, Outcome, Reason};
-use bulkhead_tests::{Enforced, Estate, Process, Workload, enforced};
+use bulkhead_tests::{Enforced, Estate, Process, Workload, enforced, number};
 use socket2::{Domain, Socket, Type};
 use std::io;
 use std::net::SocketAddr;
@@ -13,6 +13,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 const RUN: Duration = Duration::from_secs(2);
+/// When those who run so long must have ended.
+const WITHIN: Duration = RUN.saturating_add(Duration::from_secs(30));
 
 /// Connects from two threads as fast as they can, to one port after another; says how many calls they made.
 fn connect_much(from: &Workload, to: SocketAddr, ports: u16, passes: bool) -> Process {
@@ -48,31 +50,15 @@ fn connects(to: SocketAddr, ports: u16, passes: bool) -> io::Result<u64> {
     Ok(made)
 }
 
-fn number(mut process: Process) -> u64 {
-    process.finish(RUN + Duration::from_secs(20)).expect("it ends in time").unwrap_or_else(|e| panic!("{e:?}"));
-    let said = process.received().last().expect("it says its number").clone();
-    String::from_utf8_lossy(&said).parse().expect("a number")
-}
-
 #[test]
 fn as_many_are_counted_as_were_made() {
     let estate = Estate::new(&["web", "database", "intruder"]);
-    let allow = "
-apiVersion: bulkhead.dev/v1alpha1
-kind: ClusterSegmentationPolicy
-metadata: {name: one}
-spec:
-  mode: enforce
-  edges:
-    - from: [{id: spiffe://test/web}]
-      to: [{id: spiffe://test/database}]
-";
-    let mut enforced = Enforced::over(&estate, Posture::Enforce, allow);
+    let mut enforced = Enforced::over(&estate, Posture::Enforce, enforced::WEB_TO_DATABASE);
     let to = SocketAddr::from((estate.get("database").v4(), 4000));
     let of = |name: &str, passes| connect_much(estate.get(name), to, 3, passes);
     // Two threads of each, at the same time.
     let (web, intruder) = (of("web", true), of("intruder", false));
-    let (allowed, denied) = (number(web), number(intruder));
+    let (allowed, denied) = (number(web, WITHIN), number(intruder, WITHIN));
     let (web, database, intruder) = (enforced.peer("web"), enforced.peer("database"), enforced.peer("intruder"));
     eprintln!("{allowed} allowed and {denied} denied connects");
     assert_eq!(enforced.counted(web, database, Outcome::Allowed), allowed);
@@ -94,7 +80,7 @@ fn what_finds_no_room_among_the_edges_is_in_the_totals() {
     datapath.attach().expect("the programs attach");
 
     let to = SocketAddr::from((estate.get("database").v4(), 4000));
-    let made = number(connect_much(estate.get("web"), to, 1000, false));
+    let made = number(connect_much(estate.get("web"), to, 1000, false), WITHIN);
     let edges = datapath.edges().expect("the counters");
     let counted: u64 = edges.iter().map(|(_, n)| n).sum();
     let totals = datapath.totals().expect("the totals");

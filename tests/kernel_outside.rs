@@ -7,7 +7,7 @@ use bulkhead_common::maps::EdgeKey;
 use bulkhead_common::outside::{Outside, OutsideKey};
 use bulkhead_common::{Class, Direction, Outcome, PeerId};
 use bulkhead_tests::enforced::{self, widened};
-use bulkhead_tests::{Enforced, Estate, Process, SOON, Workload, any, at, wait_for};
+use bulkhead_tests::{Enforced, Estate, Process, SOON, Workload, any, at, number, wait_for};
 use socket2::{Domain, Socket, Type};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -15,6 +15,8 @@ use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 const RUN: Duration = Duration::from_secs(1);
+/// When those who run so long must have ended.
+const WITHIN: Duration = RUN.saturating_add(Duration::from_secs(30));
 
 /// Everything that is counted by address, whatever the era.
 fn by_address(datapath: &Datapath) -> BTreeMap<OutsideKey, Outside> {
@@ -48,12 +50,6 @@ fn connect_much(from: &Workload, first: Ipv4Addr, addresses: u32) -> Process {
         turn.received(made.to_string().as_bytes())
     })
     .expect("a process")
-}
-
-fn number(mut process: Process) -> u64 {
-    process.finish(RUN + Duration::from_secs(30)).expect("it ends in time").unwrap_or_else(|e| panic!("{e:?}"));
-    let said = process.received().last().expect("it says its number").clone();
-    String::from_utf8_lossy(&said).parse().expect("a number")
 }
 
 /// An estate in which `stranger` is at addresses of the world.
@@ -156,8 +152,8 @@ fn a_scan_takes_no_place_from_others() {
     let elsewhere = Ipv4Addr::new(198, 51, 0, 1);
     let (a, b) = (estate.get("hostile"), estate.get("hostile"));
     let (a, b) = (connect_much(a, elsewhere, 20_000), connect_much(b, elsewhere, 20_000));
-    let scanned = number(a) + number(b);
-    let connected = number(connect_much(estate.get("web"), Ipv4Addr::new(203, 0, 113, 1), 10));
+    let scanned = number(a, WITHIN) + number(b, WITHIN);
+    let connected = number(connect_much(estate.get("web"), Ipv4Addr::new(203, 0, 113, 1), 10), WITHIN);
     let (all, edges) = (by_address(&datapath), edges(&datapath));
     let [web, hostile] = ["web", "hostile"].map(|name| {
         let id = enforced::id(name);
@@ -206,7 +202,7 @@ fn eras_follow_each_other_without_a_loss() {
             datapath.empty_former_era().expect("emptied");
             eras += 1;
         }
-        made += number(one) + number(other);
+        made += number(one, WITHIN) + number(other, WITHIN);
         eprintln!("round {round}: {eras} eras");
         assert!(eras > 1);
     }

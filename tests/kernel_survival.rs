@@ -5,7 +5,7 @@
 //! Each start swaps the programs through the pinned links, as an upgrade does. `BULKHEAD_KILLS` says how often it is
 //! killed (default 200); on slow machines less is enough.
 
-use bulkhead_tests::{Estate, Process, SOON, Workload, any, at};
+use bulkhead_tests::{Estate, Process, SOON, Workload, any, at, numbers};
 use std::fmt::Write as _;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
@@ -166,12 +166,6 @@ fn count(on: &Workload, until: &Path) -> Process {
     process
 }
 
-fn numbers(process: &mut Process) -> Vec<u64> {
-    process.finish(SOON).expect("it ends in time").unwrap_or_else(|e| panic!("{e:?}"));
-    let said = process.received().last().expect("it says what it counted").clone();
-    String::from_utf8_lossy(&said).split(' ').map(|n| n.parse().expect("a number")).collect()
-}
-
 #[test]
 fn no_kill_and_no_upgrade_opens_a_path_or_closes_one() {
     let kills: usize = std::env::var("BULKHEAD_KILLS").map_or(200, |n| n.parse().expect("BULKHEAD_KILLS is a number"));
@@ -204,8 +198,8 @@ fn no_kill_and_no_upgrade_opens_a_path_or_closes_one() {
         }
     }
     std::fs::write(&stop, "").expect("a file");
-    let (sent, refused) = (numbers(&mut allowed)[0], numbers(&mut denied)[0]);
-    let [got, leaked] = numbers(&mut receiver)[..] else { panic!("two numbers") };
+    let (sent, refused) = (numbers(&mut allowed, SOON)[0], numbers(&mut denied, SOON)[0]);
+    let [got, leaked] = numbers(&mut receiver, SOON)[..] else { panic!("two numbers") };
     agent.kill().expect("it is killed");
     agent.wait().expect("it ended");
     eprintln!("{kills} kills, {restarts} restarts: {got} of {sent} allowed datagrams arrived, {leaked} denied ones");

@@ -3,22 +3,12 @@
 use bulkhead::inventory::Posture;
 use bulkhead_common::maps::{EdgeKey, Traffic};
 use bulkhead_common::{Direction, Outcome, proto};
+use bulkhead_tests::enforced::WEB_TO_DATABASE;
 use bulkhead_tests::{Enforced, Estate, NEVER, Process, SOON, Workload, any, at, wait_for};
 use socket2::{Domain, SockRef, Socket, Type};
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
-
-const ALLOW: &str = "
-apiVersion: bulkhead.dev/v1alpha1
-kind: ClusterSegmentationPolicy
-metadata: {name: one}
-spec:
-  mode: enforce
-  edges:
-    - from: [{id: spiffe://test/web}]
-      to: [{id: spiffe://test/database}]
-";
 
 /// What is counted from one workload to another at one end, for one port.
 fn traffic(enforced: &mut Enforced, port: u16, direction: Direction) -> Traffic {
@@ -154,7 +144,7 @@ fn client(of: &Workload, to: SocketAddr, times: u32, (up, down): (usize, usize),
 #[test]
 fn bytes_are_what_was_sent_however_a_connection_ends() {
     let estate = Estate::new(&["web", "database"]);
-    let mut enforced = Enforced::over(&estate, Posture::Enforce, ALLOW);
+    let mut enforced = Enforced::over(&estate, Posture::Enforce, WEB_TO_DATABASE);
     let mut port = 5000;
     for v6 in [false, true] {
         for ending in [Ending::Client, Ending::Server, Ending::Half, Ending::Reset] {
@@ -188,7 +178,7 @@ fn bytes_are_what_was_sent_however_a_connection_ends() {
 /// A connection that was made before the programs came, or after.
 fn live(older: bool) {
     let estate = Estate::new(&["web", "database"]);
-    let over = |estate| Enforced::over(estate, Posture::Enforce, ALLOW);
+    let over = |estate| Enforced::over(estate, Posture::Enforce, WEB_TO_DATABASE);
     let before = (!older).then(|| over(&estate));
     let (web, database) = (estate.get("web"), estate.get("database"));
     let mut serving = database
@@ -240,7 +230,7 @@ fn so_is_one_that_is_older_than_the_programs() {
 fn a_long_connection_is_counted_while_it_lasts() {
     const ROUND: usize = 1000;
     let estate = Estate::new(&["web", "database"]);
-    let mut enforced = Enforced::over(&estate, Posture::Enforce, ALLOW);
+    let mut enforced = Enforced::over(&estate, Posture::Enforce, WEB_TO_DATABASE);
     let (web, database) = (estate.get("web"), estate.get("database"));
     let serving = server(database, false, 6500, 1, (5 * ROUND, 1), Ending::Client);
     let to = at(database, false, 6500);
@@ -295,7 +285,7 @@ fn try_connecting(of: &Workload, to: SocketAddr, times: u32, expected: io::Error
 #[test]
 fn refused_and_never_answered_are_told_apart() {
     let estate = Estate::new(&["web", "database"]);
-    let mut enforced = Enforced::over(&estate, Posture::Enforce, ALLOW);
+    let mut enforced = Enforced::over(&estate, Posture::Enforce, WEB_TO_DATABASE);
     let (web, database) = (estate.get("web"), estate.get("database"));
     for (v6, port) in [(false, 7001), (true, 7002)] {
         // Nobody listens there.
@@ -330,7 +320,7 @@ fn refused_and_never_answered_are_told_apart() {
 #[test]
 fn a_denied_connection_becomes_nothing() {
     let estate = Estate::new(&["web", "database", "intruder"]);
-    let mut enforced = Enforced::over(&estate, Posture::Enforce, ALLOW);
+    let mut enforced = Enforced::over(&estate, Posture::Enforce, WEB_TO_DATABASE);
     let to = at(estate.get("database"), false, 8000);
     let serving = server(estate.get("database"), false, 8000, 1, (1, 1), Ending::Client);
     try_connecting(estate.get("intruder"), to, 5, io::ErrorKind::PermissionDenied);

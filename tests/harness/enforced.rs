@@ -19,6 +19,18 @@ use std::sync::atomic::{AtomicU32, Ordering};
 /// Where the BPF file system is.
 pub const BPFFS: &str = "/sys/fs/bpf";
 
+/// A policy that lets `web` connect to `database`, at any port.
+pub const WEB_TO_DATABASE: &str = "
+apiVersion: bulkhead.dev/v1alpha1
+kind: ClusterSegmentationPolicy
+metadata: {name: one}
+spec:
+  mode: enforce
+  edges:
+    - from: [{id: spiffe://test/web}]
+      to: [{id: spiffe://test/database}]
+";
+
 /// The programs, attached above an estate's workloads.
 pub struct Enforced {
     datapath: Option<Datapath>,

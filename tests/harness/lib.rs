@@ -11,6 +11,7 @@ pub mod vandal;
 pub use agent::Agent;
 pub use bulkhead::probe::sandbox::{self, Process, Reply, Sandbox, Workload};
 pub use enforced::Enforced;
+pub use talk::{number, numbers};
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};

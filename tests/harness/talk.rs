@@ -77,3 +77,16 @@ fn listen_to(turn: &mut Turn, socket: &Socket) -> io::Result<()> {
 pub fn told(errno: i32) -> String {
     format!("errno {errno}")
 }
+
+/// The numbers, with spaces between them, that a process says last, once it has ended.
+pub fn numbers(process: &mut Process, within: Duration) -> Vec<u64> {
+    process.finish(within).expect("it ends in time").unwrap_or_else(|e| panic!("{e:?}"));
+    let said = process.received().last().expect("it says what it counted").clone();
+    String::from_utf8_lossy(&said).split(' ').map(|n| n.parse().expect("a number")).collect()
+}
+
+/// The same for one that says a single number.
+pub fn number(mut process: Process, within: Duration) -> u64 {
+    let [n] = numbers(&mut process, within)[..] else { panic!("one number") };
+    n
+}

@@ -7,13 +7,11 @@ pub(crate) mod archive;
 mod bill;
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
-use anyhow::{Context, Result, bail};
-use serde::Deserialize;
+use anyhow::{Context, Result};
 
-use crate::build;
-use crate::run::{self, cargo_home, note, root, step};
+use crate::run::{self, note, root, step};
+use crate::{build, programs};
 use archive::Image;
 
 /// Where the image's files are.
@@ -63,7 +61,7 @@ pub(crate) struct Made {
 /// Builds the agent and its image.
 pub(crate) fn make(name: &str, release: bool) -> Result<Made> {
     build::kernel()?;
-    let program = static_program("bulkhead", "bulkhead", release)?;
+    let program = programs::one("bulkhead", "bulkhead", release)?;
     step("putting the image together");
     let bill = bill::of("bulkhead")?;
     let content = std::fs::read(&program).with_context(|| format!("can't read {}", program.display()))?;
@@ -86,62 +84,6 @@ pub(crate) fn make(name: &str, release: bool) -> Result<Made> {
     let digest = image.write(&archive)?;
     run::write_if_changed(&beside, &bill)?;
     Ok(Made { archive, bill: beside, digest })
-}
-
-/// The lines of cargo's `--message-format=json` that name an executable.
-#[derive(Deserialize)]
-struct Artifact {
-    executable: Option<PathBuf>,
-    target: Option<ArtifactTarget>,
-}
-
-#[derive(Deserialize)]
-struct ArtifactTarget {
-    name: String,
-}
-
-/// Builds a program of `package` that needs nothing but the kernel, and answers where it is.
-pub(crate) fn static_program(package: &str, name: &str, release: bool) -> Result<PathBuf> {
-    step(format!("building a static {name}"));
-    let mut cargo = run::cargo();
-    cargo.args([
-        "build",
-        "--quiet",
-        "--package",
-        package,
-        "--bin",
-        name,
-        "--message-format",
-        "json-render-diagnostics",
-    ]);
-    // Named although it is the host's own, so that the flags don't reach build scripts and macros.
-    cargo.arg("--target").arg(format!("{}-unknown-linux-gnu", std::env::consts::ARCH));
-    let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned()];
-    // The same setting as the guests' programs: one build serves both.
-    cargo.env("CARGO_PROFILE_DEV_DEBUG", "false");
-    if release {
-        cargo
-            .arg("--release")
-            .env("CARGO_PROFILE_RELEASE_DEBUG", "false")
-            .env("CARGO_PROFILE_RELEASE_STRIP", "symbols");
-        flags.push(format!("--remap-path-prefix={}=.", root().display()));
-        flags.extend(cargo_home().map(|home| format!("--remap-path-prefix={}=cargo", home.display())));
-    }
-    cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}")).env_remove("RUSTFLAGS");
-    let output = cargo.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("can't start cargo")?;
-    if !output.status.success() {
-        bail!("`{}` failed: {}", run::line_of(&cargo), output.status);
-    }
-    let said = String::from_utf8(output.stdout).context("cargo printed something that isn't text")?;
-    for line in said.lines() {
-        let artifact: Artifact = serde_json::from_str(line).context("cargo printed JSON that isn't its own")?;
-        if let (Some(executable), Some(target)) = (artifact.executable, artifact.target)
-            && target.name == name
-        {
-            return Ok(executable);
-        }
-    }
-    bail!("cargo built no {name}")
 }
 
 fn shown(file: &Path) -> String {

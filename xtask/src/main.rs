@@ -14,6 +14,7 @@ mod lint;
 mod manifests;
 mod matrix;
 mod object;
+mod programs;
 mod run;
 mod setup;
 mod tally;

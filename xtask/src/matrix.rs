@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
-use serde::Deserialize;
 
 use crate::guest::{self, Done, Job, Report, SERIES};
+use crate::programs::{self, Program};
 use crate::run::{self, note, step};
 use crate::setup::{self, Purpose};
 use crate::tally::Tally;
@@ -25,9 +25,6 @@ const AGENT: &str = "bulkhead";
 
 /// Commands of the agent that run on every kernel. Each prints JSON.
 const COMMANDS: &[(&str, &[&str])] = &[("probe", &["probe", "--json"])];
-
-/// Named although it is the host's own, so that the flags for static linking don't reach build scripts and macros.
-const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -115,40 +112,18 @@ struct Programs {
     tests: Vec<(String, PathBuf)>,
 }
 
-/// The lines of cargo's `--message-format=json` that name an executable.
-#[derive(Deserialize)]
-struct Artifact {
-    executable: Option<PathBuf>,
-    target: Option<ArtifactTarget>,
-}
-
-#[derive(Deserialize)]
-struct ArtifactTarget {
-    name: String,
-    kind: Vec<String>,
-}
-
 impl Programs {
     fn build() -> Result<Self> {
         step("building static programs for the guests");
         let mut cargo = run::cargo();
         cargo.args(["build", "--package", "bulkhead", "--bin", "bulkhead", "--package", "bulkhead-tests"]);
-        cargo.args(["--test", TESTS, "--target", GUEST_TARGET, "--message-format", "json-render-diagnostics"]);
-        // Without debug information they are small enough to be unpacked into a guest's memory in no time.
-        cargo.env("CARGO_PROFILE_DEV_DEBUG", "false").env("RUSTFLAGS", "-C target-feature=+crt-static");
-        let output = cargo.stdin(std::process::Stdio::null()).stderr(std::process::Stdio::inherit()).output()?;
-        if !output.status.success() {
-            bail!("`{}` failed: {}", run::line_of(&cargo), output.status);
-        }
-        let said = String::from_utf8(output.stdout).context("cargo printed something that isn't text")?;
+        cargo.args(["--test", TESTS]);
         let (mut agent, mut tests) = (None, Vec::new());
-        for line in said.lines() {
-            let artifact: Artifact = serde_json::from_str(line).context("cargo printed JSON that isn't its own")?;
-            let (Some(executable), Some(target)) = (artifact.executable, artifact.target) else { continue };
-            match target.kind.first().map(String::as_str) {
+        for Program { name, kind, file } in programs::all(cargo, false)? {
+            match kind.as_str() {
                 // The tests' package has programs of its own, which are built beside its tests.
-                Some("bin") if target.name == AGENT => agent = Some(executable),
-                Some("test") => tests.push((target.name, executable)),
+                "bin" if name == AGENT => agent = Some(file),
+                "test" => tests.push((name, file)),
                 _ => {}
             }
         }

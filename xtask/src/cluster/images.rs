@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use super::node::POD_IMAGE;
 use crate::image::archive::Image;
-use crate::image::static_program;
+use crate::programs;
 use crate::run::step;
 
 /// The pod's program in the cluster's folder, for whoever wants to ask from outside of a pod.
@@ -17,7 +17,7 @@ const COREDNS_IMAGE: &str = "bulkhead.test/coredns:1";
 
 /// Puts them together, and answers their archives.
 pub(super) fn build(programs: &Path, folder: &Path) -> Result<Vec<PathBuf>> {
-    let pod = static_program("bulkhead-pod", "pod", false)?;
+    let pod = programs::one("bulkhead-pod", "pod", false)?;
     fs::copy(&pod, folder.join(POD_PROGRAM)).context("can't copy the pod's program")?;
     step("putting the cluster's images together");
     let pod = of_one(POD_IMAGE, &pod, "/pod", &["pause"])?;
