@@ -1,4 +1,4 @@
-//! The real binary under orders: revoke, break-glass with the agent alive and dead, and enforcement on trial.
+//! The real binary under orders: revoke, break-glass with the agent alive, dead and crashing, and enforcement on trial.
 
 use bulkhead::datapath::Drift;
 use bulkhead::inventory::Posture;
@@ -6,10 +6,11 @@ use bulkhead_common::slots::{Baseline, Sides};
 use bulkhead_common::{maps, places};
 use bulkhead_tests::talk::{client, tcp_server};
 use bulkhead_tests::vandal::Array;
-use bulkhead_tests::{Agent, Enforced, Estate, NEVER, Process, Reply, SOON, Via, at, passes, wait_for};
+use bulkhead_tests::{Agent, Enforced, Estate, NEVER, Process, Reply, SOON, Via, at, passes, wait_at_most, wait_for};
 use socket2::Type;
 use std::fs;
 use std::process::Output;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 const PORT: u16 = 5432;
@@ -144,6 +145,53 @@ fn break_glass_works_with_the_agent_alive_and_dead_and_ends() {
     assert!(status["faults"].as_array().is_some_and(Vec::is_empty), "{status:#}");
     fine(&end(&agent));
     assert!(!reaches(&estate, "intruder", &mut server));
+}
+
+#[test]
+fn break_glass_works_while_the_agent_crashes_again_and_again() {
+    let estate = Estate::new(&["web", "intruder", "database"]);
+    let mut server = estate.get("database").serve(&[PORT], Reply::Nothing).expect("a server");
+    let mut agent = enforcing(&estate);
+    agent.kill();
+    let config = agent.config().to_str().expect("a path").to_owned();
+    let order = |more: &[&str]| {
+        let begun = Instant::now();
+        fine(&agent.ask("break-glass", &[&["--config", &config], more].concat()));
+        let took = begun.elapsed();
+        assert!(took < Duration::from_secs(5), "{more:?} took {took:?}");
+    };
+    let over = AtomicBool::new(false);
+    let crashes = std::thread::scope(|scope| {
+        let crashing = scope.spawn(|| {
+            let mut crashes = 0_u64;
+            // Nothing of the below takes so long; if it fails, this ends too.
+            let last = Instant::now() + Duration::from_secs(180);
+            while !over.load(Ordering::Relaxed) && Instant::now() < last {
+                let mut child = agent.spawn_quietly();
+                // Before it listens, while it takes things over, and afterwards.
+                std::thread::sleep(Duration::from_millis(crashes * 137 % 2000));
+                child.kill().and_then(|()| child.wait()).expect("ours");
+                crashes += 1;
+            }
+            crashes
+        });
+        for _ in 0..3 {
+            assert!(!reaches(&estate, "intruder", &mut server), "shut");
+            order(&["--scope", "node", "--for", "1h", "--reason", "it crashes"]);
+            for _ in 0..20 {
+                assert!(reaches(&estate, "intruder", &mut server), "open, whoever starts");
+            }
+            order(&["--end"]);
+            wait_at_most(Duration::from_secs(60), "somebody who enforces again", || {
+                !reaches(&estate, "intruder", &mut server)
+            });
+        }
+        over.store(true, Ordering::Relaxed);
+        crashing.join().expect("it counts")
+    });
+    assert!(crashes > 3, "{crashes} crashes");
+    agent.start(&[]);
+    assert!(!reaches(&estate, "intruder", &mut server) && reaches(&estate, "web", &mut server));
 }
 
 #[test]

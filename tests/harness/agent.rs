@@ -10,7 +10,7 @@ use rustix::process::{Signal, set_parent_process_death_signal};
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 /// How long a start may take: an emulated machine needs many seconds to verify the programs.
@@ -84,16 +84,25 @@ impl Agent {
     pub fn start(&mut self, arguments: &[&str]) {
         self.starts += 1;
         let log = File::create(self.log_file()).expect("a file");
-        let mut command = Command::new(binary());
-        command.arg("agent").arg("--config").arg(self.config()).args(arguments);
-        // SAFETY: the closure makes one system call and allocates nothing.
-        unsafe { command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?)) };
-        self.child = Some(command.stderr(log).spawn().expect("BULKHEAD names an executable"));
+        self.child = Some(self.spawn(arguments, log.into()));
         wait_at_most(START, "an agent that is ready", || {
             let ended = self.child.as_mut().and_then(|c| c.try_wait().ok().flatten());
             assert!(ended.is_none(), "the agent ended: {ended:?}\n{}", self.log());
             self.log().contains(" ready epoch=")
         });
+    }
+
+    /// Starts one more, that nobody listens to and whoever called looks after.
+    pub fn spawn_quietly(&self) -> Child {
+        self.spawn(&[], Stdio::null())
+    }
+
+    fn spawn(&self, arguments: &[&str], errors: Stdio) -> Child {
+        let mut command = Command::new(binary());
+        command.arg("agent").arg("--config").arg(self.config()).args(arguments);
+        // SAFETY: the closure makes one system call and allocates nothing.
+        unsafe { command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?)) };
+        command.stderr(errors).spawn().expect("BULKHEAD names an executable")
     }
 
     /// The process id of the running agent.

@@ -86,15 +86,26 @@ async fn read<T: DeserializeOwned>(answer: Response<Incoming>) -> anyhow::Result
     serde_json::from_slice(&body).context("the agent's answer isn't understood: is it of another version?")
 }
 
+/// Nobody is there to ask, in a sentence.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Away(String);
+
+/// Whether the agent went away, rather than said no.
+pub(super) fn hung_up(e: &anyhow::Error) -> bool {
+    e.chain().any(|cause| cause.is::<Away>() || cause.is::<hyper::Error>() || cause.is::<io::Error>())
+}
+
 fn unreachable(socket: &Path, e: io::Error) -> anyhow::Error {
     let socket = socket.display();
     match e.kind() {
         io::ErrorKind::NotFound => {
-            anyhow::anyhow!("no agent's socket at {socket}: start `bulkhead agent`, or name another with --socket")
+            Away(format!("no agent's socket at {socket}: start `bulkhead agent`, or name another with --socket")).into()
         }
-        io::ErrorKind::ConnectionRefused => anyhow::anyhow!(
+        io::ErrorKind::ConnectionRefused => Away(format!(
             "no agent listens at {socket}: start `bulkhead agent`; what it last put in force stays in force"
-        ),
+        ))
+        .into(),
         io::ErrorKind::PermissionDenied => anyhow::anyhow!("{socket} is for root only: ask with sudo"),
         _ => anyhow::Error::new(e).context(format!("connecting to {socket}")),
     }

@@ -15,6 +15,7 @@ use crate::time::rfc3339;
 use anyhow::{Context, bail, ensure};
 use bulkhead_common::PeerId;
 use std::collections::BTreeSet;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -85,19 +86,34 @@ pub(in crate::cli) fn break_glass(args: &Glass) -> crate::cli::Result {
         }
         _ => Order::EndBreakGlass,
     };
-    let deadline = Instant::now() + PATIENCE;
-    let done = loop {
-        match std::os::unix::net::UnixStream::connect(&place.socket) {
-            Ok(_) => break client::block_on(client::post(&place.socket, "/orders", &order))?,
-            Err(_) => match alone(&place, &order)? {
-                Some(done) => break done,
-                None if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(50)),
-                None => return Err(stuck(&place).into()),
-            },
-        }
-    };
+    let done = done(&place, &order)?;
     show(&done, args.json)?;
     Ok(Answer::Fine)
+}
+
+/// Has it done by whoever can: an agent that answers, or this process while none runs. One that crashes again and again
+/// may be gone before it has answered; the order is the same when it is given twice.
+fn done(place: &Place, order: &Order) -> anyhow::Result<Done> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if UnixStream::connect(&place.socket).is_ok() {
+            let asked = client::block_on(async {
+                tokio::time::timeout(PATIENCE, client::post(&place.socket, "/orders", order)).await.ok().transpose()
+            });
+            match asked {
+                Ok(Some(done)) => return Ok(done),
+                Err(e) if !client::hung_up(&e) => return Err(e),
+                Ok(None) | Err(_) => {}
+            }
+        }
+        if let Some(done) = alone(place, order)? {
+            return Ok(done);
+        }
+        if Instant::now() >= deadline {
+            return Err(stuck(place));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// An agent that holds its things and doesn't listen.
