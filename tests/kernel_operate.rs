@@ -6,7 +6,9 @@ use bulkhead_common::slots::{Baseline, Sides};
 use bulkhead_common::{maps, places};
 use bulkhead_tests::talk::{client, tcp_server};
 use bulkhead_tests::vandal::Array;
-use bulkhead_tests::{Agent, Enforced, Estate, NEVER, Process, Reply, SOON, Via, at, passes, wait_at_most, wait_for};
+use bulkhead_tests::{
+    Agent, Enforced, Estate, NEVER, Process, Reply, SOON, Via, at, passes, slowness, wait_at_most, wait_for,
+};
 use socket2::Type;
 use std::fs;
 use std::process::Output;
@@ -62,7 +64,7 @@ fn a_revoked_identity_is_cut_at_once_and_stays_out_until_restored() {
     let begun = Instant::now();
     let said = fine(&agent.ask("revoke", &["spiffe://test/web", "--reason", "key leaked"]));
     assert!(web.receives(b"errno", SOON) && server.receives(b"errno", SOON), "{said}");
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(2) * slowness(), "{:?}", begun.elapsed());
     assert!(said.contains("spiffe://test/web is revoked"), "{said}");
     assert!(agent.log().contains("live connections were cut"), "{}", agent.log());
     let mut fresh = estate.get("database").serve(&[PORT + 1], Reply::Nothing).expect("a server");
@@ -103,7 +105,7 @@ fn break_glass_works_with_the_agent_alive_and_dead_and_ends() {
     let begun = Instant::now();
     fine(&glass(&agent, "workload=spiffe://test/intruder"));
     assert!(reaches(&estate, "intruder", &mut server), "open");
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(5) * slowness(), "{:?}", begun.elapsed());
     let status = agent.ask("status", &[]);
     assert_eq!(status.status.code(), Some(1));
     assert!(text(&status).contains("BREAK-GLASS: nothing is enforced for workload=spiffe://test/intruder"));
@@ -158,7 +160,7 @@ fn break_glass_works_while_the_agent_crashes_again_and_again() {
         let begun = Instant::now();
         fine(&agent.ask("break-glass", &[&["--config", &config], more].concat()));
         let took = begun.elapsed();
-        assert!(took < Duration::from_secs(5), "{more:?} took {took:?}");
+        assert!(took < Duration::from_secs(5) * slowness(), "{more:?} took {took:?}");
     };
     let over = AtomicBool::new(false);
     let crashes = std::thread::scope(|scope| {
@@ -254,7 +256,7 @@ fn what_expires_is_cut() {
     let mut web = client(estate.get("web"), Type::STREAM, to);
     assert!(server.receives(b"hello", SOON));
     let mut reports = client(estate.get("reports"), Type::STREAM, to);
-    let soon = bulkhead::time::rfc3339(bulkhead::app::clock::now() + 2_000);
+    let soon = bulkhead::time::rfc3339(bulkhead::app::clock::now() + 2_000 * u64::from(slowness()));
     fs::write(&file, policy(&soon)).expect("a file");
     assert!(web.receives(b"errno", SOON) && server.receives(b"errno", SOON), "{}", agent.log());
     assert!(!reports.receives(b"errno", NEVER), "{:?}", reports.received());

@@ -18,17 +18,23 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long anything may take that is expected to happen.
-pub const SOON: Duration = Duration::from_secs(10);
+pub const SOON: Duration = Duration::from_secs(60);
 /// How long is waited for what is expected not to happen.
 pub const NEVER: Duration = Duration::from_millis(300);
+
+/// How many times as long things may take here, by `BULKHEAD_SLOWNESS`: an emulated machine isn't a slow Bulkhead.
+pub fn slowness() -> u32 {
+    std::env::var("BULKHEAD_SLOWNESS").map_or(1, |n| n.parse().expect("BULKHEAD_SLOWNESS is a number"))
+}
 
 /// Waits until the condition holds; panics with `what` when it doesn't within [`SOON`].
 pub fn wait_for(what: &str, condition: impl FnMut() -> bool) {
     wait_at_most(SOON, what, condition);
 }
 
-/// The same with another limit.
+/// The same with another limit, which [`slowness`] stretches.
 pub fn wait_at_most(limit: Duration, what: &str, mut condition: impl FnMut() -> bool) {
+    let limit = limit * slowness();
     let deadline = Instant::now() + limit;
     while !condition() {
         assert!(Instant::now() < deadline, "{what}: not within {limit:?}");

@@ -3,7 +3,7 @@
 //! Each end is a process of its workload: it says what it reads, and at last how its connection ended.
 
 use crate::sandbox::{Process, Turn, Workload, bind_udp, listen};
-use crate::{SOON, any};
+use crate::{SOON, any, slowness};
 use socket2::{Domain, Socket, Type};
 use std::io::{self, Read};
 use std::net::SocketAddr;
@@ -80,7 +80,7 @@ pub fn told(errno: i32) -> String {
 
 /// The numbers, with spaces between them, that a process says last, once it has ended.
 pub fn numbers(process: &mut Process, within: Duration) -> Vec<u64> {
-    process.finish(within).expect("it ends in time").unwrap_or_else(|e| panic!("{e:?}"));
+    process.finish(within * slowness()).expect("it ends in time").unwrap_or_else(|e| panic!("{e:?}"));
     let said = process.received().last().expect("it says what it counted").clone();
     String::from_utf8_lossy(&said).split(' ').map(|n| n.parse().expect("a number")).collect()
 }

@@ -90,8 +90,16 @@ pub(crate) struct Report {
 }
 
 /// Boots `series`, runs `jobs` one after the other, and collects what they printed. They find the
-/// agent by the variable BULKHEAD; `folder` gets the logs. A guest that runs past `limit` is switched off.
-pub(crate) fn boot(series: &Series, jobs: &[Job], agent: &Path, folder: &Path, limit: Duration) -> Result<Report> {
+/// agent by the variable BULKHEAD; `folder` gets the logs. A guest that runs past `limit` is switched off. Each job's result is
+/// `told` once, most of them as soon as they are there.
+pub(crate) fn boot(
+    series: &Series,
+    jobs: &[Job],
+    agent: &Path,
+    folder: &Path,
+    limit: Duration,
+    told: impl FnMut(&Done),
+) -> Result<Report> {
     let kernel = series.fetch()?;
     let (modules, absent) = kernel.modules(MODULES)?;
     fs::create_dir_all(folder).with_context(|| format!("can't make {}", folder.display()))?;
@@ -112,7 +120,10 @@ pub(crate) fn boot(series: &Series, jobs: &[Job], agent: &Path, folder: &Path, l
     }
     let agent = format!("/{}", inside(agent));
     // Where a start takes seconds, it isn't worth killing the agent as often as on the host.
-    files.program("init", init(jobs, &[("BULKHEAD", &agent), ("BULKHEAD_KILLS", "10")]).as_bytes())?;
+    files.program(
+        "init",
+        init(jobs, &[("BULKHEAD", &agent), ("BULKHEAD_KILLS", "10"), ("BULKHEAD_SLOWNESS", "8")]).as_bytes(),
+    )?;
     files.finish()?;
 
     let console = folder.join("console.txt");
@@ -125,7 +136,7 @@ pub(crate) fn boot(series: &Series, jobs: &[Job], agent: &Path, folder: &Path, l
     qemu.arg("-append").arg(format!("console=ttyS0 quiet panic=-1{preempt}"));
 
     let started = Instant::now();
-    let conversation = Conversation::hold(&mut qemu, jobs, limit)?;
+    let conversation = Conversation::hold(&mut qemu, jobs, limit, told)?;
     let took = started.elapsed();
     fs::remove_file(&archive).with_context(|| format!("can't remove {}", archive.display()))?;
     fs::write(folder.join("output.txt"), &conversation.raw).context("can't write the guest's output")?;
@@ -213,7 +224,7 @@ struct Conversation {
 
 impl Conversation {
     /// Starts `qemu` and listens until it ends.
-    fn hold(qemu: &mut Command, jobs: &[Job], limit: Duration) -> Result<Self> {
+    fn hold(qemu: &mut Command, jobs: &[Job], limit: Duration, mut told: impl FnMut(&Done)) -> Result<Self> {
         let child = qemu.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("can't start QEMU")?;
         let mut guest = Power(child);
         let output = guest.0.stdout.take().context("QEMU's output isn't a pipe")?;
@@ -230,7 +241,11 @@ impl Conversation {
         let mut listening = Listening::new();
         loop {
             match heard.recv_timeout(end.saturating_duration_since(Instant::now())) {
-                Ok(line) => listening.hear(&line, Instant::now()),
+                Ok(line) => {
+                    let before = listening.done.len();
+                    listening.hear(&line, Instant::now());
+                    listening.done[before..].iter().for_each(&mut told);
+                }
                 Err(mpsc::RecvTimeoutError::Disconnected) => break,
                 Err(mpsc::RecvTimeoutError::Timeout) => {
                     listening.trouble = Some(format!("switched off after {} s", limit.as_secs()));
@@ -241,7 +256,10 @@ impl Conversation {
         drop(guest);
         drop(heard);
         listener.join().ok().context("the thread that listened to the guest panicked")?;
-        Ok(listening.conclude(jobs))
+        let before = listening.done.len();
+        let heard = listening.conclude(jobs);
+        heard.done[before..].iter().for_each(told);
+        Ok(heard)
     }
 }
 
@@ -313,8 +331,13 @@ impl Listening {
     }
 }
 
-/// Runs `jobs` on this machine's own kernel instead, each ended at `limit`.
-pub(crate) fn run_here(jobs: &[Job], environment: &[(&str, &str)], limit: Duration) -> Result<Report> {
+/// Runs `jobs` on this machine's own kernel instead, each ended at `limit`, and its result `told`.
+pub(crate) fn run_here(
+    jobs: &[Job],
+    environment: &[(&str, &str)],
+    limit: Duration,
+    told: impl Fn(&Done),
+) -> Result<Report> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").context("can't read /proc")?.trim().to_owned();
     let (started, mut done) = (Instant::now(), Vec::new());
     for job in jobs {
@@ -331,6 +354,7 @@ pub(crate) fn run_here(jobs: &[Job], environment: &[(&str, &str)], limit: Durati
             output: String::from_utf8_lossy(&said).into_owned(),
             took: since.elapsed(),
         });
+        done.last().into_iter().for_each(&told);
     }
     if done.is_empty() {
         bail!("nothing to run");

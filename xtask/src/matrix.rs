@@ -40,7 +40,7 @@ pub(crate) struct Args {
     #[arg(long)]
     kernel: Vec<Place>,
     /// End a guest after this many seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 1200)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
     limit: u64,
     /// Run only programs whose names contain one of these
     filter: Vec<String>,
@@ -86,10 +86,10 @@ impl Args {
             step(format!("kernel {}", place.name()));
             let folder = run::target().join("matrix").join(place.name());
             let report = match SERIES.iter().find(|series| series.name == place.name()) {
-                Some(series) => guest::boot(series, &jobs, &programs.agent, &folder, limit)?,
+                Some(series) => guest::boot(series, &jobs, &programs.agent, &folder, limit, tell_job)?,
                 None => {
                     let agent = programs.agent.to_string_lossy();
-                    guest::run_here(&jobs, &[("BULKHEAD", &agent)], limit)?
+                    guest::run_here(&jobs, &[("BULKHEAD", &agent)], limit, tell_job)?
                 }
             };
             sum = sum + tell(&report);
@@ -169,22 +169,24 @@ fn fault(done: &Done) -> Option<String> {
     }
 }
 
-/// Prints what happened on one kernel, and adds up its tests.
-fn tell(report: &Report) -> Tally {
-    for done in &report.done {
-        let tally = Tally::of_text(&done.output);
-        let result = match (fault(done), tally) {
-            (Some(fault), _) => format!("FAILED: {fault}"),
-            (None, Some(tally)) => tally.to_string(),
-            (None, None) => "ok".to_owned(),
-        };
-        note(format!("{:<28} {:<42} {:>7.1} s", done.name, result, done.took.as_secs_f64()));
-        if fault(done).is_some() {
-            for line in guest::last_lines(&done.output, 60).lines() {
-                note(format!("  | {line}"));
-            }
+/// Prints how one job did.
+fn tell_job(done: &Done) {
+    let tally = Tally::of_text(&done.output);
+    let result = match (fault(done), tally) {
+        (Some(fault), _) => format!("FAILED: {fault}"),
+        (None, Some(tally)) => tally.to_string(),
+        (None, None) => "ok".to_owned(),
+    };
+    note(format!("{:<28} {:<42} {:>7.1} s", done.name, result, done.took.as_secs_f64()));
+    if fault(done).is_some() {
+        for line in guest::last_lines(&done.output, 60).lines() {
+            note(format!("  | {line}"));
         }
     }
+}
+
+/// How a kernel did, and the sum over its jobs.
+fn tell(report: &Report) -> Tally {
     if let Some(trouble) = &report.trouble {
         note(format!("FAILED: {trouble}"));
     }
