@@ -10,6 +10,7 @@ mod early;
 mod exit;
 mod explain;
 mod graph;
+mod names;
 mod observe;
 mod orders;
 mod policy;

@@ -1,17 +1,17 @@
 //! `bulkhead observe`
 
 use super::exit::Answer;
+use super::names::shared_domain;
 use super::table::{ago, table, text, verdict};
 use super::{Socket, client};
 use crate::flows::{self, Count};
 use crate::graph::escape::{named, shortened};
-use crate::identity::SCHEME;
 use crate::serve::api::{Decision, EdgeLine, printable};
 use anyhow::Context;
 use bulkhead_common::Outcome;
 use clap::builder::PossibleValuesParser;
 use http_body_util::BodyExt;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -164,17 +164,6 @@ const WIDEST: usize = 60;
 
 /// The columns that are left for two IDs.
 const ROOM_FOR_IDS: usize = 36;
-
-/// The trust domain of all IDs, if there is only one: `spiffe://example.org`.
-pub(super) fn shared_domain<'a>(ids: impl Iterator<Item = &'a String>) -> Option<String> {
-    let mut domains = BTreeSet::new();
-    for id in ids.flat_map(|id| id.split('+')) {
-        let Some(rest) = id.trim().strip_prefix(SCHEME) else { continue };
-        domains.insert(rest.split_once('/')?.0);
-    }
-    let only = domains.pop_first()?;
-    domains.is_empty().then(|| format!("{SCHEME}{only}"))
-}
 
 fn port(protocol: u8, port: u16) -> String {
     let name = flows::protocol(protocol);

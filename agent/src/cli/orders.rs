@@ -5,6 +5,7 @@ mod glass;
 pub(super) use glass::{Glass, break_glass};
 
 use super::exit::Answer;
+use super::names::Names;
 use super::table::{table, text};
 use super::{Socket, client};
 use crate::app::overrides::Target;
@@ -141,14 +142,19 @@ pub(super) fn render(done: &Done) -> String {
         out.push_str(&format!("FAULT: {fault}\n"));
     }
     if !connections.is_empty() {
+        let names = Names::of(connections.iter().flat_map(|c| [&c.source.id, &c.destination.id]));
         let mut t = table(&["from", "to", "on", "sockets", "because"]);
         for CutLine { source, destination, protocol: number, port, reason, rule, sockets } in connections {
             let because = rule.as_ref().map_or_else(|| reason.clone(), |rule| format!("{reason}: {rule}"));
             let on = format!("{}/{port}", protocol(*number));
-            t.add_row([source.id.clone(), destination.id.clone(), on, sockets.to_string(), because]);
+            let (from, to) = (names.end(&source.id, None), names.end(&destination.id, None));
+            t.add_row([from, to, on, sockets.to_string(), names.within(&because)]);
         }
         out.push_str(&text(&t));
         out.push('\n');
+        if let Some(note) = names.note() {
+            out.push_str(&format!("\n{note}\n"));
+        }
     }
     out
 }

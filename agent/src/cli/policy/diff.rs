@@ -1,7 +1,8 @@
 //! `bulkhead policy diff`
 
-use super::files::{self, Names, count, ports};
+use super::files::{self, count, ports};
 use crate::cli::exit::Answer;
+use crate::cli::names::Names;
 use crate::cli::table::{table, text};
 use crate::effect::{self, Change};
 use anyhow::Context;

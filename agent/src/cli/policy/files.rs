@@ -1,9 +1,7 @@
 //! What the policy commands read: the configuration with everybody there is, policy files, and a history.
 
-use crate::cli::observe::shared_domain;
 use crate::cli::{Socket, client};
 use crate::config::{self, Config};
-use crate::graph::escape::{named, shortened};
 use crate::history::{History, Record};
 use crate::inventory::Inventory;
 use crate::policy::{self, Diagnostic, PolicySet};
@@ -151,41 +149,6 @@ pub(super) fn ports(protocol: u8, first: u16, last: u16) -> String {
         (a, b) => format!("{}-{b}", port_words(protocol, a)),
     }
 }
-
-/// Names of ends as tables show them: printable, and without the trust domain where all share one.
-pub(super) struct Names {
-    domain: Option<String>,
-}
-
-impl Names {
-    pub(super) fn of<'a>(ids: impl Iterator<Item = &'a String>) -> Self {
-        Self { domain: shared_domain(ids) }
-    }
-
-    /// An end, with the address where it is one of the world.
-    pub(super) fn end(&self, id: &str, world: Option<IpAddr>) -> String {
-        self.named_end(id, world, None)
-    }
-
-    /// The same, with the name by which a workload had asked for the address.
-    pub(super) fn named_end(&self, id: &str, world: Option<IpAddr>, name: Option<&str>) -> String {
-        let id = printable(id.as_bytes());
-        match (world, &self.domain) {
-            (Some(address), _) if id == "world" && name.is_some() => shortened(&named(address, name), WIDEST),
-            (Some(address), _) if id == "world" => format!("{address} (world)"),
-            (_, Some(domain)) => id.replace(domain.as_str(), ""),
-            (_, None) => id,
-        }
-    }
-
-    /// What to say below the table.
-    pub(super) fn note(&self) -> Option<String> {
-        self.domain.as_ref().map(|d| format!("IDs that begin with / are in {}.", printable(d.as_bytes())))
-    }
-}
-
-/// How wide an address with its name may be.
-const WIDEST: usize = 60;
 
 /// A record of a single decision, for judging it.
 pub(super) fn record(d: &crate::serve::api::Decision) -> Record {

@@ -1,8 +1,9 @@
 //! `bulkhead policy simulate`
 
-use super::files::{self, Names, Source, count};
+use super::files::{self, Source, count};
 use crate::cli::client;
 use crate::cli::exit::Answer;
+use crate::cli::names::Names;
 use crate::cli::table::{table, text};
 use crate::identity::SpiffeId;
 use crate::inventory::Inventory;

@@ -1,8 +1,9 @@
 //! `bulkhead policy suggest`
 
-use super::files::{Names, Source, count, present};
+use super::files::{Source, count, present};
 use crate::app::overrides::Target;
 use crate::cli::exit::Answer;
+use crate::cli::names::Names;
 use crate::cli::orders::render;
 use crate::cli::table::{table, text};
 use crate::cli::{Socket, client};
