@@ -7,7 +7,7 @@ use bulkhead::image::Image;
 use bulkhead_common::maps::{Control, PrefixKey, RuleKey};
 use bulkhead_common::slots::{Baseline, Binding, PairHeader, Permit, Sides};
 use bulkhead_common::{Addr, Class, PeerId};
-use bulkhead_tests::{Estate, Via, at, passes, sandbox};
+use bulkhead_tests::{Estate, Via, at, passes, sandbox, slowness};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -311,8 +311,8 @@ fn a_commit_is_in_force_within_loose_limits() {
     let one = datapath.commit(&many).expect("commit");
     println!("10,000 rules in force after {:?}, one more after {:?}", all.in_force_after, one.in_force_after);
     // The bars are 250 ms and 5 ms, and are `cargo xtask bench`'s to hold: this is a debug build on a busy machine.
-    assert!(all.in_force_after < Duration::from_secs(2), "{all:?}");
-    assert!(one.in_force_after < Duration::from_millis(500), "{one:?}");
+    assert!(all.in_force_after < Duration::from_secs(2) * slowness(), "{all:?}");
+    assert!(one.in_force_after < Duration::from_millis(500) * slowness(), "{one:?}");
 }
 
 #[test]
