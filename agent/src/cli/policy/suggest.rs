@@ -17,6 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 #[derive(clap::Args)]
 pub(in crate::cli) struct Args {
@@ -149,16 +150,21 @@ const SHOWN: usize = 20;
 /// How many ports of one pair are shown.
 const PORTS: usize = 6;
 
+/// Milliseconds as people say them: to the second below an hour, else to the minute.
+fn length(ms: u64) -> String {
+    let unit = if ms < 3_600_000 { 1 } else { 60 };
+    humantime::format_duration(Duration::from_secs(ms / 1000 / unit * unit)).to_string()
+}
+
 fn report(s: &Suggestion) -> String {
     let mut lines: Vec<String> = Vec::new();
-    let hours = |ms: u64| ms / 3_600_000;
     let w = s.window;
     lines.push(format!(
-        "window    {} to {}: {} h, of which {} h were watched",
+        "window    {} to {}: {}, of which {} were watched",
         time(w.from),
         time(w.to),
-        hours(w.to.saturating_sub(w.from)),
-        hours(w.watched)
+        length(w.to.saturating_sub(w.from)),
+        length(w.watched)
     ));
     let p = &s.proof;
     lines.push(format!(
@@ -335,5 +341,11 @@ mod tests {
         let said = store(folder.path(), &files).expect_err("in the way").to_string();
         assert!(said.contains("_host.yaml is there already"), "{said}");
         assert_eq!(std::fs::read_to_string(&there).expect("the file"), "mine");
+    }
+
+    #[test]
+    fn a_window_is_as_long_as_people_say_it() {
+        assert_eq!(length(8_250), "8s");
+        assert_eq!(length(2 * 86_400_000 + 3_600_000 + 61_000), "2days 1h 1m");
     }
 }
