@@ -7,6 +7,7 @@
 use crate::policy::document::{ClusterSegmentationPolicySpec, SegmentationPolicySpec};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::core::schema::StructuralSchemaRewriter;
+use kube::core::{ApiResource, GroupVersionKind};
 use kube::{CustomResource, CustomResourceExt};
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
@@ -18,6 +19,28 @@ use std::collections::BTreeMap;
 pub const GROUP: &str = "bulkhead.dev";
 /// The version of it.
 pub const VERSION: &str = "v1alpha1";
+
+/// A kind of policy, as the API server calls it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Kind {
+    /// One of them.
+    pub kind: &'static str,
+    /// All of them.
+    pub plural: &'static str,
+}
+
+/// The two: of one namespace, and of the cluster.
+pub const POLICIES: [Kind; 2] = [
+    Kind { kind: "SegmentationPolicy", plural: "segmentationpolicies" },
+    Kind { kind: "ClusterSegmentationPolicy", plural: "clustersegmentationpolicies" },
+];
+
+impl Kind {
+    /// For requests of it.
+    pub fn resource(&self) -> ApiResource {
+        ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(GROUP, VERSION, self.kind), self.plural)
+    }
+}
 
 /// Where one node's pods are and who they are. Written by that node's agent, read by all others.
 #[derive(CustomResource, Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
@@ -70,27 +93,24 @@ pub struct PolicyStatus {
 
 /// All of them, in the order in which they may be created.
 pub fn all() -> Vec<CustomResourceDefinition> {
-    let scoped = |scope| json!({"scope": scope});
+    let [namespaced, cluster] = &POLICIES;
     vec![
-        policy::<SegmentationPolicySpec>("SegmentationPolicy", "segmentationpolicies", "segpol", scoped("Namespaced")),
-        policy::<ClusterSegmentationPolicySpec>(
-            "ClusterSegmentationPolicy",
-            "clustersegmentationpolicies",
-            "csegpol",
-            scoped("Cluster"),
-        ),
+        policy::<SegmentationPolicySpec>(namespaced, "segpol", "Namespaced"),
+        policy::<ClusterSegmentationPolicySpec>(cluster, "csegpol", "Cluster"),
         NodeEndpoints::crd(),
     ]
 }
 
 /// One kind of policy.
-fn policy<S: JsonSchema>(kind: &str, plural: &str, short: &str, scope: Value) -> CustomResourceDefinition {
+fn policy<S: JsonSchema>(of: &Kind, short: &str, scope: &str) -> CustomResourceDefinition {
+    let Kind { kind, plural } = of;
     let schema = |value: Value| json!({"type": "object", "required": ["spec"], "properties": {"spec": value, "status": schema_of::<PolicyStatus>()}});
     let column = |name: &str, kind: &str, path: &str| json!({"name": name, "type": kind, "jsonPath": path});
-    let mut definition = json!({
+    let definition = json!({
         "metadata": {"name": format!("{plural}.{GROUP}")},
         "spec": {
             "group": GROUP,
+            "scope": scope,
             "names": {
                 "kind": kind, "plural": plural, "singular": kind.to_lowercase(), "shortNames": [short],
                 "categories": ["bulkhead"],
@@ -110,7 +130,6 @@ fn policy<S: JsonSchema>(kind: &str, plural: &str, short: &str, scope: Value) ->
             }],
         },
     });
-    definition["spec"]["scope"] = scope["scope"].clone();
     serde_json::from_value(definition).expect("a literal of the definition's own shape")
 }
 

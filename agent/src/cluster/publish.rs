@@ -26,7 +26,13 @@ pub async fn run(
     mut stopped: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
     let api: Api<NodeEndpoints> = Api::all(client);
+    // What is there at the beginning hasn't been told yet.
+    workloads.mark_changed();
     loop {
+        tokio::select! {
+            _ = stopped.changed() => return Ok(()),
+            changed = workloads.changed() => if changed.is_err() { return Ok(()) },
+        }
         let now = workloads.borrow_and_update().clone();
         let object =
             NodeEndpoints::new(&node, NodeEndpointsSpec { published_by: node.clone(), workloads: now.to_vec() });
@@ -43,20 +49,13 @@ pub async fn run(
             }
             Err(e) => {
                 tracing::warn!("the other nodes can't be told of this node's pods yet: {e}");
+                workloads.mark_changed();
                 PATIENCE
             }
         };
-        let again = pause == PATIENCE;
         tokio::select! {
             _ = stopped.changed() => return Ok(()),
             () = sleep(pause) => {}
-        }
-        if again {
-            continue;
-        }
-        tokio::select! {
-            _ = stopped.changed() => return Ok(()),
-            changed = workloads.changed() => if changed.is_err() { return Ok(()) },
         }
     }
 }

@@ -12,6 +12,7 @@ use super::services::{self, Front};
 use crate::config::{Backend, Cluster, Config, Peer, Position, Service as Facade, Who, Workload, narrow, widen_prefix};
 use crate::identity::{Identity, SpiffeId};
 use crate::inventory::{Place, Posture};
+use crate::policy::model::{protocol_name, protocol_number};
 use bulkhead_common::maps::{AddrPort, PrefixKey};
 use bulkhead_common::{Addr, Class, proto};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod as PodObject, Service};
@@ -77,15 +78,12 @@ pub struct View {
 
 impl View {
     /// The configuration with everything that the cluster adds. What the file says itself comes first.
-    pub fn over(&self, config: &Config, pods_at: &[Pods]) -> Config {
+    pub fn over(&self, config: &Config) -> Config {
         let mut config = config.clone();
         config.workloads.extend(self.workloads.iter().cloned());
         config.endpoints.extend(self.endpoints.iter().cloned());
         config.services.extend(self.services.iter().cloned());
         config.ranges.extend(&self.ranges);
-        config.attach.extend(pods_at.iter().map(|p| p.path.clone()));
-        config.attach.sort();
-        config.attach.dedup();
         config
     }
 }
@@ -110,8 +108,7 @@ pub fn view(
     let pods = view.own_pods(settings, objects);
     view.read_workloads(&pods, pods_at);
     let mut claims: BTreeMap<Addr, Vec<Claim>> = BTreeMap::new();
-    for (pod, id) in &pods {
-        let identity = identity(&pod.namespace, [id.clone()]);
+    for (pod, identity) in &pods {
         for a in &pod.addresses {
             claims.entry(*a).or_default().push(Claim { uid: pod.uid.clone(), identity: identity.clone() });
         }
@@ -123,7 +120,7 @@ pub fn view(
     let dns = view.read_services(objects, &claims);
     view.read_policies(objects);
     let facts = builtin::Facts {
-        pods: pods.iter().map(|(pod, id)| (pod, id)).collect(),
+        pods: pods.iter().flat_map(|(pod, identity)| identity.ids.iter().map(move |id| (pod, id))).collect(),
         dns,
         node_dns: config.endpoints.iter().any(|p| matches!(p.who, Who::Class(Class::NodeDns))),
     };
@@ -181,8 +178,8 @@ impl View {
         }
     }
 
-    /// This node's pods that run or will, each with its ID.
-    fn own_pods(&mut self, settings: &Cluster, objects: &Objects) -> Vec<(Pod, SpiffeId)> {
+    /// This node's pods that run or will, each with who it is.
+    fn own_pods(&mut self, settings: &Cluster, objects: &Objects) -> Vec<(Pod, Identity)> {
         let mut by_uid: BTreeMap<String, Vec<Pod>> = BTreeMap::new();
         for pod in objects.pods.iter().filter_map(|p| Pod::of(p)) {
             if pod.node == settings.node && !pod.over {
@@ -201,32 +198,34 @@ impl View {
             }
             let Some(pod) = same.pop() else { continue };
             match settings.template.id(pod.filling()) {
-                Ok(id) => pods.push((pod, id)),
+                Ok(id) => {
+                    let identity = identity(&pod.namespace, [id]);
+                    pods.push((pod, identity));
+                }
                 Err(e) => self.warn(format!("pod {} stays unknown: {e}", pod.title())),
             }
         }
         pods
     }
 
-    fn read_workloads(&mut self, pods: &[(Pod, SpiffeId)], pods_at: &[Pods]) {
-        let mut ports: BTreeMap<Identity, Ports> = BTreeMap::new();
-        for (pod, id) in pods {
-            ports.entry(identity(&pod.namespace, [id.clone()])).or_default().add(&pod.ports);
+    fn read_workloads(&mut self, pods: &[(Pod, Identity)], pods_at: &[Pods]) {
+        let mut ports: BTreeMap<&Identity, Ports> = BTreeMap::new();
+        for (pod, identity) in pods {
+            ports.entry(identity).or_default().add(&pod.ports);
         }
-        for (pod, id) in pods {
-            let identity = identity(&pod.namespace, [id.clone()]);
-            let ports = ports.get(&identity).map(Ports::clear).unwrap_or_default();
+        for (pod, identity) in pods {
+            let ports = ports.get(identity).map(Ports::clear).unwrap_or_default();
             self.published.push(NodeWorkload {
                 uid: pod.uid.clone(),
                 namespace: pod.namespace.clone(),
-                ids: vec![id.to_string()],
+                ids: identity.ids.iter().map(ToString::to_string).collect(),
                 addresses: pod.addresses.iter().map(|a| narrow(a).to_string()).collect(),
                 ports: pod.ports.iter().map(|(name, (p, n))| (name.clone(), written(*p, *n))).collect(),
             });
             self.workloads.push(Workload {
                 name: pod.title(),
                 posture: self.posture(&pod.namespace),
-                identity,
+                identity: identity.clone(),
                 cgroups: pods_at.iter().flat_map(|at| at.patterns(&pod.uid)).collect(),
                 ports,
                 addresses: pod.addresses.clone(),
@@ -422,17 +421,12 @@ fn node_addresses(node: &Node) -> Vec<Addr> {
 
 /// A port as agents tell each other.
 fn written(proto: u8, port: u16) -> String {
-    let name = match proto {
-        proto::UDP => "UDP",
-        proto::SCTP => "SCTP",
-        _ => "TCP",
-    };
-    format!("{name}/{port}")
+    format!("{}/{port}", protocol_name(proto))
 }
 
 fn read_port(text: &str) -> Option<(u8, u16)> {
     let (name, port) = text.split_once('/')?;
-    Some((pod::protocol(Some(name))?, port.parse().ok()?))
+    Some((protocol_number(name)?, port.parse().ok()?))
 }
 
 /// Named ports of one identity, gathered from all that have it. A name that means two things means nothing.

@@ -3,14 +3,14 @@
 //! Each kind has a watch and a store of its own. A list replaces a store's content at once, so half of one is never seen;
 //! while a watch is broken its store keeps what it had, and the fault is told. Nothing here decides anything.
 
-use super::crd::{GROUP, NodeEndpoints, VERSION};
+use super::crd::{NodeEndpoints, POLICIES};
 use super::view::Objects;
 use crate::config::Cluster;
 use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
-use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, ObjectMeta};
+use kube::api::{Api, DynamicObject, ObjectMeta};
 use kube::runtime::reflector::{self, Store};
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt, watcher as watch};
@@ -22,10 +22,6 @@ use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::watch as signal;
 use tokio::task::JoinSet;
-
-/// The two kinds of policy.
-const POLICIES: [(&str, &str); 2] =
-    [("SegmentationPolicy", "segmentationpolicies"), ("ClusterSegmentationPolicy", "clustersegmentationpolicies")];
 
 /// How the watches are.
 #[derive(Clone, Debug, Default)]
@@ -80,10 +76,10 @@ impl Watch {
         let service_cidrs = spawn.kind("servicecidrs", Api::all(client.clone()), (), every(), bare);
         let policies = POLICIES
             .iter()
-            .map(|(kind, plural)| {
-                let resource = policy_resource(kind, plural);
+            .map(|kind| {
+                let resource = kind.resource();
                 let api = Api::all_with(client.clone(), &resource);
-                spawn.kind(plural, api, resource, every(), |p: &mut DynamicObject| {
+                spawn.kind(kind.plural, api, resource, every(), |p: &mut DynamicObject| {
                     strip(&mut p.metadata);
                     if let Some(all) = p.data.as_object_mut() {
                         all.remove("status");
@@ -146,11 +142,6 @@ impl Watch {
             policies: self.policies.iter().flat_map(Store::state).collect(),
         }
     }
-}
-
-/// How the API server calls a kind of policy.
-pub fn policy_resource(kind: &str, plural: &str) -> ApiResource {
-    ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(GROUP, VERSION, kind), plural)
 }
 
 fn bare<K: Resource>(object: &mut K) {

@@ -1,6 +1,6 @@
 //! Reading what may have changed: files, the cluster's objects, cgroups, addresses.
 
-use super::Engine;
+use super::{Engine, LAST_CONFIG};
 use crate::app::kernel::Kernel;
 use crate::cluster::cgroup::Pods;
 use crate::cluster::crd::NodeWorkload;
@@ -15,9 +15,6 @@ use sha2::{Digest, Sha256};
 use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::watch as signal;
-
-/// The file with the last good configuration.
-use super::LAST_CONFIG;
 
 /// A cluster's node: its objects, and what they came to at the last look.
 pub(crate) struct Cluster {
@@ -54,7 +51,7 @@ impl Cluster {
             }
             differs
         });
-        self.view.over(base, &self.pods_at)
+        self.view.over(base)
     }
 
     fn texts(&self) -> impl Iterator<Item = (String, Arc<str>)> {
@@ -82,15 +79,16 @@ impl<K: Kernel> Engine<K> {
     pub(super) fn look(&mut self, dirty: Dirty) -> anyhow::Result<()> {
         if dirty.files {
             self.read_config()?;
-            self.kernel.set_tell_answers(self.config.dns)?;
-        }
-        if let Some(cluster) = self.cluster.as_mut().filter(|_| dirty.files || dirty.cluster) {
-            self.config = cluster.view(&self.base);
+            self.kernel.set_tell_answers(self.base.dns)?;
         }
         if dirty.files || dirty.cluster {
+            self.config = match &mut self.cluster {
+                Some(cluster) => cluster.view(&self.base),
+                None => self.base.clone(),
+            };
             self.read_policies()?;
         }
-        if dirty.any() {
+        if dirty.cgroups || dirty.files || dirty.cluster {
             for path in &self.config.attach {
                 let directory = self.hierarchy.directory(path);
                 if !directory.is_dir() {
@@ -126,8 +124,7 @@ impl<K: Kernel> Engine<K> {
                     Ok(new) => {
                         tracing::info!("the configuration changed");
                         self.state.put(LAST_CONFIG, text.as_bytes())?;
-                        self.base = new.clone();
-                        self.config = new;
+                        self.base = new;
                         self.config_faults.clear();
                     }
                     Err(faults) => {
