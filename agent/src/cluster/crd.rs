@@ -77,16 +77,77 @@ pub struct NodeWorkload {
     pub ports: BTreeMap<String, String>,
 }
 
+/// How one node is, and what it does with the policies that concern its workloads. Written by that node's agent alone,
+/// read by the one that sums up.
+#[derive(CustomResource, Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[kube(group = "bulkhead.dev", version = "v1alpha1", kind = "SegmentationNode", plural = "segmentationnodes")]
+#[kube(shortname = "segnode", category = "bulkhead", derive = "PartialEq")]
+#[kube(printcolumn = r#"{"name": "Ready", "type": "boolean", "jsonPath": ".spec.ready"}"#)]
+#[kube(printcolumn = r#"{"name": "Workloads", "type": "integer", "jsonPath": ".spec.workloads"}"#)]
+#[kube(printcolumn = r#"{"name": "Fault", "type": "string", "jsonPath": ".spec.faults[0]"}"#)]
+#[kube(printcolumn = r#"{"name": "Version", "type": "string", "jsonPath": ".spec.version"}"#)]
+#[serde(rename_all = "camelCase")]
+pub struct SegmentationNodeSpec {
+    /// The agent's version.
+    pub version: String,
+    /// Whether a ruleset is in force and the programs are attached.
+    pub ready: bool,
+    /// How many workloads run there.
+    pub workloads: i64,
+    /// What is out of order, the first few.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub faults: Vec<String>,
+    /// The policies that concern workloads of this node, and those that it can't take.
+    #[serde(default)]
+    #[schemars(length(max = 4096))]
+    pub policies: Vec<NodePolicy>,
+}
+
+/// What a node does with one policy.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NodePolicy {
+    /// Its kind, namespace if it has one, and name: `SegmentationPolicy/shop/web`.
+    pub policy: String,
+    /// The object's UID.
+    pub uid: String,
+    /// The generation that is in force there; 0: none, or an earlier form.
+    pub generation: i64,
+    /// How many of the node's workloads it concerns.
+    pub workloads: i64,
+    /// For how many of them nothing is enforced now, by break-glass.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub break_glass: i64,
+    /// How many connections it would have denied, at least: rounded down, so that a number that grows is seldom written.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub would_deny: i64,
+    /// Why the node can't take it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+fn is_zero(n: &i64) -> bool {
+    *n == 0
+}
+
 /// What becomes of a policy.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PolicyStatus {
     /// The generation that the rest is about.
     pub observed_generation: i64,
-    /// How many workloads it selects, over all nodes that reported.
+    /// How many workloads it concerns, over all nodes that reported.
     pub workloads: i64,
-    /// How many rules it has.
+    /// How many rules, edges and denies it has.
     pub rules: i64,
+    /// How many connections it would have denied, at least.
+    pub would_deny: i64,
+    /// How many nodes have workloads that it concerns.
+    pub nodes: i64,
+    /// In how many of them it is in force as it is written now.
+    pub nodes_in_step: i64,
     /// Accepted, Enforced, Degraded.
     pub conditions: Vec<k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition>,
 }
@@ -98,6 +159,7 @@ pub fn all() -> Vec<CustomResourceDefinition> {
         policy::<SegmentationPolicySpec>(namespaced, "segpol", "Namespaced"),
         policy::<ClusterSegmentationPolicySpec>(cluster, "csegpol", "Cluster"),
         NodeEndpoints::crd(),
+        SegmentationNode::crd(),
     ]
 }
 
@@ -123,8 +185,12 @@ fn policy<S: JsonSchema>(of: &Kind, short: &str, scope: &str) -> CustomResourceD
                     column("Mode", "string", ".spec.mode"),
                     column("Workloads", "integer", ".status.workloads"),
                     column("Rules", "integer", ".status.rules"),
+                    column("Would-Deny", "integer", ".status.wouldDeny"),
+                    column("Nodes", "integer", ".status.nodes"),
+                    column("In-Step", "integer", ".status.nodesInStep"),
                     column("Accepted", "string", ".status.conditions[?(@.type=='Accepted')].status"),
                     column("Enforced", "string", ".status.conditions[?(@.type=='Enforced')].status"),
+                    column("Degraded", "string", ".status.conditions[?(@.type=='Degraded')].status"),
                     column("Age", "date", ".metadata.creationTimestamp"),
                 ],
             }],

@@ -1,6 +1,7 @@
 //! This node's pods, told to the other nodes: one object per node, written by its agent alone.
 
 use super::crd::{NodeEndpoints, NodeEndpointsSpec, NodeWorkload};
+use super::watch::Peers;
 use kube::api::{Api, Patch, PatchParams};
 use kube::{Client, Resource};
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 /// Who writes, in the object's managed fields.
-const MANAGER: &str = "bulkhead-agent";
+pub(crate) const MANAGER: &str = "bulkhead-agent";
 /// No more often than this is anything written: pods come in swarms.
 const PAUSE: Duration = Duration::from_millis(200);
 /// After a refusal.
@@ -22,6 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub async fn run(
     client: Client,
     node: String,
+    peers: Peers,
     mut workloads: watch::Receiver<Arc<Vec<NodeWorkload>>>,
     mut stopped: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
@@ -34,8 +36,9 @@ pub async fn run(
             changed = workloads.changed() => if changed.is_err() { return Ok(()) },
         }
         let now = workloads.borrow_and_update().clone();
-        let object =
+        let mut object =
             NodeEndpoints::new(&node, NodeEndpointsSpec { published_by: node.clone(), workloads: now.to_vec() });
+        object.metadata.owner_references = peers.owner(&node);
         let patch = Patch::Apply(&object);
         let parameters = PatchParams::apply(MANAGER).force();
         let written = tokio::select! {

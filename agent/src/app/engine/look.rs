@@ -4,7 +4,7 @@ use super::{Engine, LAST_CONFIG};
 use crate::app::kernel::Kernel;
 use crate::cluster::cgroup::Pods;
 use crate::cluster::crd::NodeWorkload;
-use crate::cluster::view::{self, View};
+use crate::cluster::view::{self, Revision, View};
 use crate::cluster::watch::Watch;
 use crate::config::{self, Config};
 use crate::policy::{Diagnostic, Severity};
@@ -56,6 +56,11 @@ impl Cluster {
 
     fn texts(&self) -> impl Iterator<Item = (String, Arc<str>)> {
         self.view.texts.iter().map(|(name, text)| (name.clone(), text.as_str().into()))
+    }
+
+    /// The policies among the objects, by the names of [`Self::texts`].
+    pub(super) fn revisions(&self) -> impl Iterator<Item = (&String, &Revision)> {
+        self.view.revisions.iter()
     }
 
     /// What is wrong with the objects, and with the watches.
