@@ -8,15 +8,16 @@ use crate::declog;
 use crate::flows::outside::Outsiders;
 use crate::flows::series::Series;
 use crate::flows::{self, Count, Edge, Edges, PeerName};
+use crate::history::{Backend, Service};
 use crate::identity::Identity;
-use crate::inventory::Inventory;
+use crate::inventory::{self, Inventory};
 use crate::policy::{PolicySet, RuleTable};
 use crate::report::Surface;
 use crate::serve::api::{AddressLine, EdgeLine, Filter, Status};
 use crate::store;
 use bulkhead_common::PeerId;
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::watch;
@@ -131,6 +132,26 @@ impl Snapshot {
                 EdgeLine { edge, count, addresses, more_addresses: u64::try_from(more).unwrap_or(u64::MAX) }
             })
             .collect()
+    }
+
+    /// Who answers for the Services that aren't just somebody's other address.
+    pub fn services(&self) -> Vec<Service> {
+        let of = |s: &inventory::Service| {
+            let backends =
+                s.backends.iter().map(|(peer, port)| Backend { peer: self.names.peer(*peer), port: *port }).collect();
+            (self.names.peer(s.peer), backends)
+        };
+        let ports = |s: &inventory::Service| {
+            let (name, backends): (PeerName, BTreeSet<Backend>) = of(s);
+            let one = move |(protocol, port): &(u8, u16)| Service {
+                name: name.clone(),
+                protocol: *protocol,
+                port: *port,
+                backends: backends.clone(),
+            };
+            s.ports.iter().map(one).collect::<Vec<_>>()
+        };
+        self.inventory.services.iter().flat_map(ports).collect()
     }
 
     /// The addresses of peers outside, by edge.

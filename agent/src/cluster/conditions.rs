@@ -61,7 +61,7 @@ pub fn status(object: &Document, fleet: &Fleet, last: &PolicyStatus, now: Timest
     let read = policy::read(&object.title, &object.text).pop();
     let (policy, error) = match read {
         Some(Ok(policy)) => (Some(policy), None),
-        Some(Err(rejected)) => (None, Some(said(&rejected.diagnostics))),
+        Some(Err(rejected)) => (None, Some(said(object, rejected.diagnostics))),
         None => (None, Some("it is empty".to_owned())),
     };
     let time = u64::try_from(now.as_millisecond()).unwrap_or(0);
@@ -166,13 +166,50 @@ fn rules(p: &Policy) -> usize {
     side(&p.ingress) + side(&p.egress) + p.edges.len() + p.denies.len()
 }
 
-/// Without file, line and column: the object has none of them.
-fn said(diagnostics: &[Diagnostic]) -> String {
-    let one = |d: &Diagnostic| match &d.hint {
-        Some(hint) => format!("{} ({hint})", d.message),
-        None => d.message.clone(),
+/// What is wrong, each after its field: an object has no lines and columns.
+fn said(object: &Document, otherwise: Vec<Diagnostic>) -> String {
+    // One field a line, so that the line tells the field.
+    let spread = serde_json::from_str::<serde_json::Value>(&object.text).ok();
+    let spread = spread.and_then(|v| serde_json::to_string_pretty(&v).ok()).unwrap_or_default();
+    let read = policy::read(&object.title, &spread).pop();
+    let diagnostics = read.and_then(Result::err).map_or(otherwise, |rejected| rejected.diagnostics);
+    let one = |d: &Diagnostic| {
+        let field = field(&spread, d.line).map(|f| format!("{f}: ")).unwrap_or_default();
+        let hint = d.hint.as_ref().map(|hint| format!(" ({hint})")).unwrap_or_default();
+        format!("{field}{}{hint}", d.message)
     };
     diagnostics.iter().filter(|d| d.is_error()).map(one).collect::<Vec<_>>().join("; ")
+}
+
+/// Which field stands in this line, from 1, of JSON with one field a line: `spec.ingress.rules[0].ports[1].port`.
+fn field(spread: &str, line: u32) -> Option<String> {
+    let lines: Vec<&str> = spread.lines().collect();
+    let depth = |at: usize| lines[at].len() - lines[at].trim_start().len();
+    let closes = |at: usize| lines[at].trim_start().starts_with([']', '}']);
+    let mut at = usize::try_from(line).ok()?.checked_sub(1).filter(|at| *at < lines.len())?;
+    let mut path: Vec<String> = Vec::new();
+    while depth(at) > 0 {
+        let own = depth(at);
+        // A closing bracket belongs to what it closes.
+        if closes(at) {
+            at = (0..at).rev().find(|n| depth(*n) == own)?;
+        }
+        let text = lines[at].trim_start();
+        let mut values = serde_json::Deserializer::from_str(text).into_iter::<String>();
+        let key = values.next().and_then(Result::ok).filter(|_| text[values.byte_offset()..].starts_with(':'));
+        let parent = (0..at).rev().find(|n| depth(*n) < own)?;
+        path.push(match key {
+            Some(key) => key,
+            None => {
+                let before = (parent + 1..at).filter(|n| depth(*n) == own && !closes(*n)).count();
+                format!("[{before}]")
+            }
+        });
+        at = parent;
+    }
+    path.reverse();
+    let text = path.join(".").replace(".[", "[");
+    (!text.is_empty()).then_some(text)
 }
 
 fn few(nodes: &[&str]) -> String {

@@ -30,6 +30,8 @@ use tokio::time::{Instant, sleep};
 const ROUND: Duration = Duration::from_secs(5);
 /// How long a status waits that differs in counts alone.
 const COUNTS: Duration = Duration::from_secs(60);
+/// How long a watch may take to tell of what was written.
+const LATE: Duration = Duration::from_secs(30);
 /// How long a note of an Event may be, in characters.
 const NOTE: usize = 900;
 /// Where the Events of objects without a namespace are.
@@ -83,8 +85,8 @@ struct Sums {
     kinds: Spawn,
     reports: Store<SegmentationNode>,
     policies: Vec<(ApiResource, Store<DynamicObject>)>,
-    /// When each object's status was last written.
-    written: BTreeMap<String, Instant>,
+    /// When each object's status was last written, and in place of which version.
+    written: BTreeMap<String, (Instant, Option<String>)>,
 }
 
 impl Sums {
@@ -138,11 +140,17 @@ impl Sums {
         for (resource, store) in &self.policies {
             for object in store.state() {
                 let Some(document) = Document::of(&object) else { continue };
+                let version = &object.metadata.resource_version;
+                let written = self.written.get(&document.title);
+                // What was written last isn't here yet.
+                if written.is_some_and(|(at, before)| before == version && at.elapsed() < LATE) {
+                    continue;
+                }
                 let last = status_of(&object);
                 // Each takes a while where there are thousands of nodes, and this thread has other tasks as well.
                 let now = tokio::task::block_in_place(|| status(&document, &fleet, &last, Timestamp::now()));
-                let recently = |at: &Instant| at.elapsed() < COUNTS;
-                let waits = is_only_counts(&last, &now) && self.written.get(&document.title).is_some_and(recently);
+                let recently = written.is_some_and(|(at, _)| at.elapsed() < COUNTS);
+                let waits = recently && is_only_counts(&last, &now);
                 if last == now || waits {
                     continue;
                 }
@@ -151,7 +159,7 @@ impl Sums {
                 }
                 match self.write(resource, &object, &now).await {
                     Ok(()) => {
-                        self.written.insert(document.title.clone(), Instant::now());
+                        self.written.insert(document.title.clone(), (Instant::now(), version.clone()));
                         if let Some(why) = newly_refused(&last, &now) {
                             tracing::error!(object = document.title, "refused: {why}");
                             self.tell(resource, &object, &document, why).await;

@@ -20,6 +20,7 @@ fn record(source: PeerName, destination: PeerName, port: u16, outcome: &str) -> 
         last: 1_700_000_100_000,
         hours: 1,
         days: 1,
+        by_destination: false,
         source_executables: BTreeSet::new(),
         destination_executables: BTreeSet::new(),
     }
@@ -27,7 +28,7 @@ fn record(source: PeerName, destination: PeerName, port: u16, outcome: &str) -> 
 
 fn history(records: Vec<Record>) -> History {
     let window = Window { from: 1_700_000_000_000, to: 1_700_000_100_000, watched: 100_000, unattributed: 0 };
-    History { window, records }
+    History { window, records, ..History::default() }
 }
 
 fn workload(namespace: &str, n: usize) -> PeerName {

@@ -106,13 +106,25 @@ fn an_error_is_told_with_its_field_and_once() {
     let now = fleet(&[report("n1", 0, 1, Some("mode"))], &homes);
     let s = status(&bad, &now, &last, at(2));
     assert_eq!(of(&s, "Accepted"), is("False", "Invalid"));
-    assert!(s.conditions[0].message.contains("mode") && s.conditions[0].message.contains("strict"), "{s:?}");
+    assert!(s.conditions[0].message.starts_with("spec.mode: `strict` isn't a value"), "{s:?}");
     assert_eq!((of(&s, "Enforced"), of(&s, "Degraded")), (is("False", "Invalid"), is("True", "Invalid")));
     assert!(newly_refused(&last, &s).is_some_and(|why| why.contains("strict")));
     assert_eq!(newly_refused(&s, &s), None, "one Event for each form");
     let next = status(&policy(6, "{mode: loose}"), &now, &s, at(3));
     assert!(newly_refused(&s, &next).is_some());
     assert_eq!(newly_refused(&next, &status(&good(7), &now, &next, at(4))), None);
+}
+
+#[test]
+fn a_field_is_named_by_its_whole_path() {
+    let spec = "{mode: enforce, selector: {ids: ['spiffe://t/a']}, ingress: {rules: [{from: [{class: world}]}, \
+        {from: [{id: 'spiffe://t/b'}], ports: [{port: 80}, {port: 99999}]}]}}";
+    let s = status(&policy(1, spec), &Fleet::default(), &PolicyStatus::default(), at(1));
+    let message = &s.conditions[0].message;
+    assert!(message.starts_with("spec.ingress.rules[1].ports[1]"), "{message}");
+    let text = serde_json::to_string_pretty(&crate::cluster::tests::yaml("{a: {b: [x, {c: 1}]}}")).expect("JSON");
+    let all: Vec<_> = (1..=10).map(|n| field(&text, n).unwrap_or_default()).collect();
+    assert_eq!(all, ["", "a", "a.b", "a.b[0]", "a.b[1]", "a.b[1].c", "a.b[1]", "a.b", "a", ""], "{text}");
 }
 
 #[test]
