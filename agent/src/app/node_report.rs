@@ -28,6 +28,8 @@ const LOOK: Duration = Duration::from_secs(3);
 /// No more often than this is news of a policy written, and counts alone.
 const NEWS: Duration = Duration::from_secs(5);
 const COUNTS: Duration = Duration::from_secs(60);
+/// After so long it is written although there is no news.
+const AGAIN: Duration = Duration::from_secs(600);
 /// How many nodes may write in a second when all have news at once, and how long the last may wait.
 const AT_ONCE: usize = 250;
 const LONGEST_SPREAD: Duration = Duration::from_secs(20);
@@ -60,7 +62,12 @@ pub async fn run(
         }
         let snapshot = Arc::clone(&snapshots.borrow());
         let now = tokio::task::block_in_place(|| known.report(&snapshot));
-        let news = told.as_ref().map_or(News::Policies, |(last, _)| News::between(last, &now));
+        let news = match &told {
+            None => News::Policies,
+            // Somebody may have deleted it. If it is there, writing the same changes nothing.
+            Some((last, at)) if *last == now && at.elapsed() >= AGAIN => News::Counts,
+            Some((last, _)) => News::between(last, &now),
+        };
         if news == News::None {
             since = None;
             continue;

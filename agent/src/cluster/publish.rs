@@ -13,6 +13,8 @@ use tokio::time::sleep;
 pub(crate) const MANAGER: &str = "bulkhead-agent";
 /// No more often than this is anything written: pods come in swarms.
 const PAUSE: Duration = Duration::from_millis(200);
+/// After so long it is written although nothing changed.
+const AGAIN: Duration = Duration::from_secs(600);
 /// After a refusal.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -34,6 +36,8 @@ pub async fn run(
         tokio::select! {
             _ = stopped.changed() => return Ok(()),
             changed = workloads.changed() => if changed.is_err() { return Ok(()) },
+            // Somebody may have deleted it. If it is there, writing the same changes nothing.
+            () = sleep(AGAIN) => {}
         }
         let now = workloads.borrow_and_update().clone();
         let mut object =

@@ -85,8 +85,15 @@ struct Sums {
     kinds: Spawn,
     reports: Store<SegmentationNode>,
     policies: Vec<(ApiResource, Store<DynamicObject>)>,
-    /// When each object's status was last written, and in place of which version.
-    written: BTreeMap<String, (Instant, Option<String>)>,
+    /// What was last written of each object, by its UID.
+    written: BTreeMap<String, Written>,
+}
+
+struct Written {
+    at: Instant,
+    /// In place of which version.
+    before: Option<String>,
+    status: PolicyStatus,
 }
 
 impl Sums {
@@ -137,20 +144,25 @@ impl Sums {
             let endpoints: Vec<Arc<NodeEndpoints>> = self.peers.endpoints();
             Fleet::new(&self.peers.nodes(), &self.reports.state(), &endpoints)
         };
+        let stores = self.policies.iter().map(|(_, store)| store);
+        let living: BTreeSet<String> = stores.flat_map(|s| s.state()).filter_map(|o| o.metadata.uid.clone()).collect();
+        self.written.retain(|uid, _| living.contains(uid));
         for (resource, store) in &self.policies {
             for object in store.state() {
                 let Some(document) = Document::of(&object) else { continue };
                 let version = &object.metadata.resource_version;
-                let written = self.written.get(&document.title);
+                let uid = &document.revision.uid;
+                let written = self.written.get(uid);
                 // What was written last isn't here yet.
-                if written.is_some_and(|(at, before)| before == version && at.elapsed() < LATE) {
+                if written.is_some_and(|w| w.before == *version && w.at.elapsed() < LATE) {
                     continue;
                 }
                 let last = status_of(&object);
                 // Each takes a while where there are thousands of nodes, and this thread has other tasks as well.
                 let now = tokio::task::block_in_place(|| status(&document, &fleet, &last, Timestamp::now()));
-                let recently = written.is_some_and(|(at, _)| at.elapsed() < COUNTS);
-                let waits = recently && is_only_counts(&last, &now);
+                let recently = written.filter(|w| w.at.elapsed() < COUNTS);
+                // What is written again and again is what the API server doesn't keep, as by an older schema.
+                let waits = recently.is_some_and(|w| w.status == now || is_only_counts(&last, &now));
                 if last == now || waits {
                     continue;
                 }
@@ -159,7 +171,8 @@ impl Sums {
                 }
                 match self.write(resource, &object, &now).await {
                     Ok(()) => {
-                        self.written.insert(document.title.clone(), (Instant::now(), version.clone()));
+                        let (at, before) = (Instant::now(), version.clone());
+                        self.written.insert(uid.clone(), Written { at, before, status: now.clone() });
                         if let Some(why) = newly_refused(&last, &now) {
                             tracing::error!(object = document.title, "refused: {why}");
                             self.tell(resource, &object, &document, why).await;

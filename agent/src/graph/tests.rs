@@ -62,6 +62,18 @@ fn all_forms(graph: &Graph) -> [(&'static str, String); 6] {
 }
 
 #[test]
+fn a_service_reads_like_one_and_stands_in_its_namespace() {
+    let service = crate::identity::Identity::service("shop/db:sql");
+    let to = PeerName::of(bulkhead_common::PeerId(300), |_| Some(&service), |_| None);
+    assert_eq!((to.id.as_str(), to.namespace.as_str()), ("service shop/db:sql", "shop"));
+    let from = name("spiffe://t/ns/web/sa/front", "web");
+    let text = text::render(&Graph::of(&history(vec![record(from, to, 80, "allowed")]), &Filter::default()), |_, w| {
+        w.to_owned()
+    });
+    assert!(text.contains("shop/db:sql (Service) "), "{text}");
+}
+
+#[test]
 fn edges_are_by_pair_and_outcome_with_their_ports() {
     let (a, b) = (workload("n", 1), workload("n", 2));
     let mut out = record(a.clone(), name("world", ""), 443, "allowed");
