@@ -4,6 +4,7 @@
 //! [`exit`]. Tables are plain and fit 100 columns; `--json` gives programs the same.
 
 mod agent;
+mod bugreport;
 mod client;
 mod crd;
 mod early;
@@ -120,6 +121,13 @@ enum Command {
         docs/blast-radius.md says what the numbers mean.\n\n\
         Exit codes: 0 shown, 2 the agent couldn't be asked.")]
     Report(report::Args),
+    /// Gather what somebody who helps needs to see, in a folder
+    #[command(after_help = "Examples:\n  bulkhead bugreport --output report/\n  \
+        bulkhead bugreport --cluster\n\n\
+        A folder per node, with what status, observe, report and preflight say as JSON. It holds no secret, but the\n\
+        names of identities, addresses and executables.\n\n\
+        Exit codes: 0 gathered, 1 somebody or something couldn't be asked, 2 nothing was gathered.")]
+    Bugreport(bugreport::Args),
     /// Print the custom resources' definitions
     #[command(after_help = "Examples:\n  bulkhead crd | kubectl apply --server-side -f -\n\n\
         deploy/ holds the same.\n\n\
@@ -163,6 +171,7 @@ pub fn main() -> ExitCode {
         Command::Preflight(args) => preflight::run(&args),
         Command::Probe(args) => probe::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Bugreport(args) => bugreport::run(&args),
         Command::Crd(args) => crd::run(&args),
         Command::Uninstall(args) => uninstall::run(&args),
     };
