@@ -10,7 +10,7 @@ use crate::flows::series::Series;
 use crate::flows::{self, Count, Edge, Edges, PeerName};
 use crate::history::{Backend, Service};
 use crate::identity::Identity;
-use crate::inventory::{self, Inventory};
+use crate::inventory::Inventory;
 use crate::policy::{PolicySet, RuleTable};
 use crate::report::Surface;
 use crate::serve::api::{AddressLine, EdgeLine, Filter, Status};
@@ -136,22 +136,18 @@ impl Snapshot {
 
     /// Who answers for the Services that aren't just somebody's other address.
     pub fn services(&self) -> Vec<Service> {
-        let of = |s: &inventory::Service| {
-            let backends =
-                s.backends.iter().map(|(peer, port)| Backend { peer: self.names.peer(*peer), port: *port }).collect();
-            (self.names.peer(s.peer), backends)
-        };
-        let ports = |s: &inventory::Service| {
-            let (name, backends): (PeerName, BTreeSet<Backend>) = of(s);
-            let one = move |(protocol, port): &(u8, u16)| Service {
-                name: name.clone(),
+        let mut all = Vec::new();
+        for s in &self.inventory.services {
+            let answers = s.backends.iter().map(|(peer, port)| Backend { peer: self.names.peer(*peer), port: *port });
+            let backends: BTreeSet<Backend> = answers.collect();
+            all.extend(s.ports.iter().map(|(protocol, port)| Service {
+                name: self.names.peer(s.peer),
                 protocol: *protocol,
                 port: *port,
                 backends: backends.clone(),
-            };
-            s.ports.iter().map(one).collect::<Vec<_>>()
-        };
-        self.inventory.services.iter().flat_map(ports).collect()
+            }));
+        }
+        all
     }
 
     /// The addresses of peers outside, by edge.

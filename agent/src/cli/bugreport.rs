@@ -61,7 +61,9 @@ pub(super) fn run(args: &Args) -> super::Result {
         return Err(anyhow::anyhow!("nobody could be asked").into());
     }
     println!("{written} files are in {}.", output.display());
-    println!("They name identities, addresses, DNS names and executables, and hold no secret: look before you send them.");
+    println!(
+        "They name identities, addresses, DNS names and executables, and hold no secret: look before you send them."
+    );
     Ok(if failed { Answer::Findings } else { Answer::Fine })
 }
 

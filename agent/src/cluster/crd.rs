@@ -127,7 +127,6 @@ pub struct NodePolicy {
     pub error: Option<String>,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
 fn is_zero(n: &i64) -> bool {
     *n == 0
 }

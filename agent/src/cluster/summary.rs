@@ -40,7 +40,7 @@ const NOWHERE: &str = "default";
 /// A node's place among all, the same for whoever works it out.
 pub fn place(node: &str) -> u64 {
     let digest = Sha256::digest(node.as_bytes());
-    digest.iter().take(8).fold(0, |n, byte| n << 8 | u64::from(*byte))
+    digest.iter().take(8).fold(0, |n, byte| (n << 8) | u64::from(*byte))
 }
 
 /// How long a node waits between two tries to get the lease.
