@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 /// How often it is looked whether there is anything new.
 const LOOK: Duration = Duration::from_secs(3);
@@ -30,6 +30,8 @@ const NEWS: Duration = Duration::from_secs(5);
 const COUNTS: Duration = Duration::from_secs(60);
 /// After so long it is written although there is no news.
 const AGAIN: Duration = Duration::from_secs(600);
+/// After a refusal.
+const PATIENCE: Duration = Duration::from_secs(20);
 /// How many nodes may write in a second when all have news at once, and how long the last may wait.
 const AT_ONCE: usize = 250;
 const LONGEST_SPREAD: Duration = Duration::from_secs(20);
@@ -88,7 +90,13 @@ pub async fn run(
         };
         match written {
             Ok(_) => (told, since) = (Some((now, Instant::now())), None),
-            Err(e) => tracing::warn!("this node's state can't be told to the cluster yet: {e}"),
+            Err(e) => {
+                tracing::warn!("this node's state can't be told to the cluster yet: {e}");
+                tokio::select! {
+                    _ = stopped.changed() => return Ok(()),
+                    () = sleep(PATIENCE) => {}
+                }
+            }
         }
     }
 }
@@ -104,9 +112,9 @@ fn spread(node: &str, nodes: usize) -> Duration {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum News {
     None,
-    /// How many workloads there are, how much would have been denied.
+    /// How many workloads there are, how much would have been denied, what is out of order.
     Counts,
-    /// What is in force, or out of order.
+    /// What is in force.
     Policies,
 }
 
@@ -117,6 +125,7 @@ impl News {
         }
         let mut alike = now.clone();
         alike.workloads = last.workloads;
+        alike.faults.clone_from(&last.faults);
         if alike.policies.len() == last.policies.len() {
             for (p, before) in alike.policies.iter_mut().zip(&last.policies) {
                 (p.workloads, p.would_deny) = (before.workloads, before.would_deny);
