@@ -13,6 +13,7 @@ pub mod keep;
 pub mod kernel;
 pub mod log;
 pub mod naming;
+pub mod node_report;
 pub mod overrides;
 pub mod sightings;
 pub mod snapshot;
@@ -21,8 +22,8 @@ pub mod surface;
 pub use failure::Failure;
 pub use snapshot::{Accounts, Names, Snapshot};
 
-use crate::cluster::publish;
 use crate::cluster::watch::Watch;
+use crate::cluster::{publish, summary};
 use crate::config::Config;
 use crate::serve::api::Status;
 use crate::serve::{control, metrics};
@@ -108,9 +109,10 @@ pub async fn run<K: Kernel>(
             () = &mut end => return Ok(()),
             () = listed(&watch) => {}
         }
+        let peers = watch.peers();
         let (publish, workloads) = watch::channel(Arc::default());
         engine = engine.in_cluster(engine::Cluster::new(watch, &attach, publish));
-        published = Some((client, settings.node, workloads));
+        published = Some((client, settings.node, peers, workloads));
     }
     engine.first().await?;
 
@@ -149,9 +151,13 @@ pub async fn run<K: Kernel>(
             ("the kernel's log", Err(broken))
         });
     }
-    if let Some((client, node, workloads)) = published {
-        let task = publish::run(client, node, workloads, stopped.clone());
+    if let Some((client, node, peers, workloads)) = published {
+        let task = publish::run(client.clone(), node.clone(), peers.clone(), workloads, stopped.clone());
         tasks.spawn(async move { ("the node's endpoints", task.await) });
+        let task = node_report::run(client.clone(), node.clone(), peers.clone(), snapshots.clone(), stopped.clone());
+        tasks.spawn(async move { ("the node's report", task.await) });
+        let task = summary::run(client, node, peers, stopped.clone());
+        tasks.spawn(async move { ("the status of policies", task.await) });
     }
     let (give_orders, orders) = mpsc::channel(ORDERS);
     let task = control::serve(control, snapshots.clone(), decisions.clone(), keep, give_orders, stopped.clone());

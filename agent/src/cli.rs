@@ -4,11 +4,13 @@
 //! [`exit`]. Tables are plain and fit 100 columns; `--json` gives programs the same.
 
 mod agent;
+mod bugreport;
 mod client;
 mod crd;
 mod early;
 mod exit;
 mod explain;
+mod fleet;
 mod graph;
 mod names;
 mod observe;
@@ -50,23 +52,27 @@ enum Command {
         Exit codes: 0 in force, 1 something failed, 10 to 19 as for agent (15: an agent runs, so there is no need).")]
     Early(early::Args),
     /// Show what is in force, what is wrong, and what isn't contained
-    #[command(after_help = "Examples:\n  bulkhead status\n  bulkhead status --json | jq .not_contained\n\n\
+    #[command(after_help = "Examples:\n  bulkhead status\n  bulkhead status --json | jq .not_contained\n  \
+        bulkhead status --cluster --context prod\n\n\
         Exit codes: 0 fine, 1 there are faults, errors or things not contained, 2 the agent couldn't be asked.")]
     Status(status::Args),
     /// Show who talks to whom, and what was decided
     #[command(after_help = "Examples:\n  bulkhead observe\n  bulkhead observe --verdict would-deny --since 10m\n  \
-        bulkhead observe --follow --id spiffe://example.org/payments/api --json\n\n\
+        bulkhead observe --follow --id spiffe://example.org/payments/api --json\n  \
+        bulkhead observe --cluster --verdict denied\n\n\
         Exit codes: 0 shown, 2 the agent couldn't be asked.")]
     Observe(observe::Args),
     /// Draw who talked to whom, over all the time that is kept
     #[command(after_help = "Examples:\n  bulkhead graph\n  bulkhead graph --since 24h --namespace payments\n  \
-        bulkhead graph --as svg -o graph.svg\n  bulkhead graph --as html --verdict would-deny -o graph.html\n\n\
+        bulkhead graph --as svg -o graph.svg\n  bulkhead graph --as html --verdict would-deny -o graph.html\n  \
+        bulkhead graph --cluster --as svg -o cluster.svg\n\n\
         Exit codes: 0 drawn, 2 the agent or the file couldn't be asked.")]
     Graph(graph::Args),
     /// Tell whether a connection is allowed, and by which rule
     #[command(after_help = "Examples:\n  \
         bulkhead explain --from spiffe://example.org/web --to spiffe://example.org/db --port 5432\n  \
-        bulkhead explain --from spiffe://example.org/web --to world --port 443 --offline --config FILE\n\n\
+        bulkhead explain --from spiffe://example.org/web --to world --port 443 --offline --config FILE\n  \
+        bulkhead explain --cluster --from spiffe://t/ns/a/sa/web --to spiffe://t/ns/b/sa/db --port 80\n\n\
         Exit codes: 0 let through now, 1 denied now, 2 couldn't be asked.")]
     Explain(explain::Args),
     /// Withdraw an identity: it is denied both ways, and its live connections end
@@ -84,6 +90,7 @@ enum Command {
     #[command(after_help = "Examples:\n  \
         bulkhead break-glass --scope node --for 1h --reason 'checkout is down, INC-1234'\n  \
         bulkhead break-glass --scope workload=spiffe://example.org/db --for 10m --reason test\n  \
+        bulkhead break-glass --cluster --scope namespace=shop --for 30m --reason 'INC-1234'\n  \
         bulkhead break-glass --end\n\n\
         It ends by itself. Without an agent only `--scope node` can be done, on what is pinned.\n\
         Without this program: docs/operations.md.\n\n\
@@ -99,7 +106,8 @@ enum Command {
     #[command(subcommand)]
     Policy(policy::Command),
     /// Look at this host before anything is installed
-    #[command(after_help = "Examples:\n  bulkhead preflight\n  bulkhead preflight --config bulkhead.yaml\n\n\
+    #[command(after_help = "Examples:\n  bulkhead preflight\n  bulkhead preflight --config bulkhead.yaml\n  \
+        bulkhead preflight --cluster\n\n\
         Exit codes: 0 everything is there, 1 something is missing or won't be contained, 2 couldn't look.")]
     Preflight(preflight::Args),
     /// Try every known trick to get data through, from throw-away workloads, on this kernel
@@ -114,6 +122,13 @@ enum Command {
         docs/blast-radius.md says what the numbers mean.\n\n\
         Exit codes: 0 shown, 2 the agent couldn't be asked.")]
     Report(report::Args),
+    /// Gather what somebody who helps needs to see, in a folder
+    #[command(after_help = "Examples:\n  bulkhead bugreport --output report/\n  \
+        bulkhead bugreport --cluster\n\n\
+        A folder per node, with what status, observe, report and preflight say as JSON. It holds no secret, but the\n\
+        names of identities, addresses and executables.\n\n\
+        Exit codes: 0 gathered, 1 somebody or something couldn't be asked, 2 nothing was gathered.")]
+    Bugreport(bugreport::Args),
     /// Print the custom resources' definitions
     #[command(after_help = "Examples:\n  bulkhead crd | kubectl apply --server-side -f -\n\n\
         deploy/ holds the same.\n\n\
@@ -157,6 +172,7 @@ pub fn main() -> ExitCode {
         Command::Preflight(args) => preflight::run(&args),
         Command::Probe(args) => probe::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Bugreport(args) => bugreport::run(&args),
         Command::Crd(args) => crd::run(&args),
         Command::Uninstall(args) => uninstall::run(&args),
     };

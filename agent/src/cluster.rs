@@ -14,13 +14,19 @@
 //! | [`crd`] | the custom resources |
 //! | [`watch`] | the objects, kept in step |
 //! | [`publish`] | this node's pods, for the other nodes |
+//! | [`conditions`] | what becomes of a policy, from what the nodes say |
+//! | [`lease`] | who sums that up |
+//! | [`summary`] | the status of policies, written by that one |
 
 pub mod builtin;
 pub mod cgroup;
+pub mod conditions;
 pub mod crd;
+pub mod lease;
 pub mod pod;
 pub mod publish;
 pub mod services;
+pub mod summary;
 pub mod view;
 pub mod watch;
 

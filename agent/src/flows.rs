@@ -46,6 +46,11 @@ impl PeerName {
             return plain(cidr(peer).unwrap_or_else(|| "world".to_owned()));
         }
         match identity(peer) {
+            // A Service's namespace stands before its name.
+            Some(i) if i.ids.is_empty() => {
+                let namespace = i.namespace.split_once('/').map_or("", |(namespace, _)| namespace);
+                Self { id: i.to_string(), namespace: namespace.to_owned() }
+            }
             Some(i) => Self { id: i.to_string(), namespace: i.namespace.clone() },
             None => plain(format!("identity-{}", peer.0)),
         }

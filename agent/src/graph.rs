@@ -14,7 +14,7 @@ pub mod text;
 
 use crate::flows::{self, PeerName};
 use crate::history::{Counts, History, Record, Window};
-use crate::identity::SCHEME;
+use crate::identity::{SCHEME, SERVICE};
 use crate::store::sum;
 use bulkhead_common::Outcome;
 use serde::Serialize;
@@ -273,7 +273,10 @@ fn nodes(names: &BTreeSet<(&str, &str)>) -> Vec<Node> {
         .map(|((namespace, id), label)| Node {
             namespace: (*namespace).to_owned(),
             id: (*id).to_owned(),
-            label,
+            label: match id.strip_prefix(SERVICE).and_then(|title| title.strip_prefix(namespace)) {
+                Some(name) if !namespace.is_empty() => format!("{} (Service)", name.trim_start_matches('/')),
+                _ => label,
+            },
             is_workload: id.starts_with(SCHEME),
         })
         .collect()

@@ -6,6 +6,8 @@
 //!
 //! Pure data, and the form in which a history goes into a file (JSON) and over the control socket.
 
+mod merge;
+
 use crate::flows::PeerName;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -62,6 +64,9 @@ pub struct Record {
     /// The DNS name by which the workload had asked for that address. Chosen by strangers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// Whether only the destination's side told of it: the source is another node's, or nobody's.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub by_destination: bool,
     /// How often.
     #[serde(flatten)]
     pub counts: Counts,
@@ -102,6 +107,31 @@ pub struct History {
     pub window: Window,
     /// What was seen, in the order of link, outcome, reason, address.
     pub records: Vec<Record>,
+    /// Who answers now where the records name a Service.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub services: Vec<Service>,
+}
+
+/// One port of a Service at whose address others answer.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct Service {
+    /// As it stands in links.
+    pub name: PeerName,
+    /// The IP protocol.
+    pub protocol: u8,
+    /// The port.
+    pub port: u16,
+    /// Who answers, and at which port.
+    pub backends: BTreeSet<Backend>,
+}
+
+/// One that answers for a Service.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct Backend {
+    /// Who.
+    pub peer: PeerName,
+    /// At which port.
+    pub port: u16,
 }
 
 #[cfg(test)]
@@ -118,6 +148,7 @@ mod tests {
             reason: "posture".to_owned(),
             address: None,
             name: None,
+            by_destination: false,
             counts: Counts { attempts: 3, established: 2, refused: 1, ..Counts::default() },
             first: 1,
             last: 2,
@@ -126,7 +157,11 @@ mod tests {
             source_executables: BTreeSet::from(["/bin/a".to_owned()]),
             destination_executables: BTreeSet::new(),
         };
-        let history = History { window: Window { from: 1, to: 5, watched: 4, unattributed: 0 }, records: vec![record] };
+        let history = History {
+            window: Window { from: 1, to: 5, watched: 4, unattributed: 0 },
+            records: vec![record],
+            ..History::default()
+        };
         let text = serde_json::to_string(&history).expect("plain data");
         assert_eq!(serde_json::from_str::<History>(&text).expect("what was written"), history);
     }

@@ -105,6 +105,9 @@ impl<'de> serde::Deserialize<'de> for SpiffeId {
     }
 }
 
+/// How the name of a Service begins; behind it stands `namespace/name:port`.
+pub const SERVICE: &str = "service ";
+
 /// What makes two workloads the same: equal values of this struct, and nothing else.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Identity {
@@ -125,7 +128,7 @@ impl Identity {
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.ids.is_empty() {
-            return write!(f, "service {}", self.namespace);
+            return write!(f, "{SERVICE}{}", self.namespace);
         }
         for (i, id) in self.ids.iter().enumerate() {
             if i > 0 {

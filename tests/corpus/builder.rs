@@ -240,6 +240,7 @@ fn history(workloads: &[Workload], cells: BTreeMap<Key, Cell>, from: u64) -> His
             last: cell.last,
             hours: number(cell.hours.len()),
             days: number(days.len()),
+            by_destination: false,
             source_executables: cell.executables,
             destination_executables: BTreeSet::new(),
         }
@@ -247,5 +248,5 @@ fn history(workloads: &[Workload], cells: BTreeMap<Key, Cell>, from: u64) -> His
     let mut records: Vec<Record> = cells.into_iter().map(record).collect();
     records.sort_by(|a, b| (&a.link, a.address).cmp(&(&b.link, b.address)));
     let window = Window { from, to: from + DAYS * DAY, watched: DAYS * DAY, unattributed: 0 };
-    History { window, records }
+    History { window, records, ..History::default() }
 }

@@ -6,7 +6,8 @@
 use crate::bank::{Home, PARTIES, Party};
 use crate::server;
 use anyhow::{Context as _, Result};
-use bulkhead::probe::sandbox::{Cgroup, Plug, Process, Sandbox, Turn, Workload, cgroup2_mount};
+use bulkhead::probe::sandbox::{Cgroup, Plug, Process, Sandbox, Turn, Workload};
+use bulkhead::sources::hierarchy::Hierarchy;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
@@ -128,7 +129,7 @@ impl Estate {
 
 /// Removes the cgroups whose names begin so: of a demo that was killed, whose processes ended with it.
 pub(crate) fn clear_leftovers(prefix: &str) -> Result<()> {
-    for entry in fs::read_dir(cgroup2_mount()?).context("can't read the cgroup2 file system")? {
+    for entry in fs::read_dir(Hierarchy::find()?.mount).context("can't read the cgroup2 file system")? {
         let entry = entry?;
         if entry.file_name().to_string_lossy().starts_with(prefix) {
             remove_with_children(&entry.path()).with_context(|| format!("can't remove {}", entry.path().display()))?;

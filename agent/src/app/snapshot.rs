@@ -8,6 +8,7 @@ use crate::declog;
 use crate::flows::outside::Outsiders;
 use crate::flows::series::Series;
 use crate::flows::{self, Count, Edge, Edges, PeerName};
+use crate::history::{Backend, Service};
 use crate::identity::Identity;
 use crate::inventory::Inventory;
 use crate::policy::{PolicySet, RuleTable};
@@ -16,7 +17,7 @@ use crate::serve::api::{AddressLine, EdgeLine, Filter, Status};
 use crate::store;
 use bulkhead_common::PeerId;
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::watch;
@@ -131,6 +132,22 @@ impl Snapshot {
                 EdgeLine { edge, count, addresses, more_addresses: u64::try_from(more).unwrap_or(u64::MAX) }
             })
             .collect()
+    }
+
+    /// Who answers for the Services that aren't just somebody's other address.
+    pub fn services(&self) -> Vec<Service> {
+        let mut all = Vec::new();
+        for s in &self.inventory.services {
+            let answers = s.backends.iter().map(|(peer, port)| Backend { peer: self.names.peer(*peer), port: *port });
+            let backends: BTreeSet<Backend> = answers.collect();
+            all.extend(s.ports.iter().map(|(protocol, port)| Service {
+                name: self.names.peer(s.peer),
+                protocol: *protocol,
+                port: *port,
+                backends: backends.clone(),
+            }));
+        }
+        all
     }
 
     /// The addresses of peers outside, by edge.

@@ -32,10 +32,10 @@ pub(super) async fn post<T: DeserializeOwned>(socket: &Path, path: &str, body: &
 
 /// While it lives, an agent that hangs up in the midst of what it is told is an error like any other, which says so,
 /// and not the end of this process.
-struct Deaf;
+pub(super) struct Deaf;
 
 impl Deaf {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         hear_pipes(libc::SIG_IGN);
         Self
     }

@@ -1,22 +1,26 @@
 //! `bulkhead explain`
 
 use super::exit::Answer;
+use super::fleet::{Fleet, complain, words};
 use super::{Socket, client};
 use crate::config;
 use crate::policy::{self, Party};
-use crate::serve::api::Explained;
+use crate::serve::api::{Explained, Status};
 use crate::sources::policies::{Policies, read};
 use crate::sources::roster::Roster;
 use crate::sources::state::State;
 use crate::sources::{addresses, assemble, hierarchy};
 use anyhow::Context;
 use bulkhead_common::proto;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
     socket: Socket,
+    #[command(flatten)]
+    fleet: Fleet,
     /// Who opens it: a SPIFFE ID, an address or a class
     #[arg(long, value_name = "WHO")]
     from: Party,
@@ -30,7 +34,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "P", default_value = "tcp", value_parser = protocol)]
     proto: u8,
     /// Ask the files, not a running agent
-    #[arg(long, requires = "config")]
+    #[arg(long, requires = "config", conflicts_with = "cluster")]
     offline: bool,
     /// The configuration to ask
     #[arg(long, value_name = "FILE", requires = "offline")]
@@ -52,6 +56,9 @@ fn protocol(text: &str) -> Result<u8, String> {
 }
 
 pub(super) fn run(args: &Args) -> super::Result {
+    if args.fleet.cluster {
+        return cluster(args);
+    }
     let told = match &args.config {
         Some(file) => offline(file, args)?,
         None => {
@@ -70,6 +77,37 @@ pub(super) fn run(args: &Args) -> super::Result {
         println!("{}", told.text.trim_end());
     }
     Ok(if told.passes { Answer::Fine } else { Answer::Findings })
+}
+
+/// By the node where the target lives, which has the last word; else the source's, else any.
+fn cluster(args: &Args) -> super::Result {
+    let Args { fleet, from, to, port, proto, json, .. } = args;
+    let (nodes, failed) = fleet.ask(&words(&["status", "--json"]), None)?.json::<Status>();
+    complain(&failed);
+    let node = home(&nodes, &to.to_string(), &from.to_string()).context("no agent could be asked")?;
+    let mut command = words(&["explain", "--from", &from.to_string(), "--to", &to.to_string()]);
+    command.extend(words(&["--port", &port.to_string(), "--proto", &proto.to_string()]));
+    command.extend(json.then(|| "--json".to_owned()));
+    let mut answers = fleet.ask(&command, Some(node))?;
+    complain(&answers.failed);
+    let said = answers.said.remove(node).with_context(|| format!("{node} didn't answer"))?;
+    eprint!("{}", said.err);
+    print!("{}", String::from_utf8_lossy(&said.out));
+    if !json {
+        println!("(by the agent of {node}; the CNI's own NetworkPolicies hold beside this)");
+    }
+    match said.code {
+        0 => Ok(Answer::Fine),
+        1 => Ok(Answer::Findings),
+        code => Err(anyhow::anyhow!("the agent of {node} says no more than exit code {code}").into()),
+    }
+}
+
+/// Where the first of these runs that runs anywhere.
+fn home<'n>(nodes: &'n BTreeMap<String, Status>, to: &str, from: &str) -> Option<&'n String> {
+    let runs = |s: &Status, id: &str| s.workloads.iter().any(|w| w.identity.id == id && !w.cgroups.is_empty());
+    let of = |id: &str| nodes.iter().find(|(_, s)| runs(s, id)).map(|(node, _)| node);
+    of(to).or_else(|| of(from)).or_else(|| nodes.keys().next())
 }
 
 /// From files alone: nothing needs to run, nor even to exist on this host.

@@ -1,6 +1,7 @@
 //! `bulkhead graph`
 
 use super::exit::Answer;
+use super::fleet::{Fleet, complain};
 use super::{Socket, client};
 use crate::graph::{Filter, Graph, dot, html, mermaid, svg, text};
 use crate::history::History;
@@ -9,7 +10,7 @@ use bulkhead_common::Outcome;
 use clap::ValueEnum;
 use clap::builder::PossibleValuesParser;
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 #[derive(clap::Args)]
@@ -38,8 +39,10 @@ pub(super) struct Args {
 pub(super) struct Source {
     #[command(flatten)]
     socket: Socket,
-    /// Take this history (of `curl --unix-socket SOCKET http://bulkhead/history`) instead of asking the agent
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["since", "socket"])]
+    #[command(flatten)]
+    fleet: Fleet,
+    /// Take this history (of `bulkhead graph --as history`) instead of asking the agent
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["since", "socket", "cluster"])]
     history: Option<PathBuf>,
     /// Only the last so long: 30m, 12h, 7d; default: everything that is kept
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
@@ -60,6 +63,8 @@ enum Form {
     Html,
     /// For programs
     Json,
+    /// What it is made from, for --history
+    History,
 }
 
 impl Source {
@@ -67,6 +72,11 @@ impl Source {
         if let Some(file) = &self.history {
             let text = std::fs::read(file).with_context(|| format!("reading {}", file.display()))?;
             return serde_json::from_slice(&text).with_context(|| format!("{} isn't a history", file.display()));
+        }
+        if self.fleet.cluster {
+            let (history, failed) = self.fleet.history(self.since)?;
+            complain(&failed);
+            return Ok(history);
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let since = self.since.map(|s| now.saturating_sub(s).as_millis().to_string());
@@ -78,7 +88,12 @@ impl Source {
 pub(super) fn run(args: &Args) -> super::Result {
     let Args { source, form, output, id, namespace, verdict } = args;
     let filter = Filter { id: id.clone(), namespace: namespace.clone(), verdict: verdict.clone() };
-    let graph = Graph::of(&source.read()?, &filter);
+    let history = source.read()?;
+    if *form == Form::History {
+        let text = serde_json::to_string(&history).context("writing JSON")? + "\n";
+        return write(output.as_deref(), &text);
+    }
+    let graph = Graph::of(&history.with_lone_backends(), &filter);
     let rendered = match form {
         Form::Text => {
             let colour = output.is_none() && std::io::stdout().is_terminal();
@@ -88,11 +103,15 @@ pub(super) fn run(args: &Args) -> super::Result {
         Form::Mermaid => mermaid::render(&graph),
         Form::Svg => svg::render(&graph),
         Form::Html => html::render(&graph),
-        Form::Json => graph.to_json().context("writing JSON")?,
+        Form::Json | Form::History => graph.to_json().context("writing JSON")?,
     };
-    match output {
-        Some(file) => std::fs::write(file, rendered).with_context(|| format!("writing {}", file.display()))?,
-        None => std::io::stdout().write_all(rendered.as_bytes()).context("writing the graph")?,
+    write(output.as_deref(), &rendered)
+}
+
+fn write(file: Option<&Path>, text: &str) -> super::Result {
+    match file {
+        Some(file) => std::fs::write(file, text).with_context(|| format!("writing {}", file.display()))?,
+        None => std::io::stdout().write_all(text.as_bytes()).context("writing the graph")?,
     }
     Ok(Answer::Fine)
 }

@@ -1,17 +1,19 @@
 //! `bulkhead observe`
 
 use super::exit::Answer;
+use super::fleet::{Fleet, complain, words};
 use super::names::shared_domain;
 use super::table::{ago, table, text, verdict};
 use super::{Socket, client};
-use crate::flows::{self, Count};
+use crate::flows::{self, Count, PeerName};
 use crate::graph::escape::{named, shortened};
+use crate::identity::SCHEME;
 use crate::serve::api::{Decision, EdgeLine, printable};
 use anyhow::Context;
-use bulkhead_common::Outcome;
+use bulkhead_common::{Direction, Outcome};
 use clap::builder::PossibleValuesParser;
 use http_body_util::BodyExt;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -19,8 +21,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub(super) struct Args {
     #[command(flatten)]
     socket: Socket,
+    #[command(flatten)]
+    fleet: Fleet,
     /// Show each decision as it is made, until interrupted
-    #[arg(long, short)]
+    #[arg(long, short, conflicts_with = "cluster")]
     follow: bool,
     /// Only where either end's SPIFFE ID or class contains this
     #[arg(long, value_name = "TEXT")]
@@ -43,7 +47,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> super::Result {
-    let Args { socket, follow, id, namespace, verdict, port, since, json } = args;
+    let Args { socket, fleet, follow, id, namespace, verdict, port, since, json } = args;
     let query: Vec<(&str, String)> = [
         ("id", id.clone()),
         ("namespace", namespace.clone()),
@@ -53,6 +57,9 @@ pub(super) fn run(args: &Args) -> super::Result {
     .into_iter()
     .filter_map(|(k, v)| Some((k, v?)))
     .collect();
+    if fleet.cluster {
+        return cluster(args, &query);
+    }
     if *follow {
         client::block_on(stream(&socket.socket, &query, *json))?;
         return Ok(Answer::Fine);
@@ -69,9 +76,47 @@ pub(super) fn run(args: &Args) -> super::Result {
     } else if edges.is_empty() {
         println!("No flows yet that fit.");
     } else {
-        println!("{}", render(&edges, now()));
+        println!("{}", render(&edges, &[], now()));
     }
     Ok(Answer::Fine)
+}
+
+/// What all agents saw, each connection at its source's node.
+fn cluster(args: &Args, query: &[(&str, String)]) -> super::Result {
+    let mut command = words(&["observe", "--json"]);
+    command.extend(query.iter().flat_map(|(key, value)| [format!("--{key}"), value.clone()]));
+    command.extend(args.since.into_iter().flat_map(|ms| ["--since".to_owned(), format!("{}s", ms.div_ceil(1000))]));
+    let (nodes, failed) = args.fleet.ask(&command, None)?.lines::<EdgeLine>();
+    complain(&failed);
+    let all = nodes.into_iter().flat_map(|(node, lines)| lines.into_iter().map(move |l| (node.clone(), l)));
+    let (nodes, edges): (Vec<String>, Vec<EdgeLine>) = once_each(all.collect()).into_iter().unzip();
+    if args.json {
+        for (node, edge) in nodes.iter().zip(&edges) {
+            let told = At { node, edge };
+            println!("{}", serde_json::to_string(&told).context("writing JSON")?);
+        }
+    } else if edges.is_empty() {
+        println!("No flows yet that fit.");
+    } else {
+        println!("{}", render(&edges, &nodes, now()));
+    }
+    Ok(if failed.is_empty() { Answer::Fine } else { Answer::Findings })
+}
+
+#[derive(serde::Serialize)]
+struct At<'a> {
+    node: &'a str,
+    #[serde(flatten)]
+    edge: &'a EdgeLine,
+}
+
+/// Without what destinations' nodes counted of sources that their own nodes tell of.
+fn once_each(mut all: Vec<(String, EdgeLine)>) -> Vec<(String, EdgeLine)> {
+    let source = |(_, l): &(String, EdgeLine)| (l.edge.source.id.starts_with(SCHEME)).then(|| l.edge.source.clone());
+    let from_source = |(_, l): &&(String, EdgeLine)| l.edge.direction == Direction::Egress.as_str();
+    let told: BTreeSet<PeerName> = all.iter().filter(from_source).filter_map(source).collect();
+    all.retain(|l| from_source(&l) || !source(l).is_some_and(|s| told.contains(&s)));
+    all
 }
 
 fn milliseconds(text: &str) -> Result<u64, String> {
@@ -87,13 +132,13 @@ fn milliseconds(text: &str) -> Result<u64, String> {
     product.ok_or_else(|| "write a number and s, m or h, such as 10m".to_owned())
 }
 
-/// One line for what both ends counted alike; where all SPIFFE IDs share a trust domain and the table would be too
+/// One line for what both ends, or several `nodes` (one for each edge, or none at all), counted alike; where all SPIFFE IDs share a trust domain and the table would be too
 /// wide, that stands once below it.
-fn render(edges: &[EdgeLine], now: u64) -> String {
+fn render(edges: &[EdgeLine], nodes: &[String], now: u64) -> String {
     let mut rows: BTreeMap<_, BTreeMap<&str, &Count>> = BTreeMap::new();
-    for EdgeLine { edge: e, count, .. } in edges {
+    for (n, EdgeLine { edge: e, count, .. }) in edges.iter().enumerate() {
         let row = (&e.source.id, &e.destination.id, e.protocol, e.port, &e.outcome, &e.reason);
-        rows.entry(row).or_default().insert(&e.direction, count);
+        rows.entry(row).or_default().insert(nodes.get(n).unwrap_or(&e.direction), count);
     }
     let longest = |ids: &mut dyn Iterator<Item = &String>| ids.map(|id| id.chars().count()).max().unwrap_or(0);
     let ids = longest(&mut rows.keys().map(|r| r.0)) + longest(&mut rows.keys().map(|r| r.1));
@@ -104,7 +149,10 @@ fn render(edges: &[EdgeLine], now: u64) -> String {
     };
     let mut t = table(&["source", "destination", "port", "verdict", "reason", "count", "seen at", "last"]);
     for ((source, destination, protocol, number, outcome, reason), counts) in &rows {
-        let totals: Vec<u64> = counts.values().map(|c| c.total).collect();
+        let mut totals: Vec<u64> = counts.values().map(|c| c.total).collect();
+        if !nodes.is_empty() {
+            totals = vec![totals.into_iter().fold(0, u64::saturating_add)];
+        }
         let alike = totals.windows(2).all(|w| w[0] == w[1]);
         let totals = totals[..if alike { 1 } else { totals.len() }].iter().map(u64::to_string).collect::<Vec<_>>();
         let last = counts.values().map(|c| c.last).max().unwrap_or(0);
@@ -237,7 +285,7 @@ fn now() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::flows::{Edge, PeerName};
+    use crate::flows::Edge;
     use crate::serve::api::AddressLine;
 
     fn line(from: &str, to: &str, direction: &str, total: u64) -> EdgeLine {
@@ -255,6 +303,26 @@ mod tests {
     }
 
     #[test]
+    fn a_cluster_counts_a_connection_where_it_begins() {
+        let (web, db, far) = ("spiffe://t/web", "spiffe://t/db", "spiffe://t/not-asked");
+        let at = |node: &str, l: EdgeLine| (node.to_owned(), l);
+        let all = once_each(vec![
+            at("n1", line(web, db, "egress", 3)),
+            at("n2", line(web, db, "egress", 4)),
+            at("n2", line(web, db, "ingress", 7)),
+            at("n2", line(far, db, "ingress", 5)),
+            at("n2", line("world", db, "ingress", 1)),
+        ]);
+        let left: Vec<u64> = all.iter().map(|(_, l)| l.count.total).collect();
+        assert_eq!(left, [3, 4, 5, 1]);
+        let (nodes, edges): (Vec<_>, Vec<_>) = all.into_iter().unzip();
+        let page = render(&edges, &nodes, 0);
+        let of_web: Vec<&str> = page.lines().filter(|l| l.contains(web)).collect();
+        assert!(of_web.len() == 1 && of_web[0].contains(" 7 ") && of_web[0].contains("n1, n2"), "{page}");
+        assert!(page.lines().all(|l| l.chars().count() <= 100), "{page}");
+    }
+
+    #[test]
     fn times_have_a_unit() {
         assert_eq!(milliseconds("10m"), Ok(600_000));
         for bad in ["", "10", "m", "-1s", "99999999999999999999h"] {
@@ -265,7 +333,8 @@ mod tests {
     #[test]
     fn both_ends_share_a_line_and_one_trust_domain_is_said_once() {
         let (web, db) = ("spiffe://example.org/service/web", "spiffe://example.org/service/db");
-        let page = render(&[line(web, db, "egress", 3), line(web, db, "ingress", 3), line("host", db, "egress", 1)], 0);
+        let lines = [line(web, db, "egress", 3), line(web, db, "ingress", 3), line("host", db, "egress", 1)];
+        let page = render(&lines, &[], 0);
         assert!(
             page.contains("egress, ingress") && page.contains("IDs that begin with / are in spiffe://example.org.")
         );
@@ -278,11 +347,11 @@ mod tests {
             count: out.count,
         }];
         out.more_addresses = 3;
-        let page = render(&[out], 0);
+        let page = render(&[out], &[], 0);
         assert!(page.contains("api.stripe.example (203.0.113.7)") && page.contains("and 3 more."), "{page}");
         assert!(page.lines().all(|l| l.chars().count() <= 100), "{page}");
         let other = "spiffe://another.example.org/service/with/a/long/path/db";
-        let page = render(&[line(web, other, "egress", 3), line(web, other, "ingress", 2)], 0);
+        let page = render(&[line(web, other, "egress", 3), line(web, other, "ingress", 2)], &[], 0);
         assert!(page.contains("3, 2") && !page.contains("begin with /"), "{page}");
         assert!(page.lines().all(|l| l.chars().count() <= 100), "{page}");
     }

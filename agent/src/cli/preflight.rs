@@ -6,18 +6,22 @@ mod programs;
 pub(super) use host::missing;
 
 use super::exit::Answer;
+use super::fleet::{Fleet, complain, words};
 use super::table::{table, text, verdict};
 use crate::config::{self, Config};
 use crate::sources::hierarchy::{Hierarchy, Scan};
 use crate::sources::strays;
 use anyhow::Context;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
+    #[command(flatten)]
+    fleet: Fleet,
     /// Also look at what this configuration names
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "cluster")]
     config: Option<PathBuf>,
     /// As JSON
     #[arg(long)]
@@ -25,7 +29,7 @@ pub(super) struct Args {
 }
 
 /// How a check came out.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum State {
     /// Fine.
@@ -47,7 +51,7 @@ impl State {
 }
 
 /// One check.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 struct Check {
     what: String,
     state: State,
@@ -59,6 +63,9 @@ fn check(what: impl Into<String>, state: State, note: impl Into<String>) -> Chec
 }
 
 pub(super) fn run(args: &Args) -> super::Result {
+    if args.fleet.cluster {
+        return cluster(args);
+    }
     let mut checks = host::checks();
     let config = match &args.config {
         Some(file) => configuration(file, &mut checks)?,
@@ -82,6 +89,41 @@ pub(super) fn run(args: &Args) -> super::Result {
     }
     let fine = checks.iter().all(|c| c.state != State::Error);
     Ok(if fine { Answer::Fine } else { Answer::Findings })
+}
+
+/// Every node's, as the agents' pods see them.
+fn cluster(args: &Args) -> super::Result {
+    let (nodes, failed) = args.fleet.ask(&words(&["preflight", "--json"]), None)?.json::<Vec<Check>>();
+    if args.json {
+        let told = serde_json::json!({"nodes": nodes, "failed": failed});
+        println!("{}", serde_json::to_string_pretty(&told).context("writing JSON")?);
+    } else {
+        println!("{}", render_nodes(&nodes));
+    }
+    complain(&failed);
+    let fine = failed.is_empty() && nodes.values().flatten().all(|c| c.state != State::Error);
+    Ok(if fine { Answer::Fine } else { Answer::Findings })
+}
+
+/// Each finding once, with where it is so; what is fine is only counted.
+fn render_nodes(nodes: &BTreeMap<String, Vec<Check>>) -> String {
+    let mut by_check: BTreeMap<&Check, Vec<&str>> = BTreeMap::new();
+    let mut fine = 0_u64;
+    for (node, checks) in nodes {
+        for c in checks {
+            match c.state {
+                State::Ok => fine += 1,
+                _ => by_check.entry(c).or_default().push(node),
+            }
+        }
+    }
+    let mut t = table(&["what", "", "where", "note"]);
+    for (c, at) in by_check {
+        let at = if at.len() == nodes.len() { "all nodes".to_owned() } else { at.join(", ") };
+        t.add_row([(&c.what).into(), verdict(c.state.as_str()), at.into(), (&c.note).into()]);
+    }
+    let count = nodes.len();
+    format!("{}\n\n{fine} checks on {count} {} are fine.", text(&t), if count == 1 { "node" } else { "nodes" })
 }
 
 fn render(checks: &[Check]) -> String {

@@ -1,37 +1,111 @@
 //! `bulkhead status`
 
 use super::exit::Answer;
+use super::fleet::{Fleet, words};
 use super::orders::counted;
 use super::table::{table, text, verdict};
 use super::{Socket, client};
 use crate::datapath::Drift;
-use crate::serve::api::{Overridden, Status};
+use crate::inventory::Posture;
+use crate::serve::api::{Overridden, Override, Status};
 use crate::time::rfc3339;
 use anyhow::Context;
+use std::collections::BTreeMap;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
     socket: Socket,
+    #[command(flatten)]
+    fleet: Fleet,
     /// As JSON
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn run(args: &Args) -> super::Result {
+    if args.fleet.cluster {
+        return cluster(args);
+    }
     let status: Status = client::block_on(client::get(&args.socket.socket, "/status", &[]))?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&status).context("writing JSON")?);
     } else {
         print!("{}", render(&status));
     }
+    Ok(if is_fine(&status) { Answer::Fine } else { Answer::Findings })
+}
+
+fn is_fine(status: &Status) -> bool {
     let errors = status.findings.iter().any(|f| f.error);
     let detached = status.programs.iter().any(|p| !p.attached);
     let o = &status.overrides;
     let by_the_files = o.break_glass.is_empty() && o.enforced.iter().all(|e| e.until.is_none());
     let whole = status.faults.is_empty() && status.not_contained.is_empty();
-    let fine = status.ready && !errors && !detached && whole && by_the_files;
+    status.ready && !errors && !detached && whole && by_the_files
+}
+
+/// Every node's.
+fn cluster(args: &Args) -> super::Result {
+    let (nodes, failed) = args.fleet.ask(&words(&["status", "--json"]), None)?.json::<Status>();
+    if args.json {
+        let told = serde_json::json!({"nodes": nodes, "failed": failed});
+        println!("{}", serde_json::to_string_pretty(&told).context("writing JSON")?);
+    } else {
+        print!("{}", render_nodes(&nodes, &failed));
+    }
+    let fine = failed.is_empty() && nodes.values().all(is_fine);
     Ok(if fine { Answer::Fine } else { Answer::Findings })
+}
+
+/// A line for each node, and below them what is wrong, each once with the nodes where it is so.
+fn render_nodes(nodes: &BTreeMap<String, Status>, failed: &BTreeMap<String, String>) -> String {
+    let mut t = table(&["node", "state", "epoch", "workloads", "enforced", "policies", "errors", "faults", "version"]);
+    let mut wrong: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for (node, s) in nodes {
+        let running: Vec<_> = s.workloads.iter().filter(|w| !w.cgroups.is_empty()).collect();
+        let enforced = running.iter().filter(|w| w.posture == Posture::Enforce && !w.break_glass).count();
+        let errors: Vec<_> = s.findings.iter().filter(|f| f.error).collect();
+        let glass = !s.overrides.break_glass.is_empty();
+        let state = match (s.ready, glass) {
+            (false, _) => "not ready",
+            (true, true) => "break-glass",
+            (true, false) => "ready",
+        };
+        t.add_row([
+            node.clone(),
+            state.to_owned(),
+            s.epoch.to_string(),
+            running.len().to_string(),
+            enforced.to_string(),
+            s.policies.len().to_string(),
+            errors.len().to_string(),
+            s.faults.len().to_string(),
+            s.version.clone(),
+        ]);
+        let mut note = |text: String| wrong.entry(text).or_default().push(node);
+        errors.iter().for_each(|f| note(f.text.clone()));
+        s.faults.iter().for_each(|f| note(format!("FAULT: {f}")));
+        s.not_contained.iter().for_each(|n| note(format!("not contained: {}: {}", n.what, n.why)));
+        let until = |b: &Override| b.until.map(rfc3339).unwrap_or_default();
+        for b in &s.overrides.break_glass {
+            note(format!("BREAK-GLASS: nothing is enforced for {} until {} ({})", b.what, until(b), b.reason));
+        }
+        for r in &s.overrides.revoked {
+            note(format!("REVOKED: {} since {} ({})", r.what, rfc3339(r.since), r.reason));
+        }
+    }
+    for (node, why) in failed {
+        t.add_row([node.clone(), "not asked".to_owned()]);
+        wrong.entry(format!("couldn't be asked: {why}")).or_default().push(node);
+    }
+    let mut page = text(&t) + "\n";
+    if !wrong.is_empty() {
+        let mut t = table(&["where", "what is wrong, or commanded"]);
+        t.add_rows(wrong.iter().map(|(what, at)| [at.join(", "), what.clone()]));
+        page.push_str(&format!("\n{}\n", text(&t)));
+    }
+    page
 }
 
 /// The whole page.
@@ -177,8 +251,24 @@ fn render(s: &Status) -> String {
 mod tests {
     use super::*;
     use crate::flows::PeerName;
-    use crate::inventory::Posture;
     use crate::serve::api::*;
+
+    #[test]
+    fn what_several_nodes_say_stands_once() {
+        let bad = Status { faults: vec!["nodes can't be watched".to_owned()], ..Status::default() };
+        let nodes = [
+            ("n1", Status { ready: true, ..bad.clone() }),
+            ("n2", bad),
+            ("n3", Status { ready: true, ..Status::default() }),
+        ]
+        .map(|(n, s)| (n.to_owned(), s));
+        let failed = BTreeMap::from([("n4".to_owned(), "its pod x is Pending ".repeat(9))]);
+        let page = render_nodes(&nodes.into(), &failed);
+        assert_eq!(page.matches("nodes can't be watched").count(), 1, "{page}");
+        assert!(page.contains("n1, n2") && page.contains("not asked"), "{page}");
+        assert!(page.lines().all(|l| l.chars().count() <= 100), "{page}");
+        assert!(is_fine(&Status { ready: true, ..Status::default() }));
+    }
 
     #[test]
     fn the_page_shows_what_matters_and_fits() {

@@ -6,6 +6,7 @@
 use super::pod::Pod;
 use crate::config::BuiltIn;
 use crate::identity::SpiffeId;
+use crate::policy::model::protocol_name;
 use bulkhead_common::proto;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -49,7 +50,7 @@ pub fn texts(on: &BTreeSet<BuiltIn>, facts: &Facts<'_>) -> BTreeMap<String, Stri
 }
 
 fn port(proto: u8, port: u16) -> Value {
-    json!({"protocol": if proto == proto::UDP { "UDP" } else { "TCP" }, "port": port})
+    json!({"protocol": protocol_name(proto), "port": port})
 }
 
 fn probes(facts: &Facts<'_>) -> Vec<Value> {

@@ -7,6 +7,7 @@
 use crate::policy::document::{ClusterSegmentationPolicySpec, SegmentationPolicySpec};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::core::schema::StructuralSchemaRewriter;
+use kube::core::{ApiResource, GroupVersionKind};
 use kube::{CustomResource, CustomResourceExt};
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
@@ -18,6 +19,28 @@ use std::collections::BTreeMap;
 pub const GROUP: &str = "bulkhead.dev";
 /// The version of it.
 pub const VERSION: &str = "v1alpha1";
+
+/// A kind of policy, as the API server calls it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Kind {
+    /// One of them.
+    pub kind: &'static str,
+    /// All of them.
+    pub plural: &'static str,
+}
+
+/// The two: of one namespace, and of the cluster.
+pub const POLICIES: [Kind; 2] = [
+    Kind { kind: "SegmentationPolicy", plural: "segmentationpolicies" },
+    Kind { kind: "ClusterSegmentationPolicy", plural: "clustersegmentationpolicies" },
+];
+
+impl Kind {
+    /// For requests of it.
+    pub fn resource(&self) -> ApiResource {
+        ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(GROUP, VERSION, self.kind), self.plural)
+    }
+}
 
 /// Where one node's pods are and who they are. Written by that node's agent, read by all others.
 #[derive(CustomResource, Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
@@ -54,43 +77,101 @@ pub struct NodeWorkload {
     pub ports: BTreeMap<String, String>,
 }
 
+/// How one node is, and what it does with the policies that concern its workloads. Written by that node's agent alone,
+/// read by the one that sums up.
+#[derive(CustomResource, Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[kube(group = "bulkhead.dev", version = "v1alpha1", kind = "SegmentationNode", plural = "segmentationnodes")]
+#[kube(shortname = "segnode", category = "bulkhead", derive = "PartialEq")]
+#[kube(printcolumn = r#"{"name": "Ready", "type": "boolean", "jsonPath": ".spec.ready"}"#)]
+#[kube(printcolumn = r#"{"name": "Workloads", "type": "integer", "jsonPath": ".spec.workloads"}"#)]
+#[kube(printcolumn = r#"{"name": "Fault", "type": "string", "jsonPath": ".spec.faults[0]"}"#)]
+#[kube(printcolumn = r#"{"name": "Version", "type": "string", "jsonPath": ".spec.version"}"#)]
+#[serde(rename_all = "camelCase")]
+pub struct SegmentationNodeSpec {
+    /// The agent's version.
+    pub version: String,
+    /// Whether a ruleset is in force and the programs are attached.
+    pub ready: bool,
+    /// How many workloads run there.
+    pub workloads: i64,
+    /// What is out of order, the first few.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub faults: Vec<String>,
+    /// The policies that concern workloads of this node, and those that it can't take.
+    #[serde(default)]
+    #[schemars(length(max = 4096))]
+    pub policies: Vec<NodePolicy>,
+}
+
+/// What a node does with one policy.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NodePolicy {
+    /// Its kind, namespace if it has one, and name: `SegmentationPolicy/shop/web`.
+    pub policy: String,
+    /// The object's UID.
+    pub uid: String,
+    /// The generation that is in force there; 0: none, or an earlier form.
+    pub generation: i64,
+    /// How many of the node's workloads it concerns.
+    pub workloads: i64,
+    /// For how many of them nothing is enforced now, by break-glass.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub break_glass: i64,
+    /// How many connections it would have denied, at least: rounded down, so that a number that grows is seldom written.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub would_deny: i64,
+    /// Why the node can't take it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+fn is_zero(n: &i64) -> bool {
+    *n == 0
+}
+
 /// What becomes of a policy.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PolicyStatus {
     /// The generation that the rest is about.
     pub observed_generation: i64,
-    /// How many workloads it selects, over all nodes that reported.
+    /// How many workloads it concerns, over all nodes that reported.
     pub workloads: i64,
-    /// How many rules it has.
+    /// How many rules, edges and denies it has.
     pub rules: i64,
+    /// How many connections it would have denied, at least.
+    pub would_deny: i64,
+    /// How many nodes have workloads that it concerns.
+    pub nodes: i64,
+    /// In how many of them it is in force as it is written now.
+    pub nodes_in_step: i64,
     /// Accepted, Enforced, Degraded.
     pub conditions: Vec<k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition>,
 }
 
 /// All of them, in the order in which they may be created.
 pub fn all() -> Vec<CustomResourceDefinition> {
-    let scoped = |scope| json!({"scope": scope});
+    let [namespaced, cluster] = &POLICIES;
     vec![
-        policy::<SegmentationPolicySpec>("SegmentationPolicy", "segmentationpolicies", "segpol", scoped("Namespaced")),
-        policy::<ClusterSegmentationPolicySpec>(
-            "ClusterSegmentationPolicy",
-            "clustersegmentationpolicies",
-            "csegpol",
-            scoped("Cluster"),
-        ),
+        policy::<SegmentationPolicySpec>(namespaced, "segpol", "Namespaced"),
+        policy::<ClusterSegmentationPolicySpec>(cluster, "csegpol", "Cluster"),
         NodeEndpoints::crd(),
+        SegmentationNode::crd(),
     ]
 }
 
 /// One kind of policy.
-fn policy<S: JsonSchema>(kind: &str, plural: &str, short: &str, scope: Value) -> CustomResourceDefinition {
+fn policy<S: JsonSchema>(of: &Kind, short: &str, scope: &str) -> CustomResourceDefinition {
+    let Kind { kind, plural } = of;
     let schema = |value: Value| json!({"type": "object", "required": ["spec"], "properties": {"spec": value, "status": schema_of::<PolicyStatus>()}});
     let column = |name: &str, kind: &str, path: &str| json!({"name": name, "type": kind, "jsonPath": path});
-    let mut definition = json!({
+    let definition = json!({
         "metadata": {"name": format!("{plural}.{GROUP}")},
         "spec": {
             "group": GROUP,
+            "scope": scope,
             "names": {
                 "kind": kind, "plural": plural, "singular": kind.to_lowercase(), "shortNames": [short],
                 "categories": ["bulkhead"],
@@ -103,14 +184,17 @@ fn policy<S: JsonSchema>(kind: &str, plural: &str, short: &str, scope: Value) ->
                     column("Mode", "string", ".spec.mode"),
                     column("Workloads", "integer", ".status.workloads"),
                     column("Rules", "integer", ".status.rules"),
+                    column("Would-Deny", "integer", ".status.wouldDeny"),
+                    column("Nodes", "integer", ".status.nodes"),
+                    column("In-Step", "integer", ".status.nodesInStep"),
                     column("Accepted", "string", ".status.conditions[?(@.type=='Accepted')].status"),
                     column("Enforced", "string", ".status.conditions[?(@.type=='Enforced')].status"),
+                    column("Degraded", "string", ".status.conditions[?(@.type=='Degraded')].status"),
                     column("Age", "date", ".metadata.creationTimestamp"),
                 ],
             }],
         },
     });
-    definition["spec"]["scope"] = scope["scope"].clone();
     serde_json::from_value(definition).expect("a literal of the definition's own shape")
 }
 

@@ -4,6 +4,7 @@
 //! trusted that the pod itself can change while it runs.
 
 use crate::config::Filling;
+use crate::policy::model::protocol_number;
 use bulkhead_common::{Addr, proto};
 use k8s_openapi::api::core::v1::{Container, Pod as Object, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -139,12 +140,7 @@ pub fn address(text: &str) -> Option<Addr> {
 
 /// The IP protocol of that name; the API's default is TCP.
 pub fn protocol(name: Option<&str>) -> Option<u8> {
-    match name {
-        None | Some("TCP") => Some(proto::TCP),
-        Some("UDP") => Some(proto::UDP),
-        Some("SCTP") => Some(proto::SCTP),
-        Some(_) => None,
-    }
+    name.map_or(Some(proto::TCP), protocol_number)
 }
 
 /// The port that the kubelet connects to; `None`: it runs something inside instead.

@@ -1,6 +1,7 @@
 //! This node's pods, told to the other nodes: one object per node, written by its agent alone.
 
 use super::crd::{NodeEndpoints, NodeEndpointsSpec, NodeWorkload};
+use super::watch::Peers;
 use kube::api::{Api, Patch, PatchParams};
 use kube::{Client, Resource};
 use std::sync::Arc;
@@ -9,9 +10,11 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 /// Who writes, in the object's managed fields.
-const MANAGER: &str = "bulkhead-agent";
+pub(crate) const MANAGER: &str = "bulkhead-agent";
 /// No more often than this is anything written: pods come in swarms.
 const PAUSE: Duration = Duration::from_millis(200);
+/// After so long it is written although nothing changed.
+const AGAIN: Duration = Duration::from_secs(600);
 /// After a refusal.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -22,14 +25,24 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub async fn run(
     client: Client,
     node: String,
+    peers: Peers,
     mut workloads: watch::Receiver<Arc<Vec<NodeWorkload>>>,
     mut stopped: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
     let api: Api<NodeEndpoints> = Api::all(client);
+    // What is there at the beginning hasn't been told yet.
+    workloads.mark_changed();
     loop {
+        tokio::select! {
+            _ = stopped.changed() => return Ok(()),
+            changed = workloads.changed() => if changed.is_err() { return Ok(()) },
+            // Somebody may have deleted it. If it is there, writing the same changes nothing.
+            () = sleep(AGAIN) => {}
+        }
         let now = workloads.borrow_and_update().clone();
-        let object =
+        let mut object =
             NodeEndpoints::new(&node, NodeEndpointsSpec { published_by: node.clone(), workloads: now.to_vec() });
+        object.metadata.owner_references = peers.owner(&node);
         let patch = Patch::Apply(&object);
         let parameters = PatchParams::apply(MANAGER).force();
         let written = tokio::select! {
@@ -43,20 +56,13 @@ pub async fn run(
             }
             Err(e) => {
                 tracing::warn!("the other nodes can't be told of this node's pods yet: {e}");
+                workloads.mark_changed();
                 PATIENCE
             }
         };
-        let again = pause == PATIENCE;
         tokio::select! {
             _ = stopped.changed() => return Ok(()),
             () = sleep(pause) => {}
-        }
-        if again {
-            continue;
-        }
-        tokio::select! {
-            _ = stopped.changed() => return Ok(()),
-            changed = workloads.changed() => if changed.is_err() { return Ok(()) },
         }
     }
 }

@@ -12,6 +12,7 @@ use super::services::{self, Front};
 use crate::config::{Backend, Cluster, Config, Peer, Position, Service as Facade, Who, Workload, narrow, widen_prefix};
 use crate::identity::{Identity, SpiffeId};
 use crate::inventory::{Place, Posture};
+use crate::policy::model::{protocol_name, protocol_number};
 use bulkhead_common::maps::{AddrPort, PrefixKey};
 use bulkhead_common::{Addr, Class, proto};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod as PodObject, Service};
@@ -69,6 +70,8 @@ pub struct View {
     pub postures: BTreeMap<String, Posture>,
     /// The policies' texts, by name.
     pub texts: BTreeMap<String, String>,
+    /// Which forms of the objects those are, by the same names; what is built in has none.
+    pub revisions: BTreeMap<String, Revision>,
     /// What other nodes are to know of this one.
     pub published: Vec<NodeWorkload>,
     /// What looks wrong.
@@ -77,15 +80,12 @@ pub struct View {
 
 impl View {
     /// The configuration with everything that the cluster adds. What the file says itself comes first.
-    pub fn over(&self, config: &Config, pods_at: &[Pods]) -> Config {
+    pub fn over(&self, config: &Config) -> Config {
         let mut config = config.clone();
         config.workloads.extend(self.workloads.iter().cloned());
         config.endpoints.extend(self.endpoints.iter().cloned());
         config.services.extend(self.services.iter().cloned());
         config.ranges.extend(&self.ranges);
-        config.attach.extend(pods_at.iter().map(|p| p.path.clone()));
-        config.attach.sort();
-        config.attach.dedup();
         config
     }
 }
@@ -110,8 +110,7 @@ pub fn view(
     let pods = view.own_pods(settings, objects);
     view.read_workloads(&pods, pods_at);
     let mut claims: BTreeMap<Addr, Vec<Claim>> = BTreeMap::new();
-    for (pod, id) in &pods {
-        let identity = identity(&pod.namespace, [id.clone()]);
+    for (pod, identity) in &pods {
         for a in &pod.addresses {
             claims.entry(*a).or_default().push(Claim { uid: pod.uid.clone(), identity: identity.clone() });
         }
@@ -123,7 +122,7 @@ pub fn view(
     let dns = view.read_services(objects, &claims);
     view.read_policies(objects);
     let facts = builtin::Facts {
-        pods: pods.iter().map(|(pod, id)| (pod, id)).collect(),
+        pods: pods.iter().flat_map(|(pod, identity)| identity.ids.iter().map(move |id| (pod, id))).collect(),
         dns,
         node_dns: config.endpoints.iter().any(|p| matches!(p.who, Who::Class(Class::NodeDns))),
     };
@@ -181,8 +180,8 @@ impl View {
         }
     }
 
-    /// This node's pods that run or will, each with its ID.
-    fn own_pods(&mut self, settings: &Cluster, objects: &Objects) -> Vec<(Pod, SpiffeId)> {
+    /// This node's pods that run or will, each with who it is.
+    fn own_pods(&mut self, settings: &Cluster, objects: &Objects) -> Vec<(Pod, Identity)> {
         let mut by_uid: BTreeMap<String, Vec<Pod>> = BTreeMap::new();
         for pod in objects.pods.iter().filter_map(|p| Pod::of(p)) {
             if pod.node == settings.node && !pod.over {
@@ -201,32 +200,34 @@ impl View {
             }
             let Some(pod) = same.pop() else { continue };
             match settings.template.id(pod.filling()) {
-                Ok(id) => pods.push((pod, id)),
+                Ok(id) => {
+                    let identity = identity(&pod.namespace, [id]);
+                    pods.push((pod, identity));
+                }
                 Err(e) => self.warn(format!("pod {} stays unknown: {e}", pod.title())),
             }
         }
         pods
     }
 
-    fn read_workloads(&mut self, pods: &[(Pod, SpiffeId)], pods_at: &[Pods]) {
-        let mut ports: BTreeMap<Identity, Ports> = BTreeMap::new();
-        for (pod, id) in pods {
-            ports.entry(identity(&pod.namespace, [id.clone()])).or_default().add(&pod.ports);
+    fn read_workloads(&mut self, pods: &[(Pod, Identity)], pods_at: &[Pods]) {
+        let mut ports: BTreeMap<&Identity, Ports> = BTreeMap::new();
+        for (pod, identity) in pods {
+            ports.entry(identity).or_default().add(&pod.ports);
         }
-        for (pod, id) in pods {
-            let identity = identity(&pod.namespace, [id.clone()]);
-            let ports = ports.get(&identity).map(Ports::clear).unwrap_or_default();
+        for (pod, identity) in pods {
+            let ports = ports.get(identity).map(Ports::clear).unwrap_or_default();
             self.published.push(NodeWorkload {
                 uid: pod.uid.clone(),
                 namespace: pod.namespace.clone(),
-                ids: vec![id.to_string()],
+                ids: identity.ids.iter().map(ToString::to_string).collect(),
                 addresses: pod.addresses.iter().map(|a| narrow(a).to_string()).collect(),
                 ports: pod.ports.iter().map(|(name, (p, n))| (name.clone(), written(*p, *n))).collect(),
             });
             self.workloads.push(Workload {
                 name: pod.title(),
                 posture: self.posture(&pod.namespace),
-                identity,
+                identity: identity.clone(),
                 cgroups: pods_at.iter().flat_map(|at| at.patterns(&pod.uid)).collect(),
                 ports,
                 addresses: pod.addresses.clone(),
@@ -393,21 +394,53 @@ impl View {
 
     fn read_policies(&mut self, objects: &Objects) {
         for object in &objects.policies {
-            let (Some(types), Some(name)) = (&object.types, &object.metadata.name) else { continue };
-            let mut metadata = json!({"name": name});
-            let title = match &object.metadata.namespace {
-                Some(namespace) => {
-                    metadata["namespace"] = json!(namespace);
-                    format!("{}/{namespace}/{name}", types.kind)
-                }
-                None => format!("{}/{name}", types.kind),
-            };
-            let mut text = json!({"apiVersion": types.api_version, "kind": types.kind, "metadata": metadata});
-            if let Some(spec) = object.data.get("spec") {
-                text["spec"] = spec.clone();
-            }
-            self.texts.insert(title, text.to_string());
+            let Some(document) = Document::of(object) else { continue };
+            self.revisions.insert(document.title.clone(), document.revision);
+            self.texts.insert(document.title, document.text);
         }
+    }
+}
+
+/// Which form of an object.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Revision {
+    /// Which object of that name.
+    pub uid: String,
+    /// Which form of it.
+    pub generation: i64,
+}
+
+/// A policy object as a file.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Document {
+    /// Its kind, namespace if it has one, and name, with slashes between them: the file's name.
+    pub title: String,
+    /// What it says.
+    pub text: String,
+    /// Which form that is.
+    pub revision: Revision,
+}
+
+impl Document {
+    /// The object's; `None` if it has no name or kind, which the API server rules out.
+    pub fn of(object: &DynamicObject) -> Option<Self> {
+        let (types, meta) = (object.types.as_ref()?, &object.metadata);
+        let name = meta.name.as_ref()?;
+        let mut metadata = json!({"name": name});
+        let title = match &meta.namespace {
+            Some(namespace) => {
+                metadata["namespace"] = json!(namespace);
+                format!("{}/{namespace}/{name}", types.kind)
+            }
+            None => format!("{}/{name}", types.kind),
+        };
+        let mut text = json!({"apiVersion": types.api_version, "kind": types.kind, "metadata": metadata});
+        if let Some(spec) = object.data.get("spec") {
+            text["spec"] = spec.clone();
+        }
+        let revision =
+            Revision { uid: meta.uid.clone().unwrap_or_default(), generation: meta.generation.unwrap_or_default() };
+        Some(Self { title, text: text.to_string(), revision })
     }
 }
 
@@ -422,17 +455,12 @@ fn node_addresses(node: &Node) -> Vec<Addr> {
 
 /// A port as agents tell each other.
 fn written(proto: u8, port: u16) -> String {
-    let name = match proto {
-        proto::UDP => "UDP",
-        proto::SCTP => "SCTP",
-        _ => "TCP",
-    };
-    format!("{name}/{port}")
+    format!("{}/{port}", protocol_name(proto))
 }
 
 fn read_port(text: &str) -> Option<(u8, u16)> {
     let (name, port) = text.split_once('/')?;
-    Some((pod::protocol(Some(name))?, port.parse().ok()?))
+    Some((protocol_number(name)?, port.parse().ok()?))
 }
 
 /// Named ports of one identity, gathered from all that have it. A name that means two things means nothing.

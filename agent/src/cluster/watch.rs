@@ -3,29 +3,26 @@
 //! Each kind has a watch and a store of its own. A list replaces a store's content at once, so half of one is never seen;
 //! while a watch is broken its store keeps what it had, and the fault is told. Nothing here decides anything.
 
-use super::crd::{GROUP, NodeEndpoints, VERSION};
+use super::crd::{NodeEndpoints, POLICIES};
 use super::view::Objects;
 use crate::config::Cluster;
 use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
-use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::api::{Api, DynamicObject, ObjectMeta};
 use kube::runtime::reflector::{self, Store};
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt, watcher as watch};
 use kube::{Client, Resource};
 use serde::de::DeserializeOwned;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::watch as signal;
 use tokio::task::JoinSet;
-
-/// The two kinds of policy.
-const POLICIES: [(&str, &str); 2] =
-    [("SegmentationPolicy", "segmentationpolicies"), ("ClusterSegmentationPolicy", "clustersegmentationpolicies")];
 
 /// How the watches are.
 #[derive(Clone, Debug, Default)]
@@ -46,16 +43,38 @@ pub struct Watch {
     nodes: Store<Node>,
     service_cidrs: Store<ServiceCIDR>,
     policies: Vec<Store<DynamicObject>>,
-    health: Arc<Mutex<Health>>,
-    changed: signal::Receiver<u64>,
-    _tasks: JoinSet<()>,
+    kinds: Spawn,
+}
+
+/// The other nodes, as the watches have them.
+#[derive(Clone)]
+pub struct Peers {
+    nodes: Store<Node>,
+    endpoints: Store<NodeEndpoints>,
+}
+
+impl Peers {
+    /// The names of all nodes.
+    pub fn nodes(&self) -> BTreeSet<String> {
+        self.nodes.state().iter().filter_map(|n| n.metadata.name.clone()).collect()
+    }
+
+    /// What the agents say of their nodes' pods.
+    pub fn endpoints(&self) -> Vec<Arc<NodeEndpoints>> {
+        self.endpoints.state()
+    }
+
+    /// That something belongs to this node: it goes when the node does.
+    pub fn owner(&self, node: &str) -> Option<Vec<OwnerReference>> {
+        let node = self.nodes.find(|n| n.metadata.name.as_deref() == Some(node))?;
+        Some(vec![node.owner_ref(&())?])
+    }
 }
 
 impl Watch {
     /// Begins to watch. [`Watch::synced`] tells when every kind was listed once.
     pub fn start(client: &Client, settings: &Cluster) -> Self {
-        let (tell, changed) = signal::channel(0);
-        let mut spawn = Spawn { tell, health: Arc::default(), tasks: JoinSet::new() };
+        let mut spawn = Spawn::new();
         let own = watcher::Config::default().fields(&format!("spec.nodeName={}", settings.node));
         let every = watcher::Config::default;
         let pods = spawn.kind("pods", Api::all(client.clone()), (), own, |p: &mut Pod| {
@@ -80,10 +99,10 @@ impl Watch {
         let service_cidrs = spawn.kind("servicecidrs", Api::all(client.clone()), (), every(), bare);
         let policies = POLICIES
             .iter()
-            .map(|(kind, plural)| {
-                let resource = policy_resource(kind, plural);
+            .map(|kind| {
+                let resource = kind.resource();
                 let api = Api::all_with(client.clone(), &resource);
-                spawn.kind(plural, api, resource, every(), |p: &mut DynamicObject| {
+                spawn.kind(kind.plural, api, resource, every(), |p: &mut DynamicObject| {
                     strip(&mut p.metadata);
                     if let Some(all) = p.data.as_object_mut() {
                         all.remove("status");
@@ -91,25 +110,12 @@ impl Watch {
                 })
             })
             .collect();
-        let Spawn { health, tasks, .. } = spawn;
-        Self {
-            pods,
-            node_endpoints,
-            services,
-            slices,
-            namespaces,
-            nodes,
-            service_cidrs,
-            policies,
-            health,
-            changed,
-            _tasks: tasks,
-        }
+        Self { pods, node_endpoints, services, slices, namespaces, nodes, service_cidrs, policies, kinds: spawn }
     }
 
     /// Tells when something changed, again and again.
     pub fn changes(&self) -> signal::Receiver<u64> {
-        self.changed.clone()
+        self.kinds.tell.subscribe()
     }
 
     /// Waits until every kind was listed once. Cancel it to stop waiting.
@@ -124,13 +130,18 @@ impl Watch {
 
     /// The kinds that weren't listed yet.
     pub fn missing(&self) -> Vec<&'static str> {
-        self.health.lock().unwrap_or_else(PoisonError::into_inner).missing.clone()
+        self.kinds.missing()
     }
 
     /// What is wrong with the watches now, a line for each kind.
     pub fn faults(&self) -> Vec<String> {
-        let health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
+        let health = self.kinds.health.lock().unwrap_or_else(PoisonError::into_inner);
         health.faults.iter().map(|(kind, why)| format!("{kind} can't be watched: {why}")).collect()
+    }
+
+    /// The nodes, and what their agents say of their pods.
+    pub fn peers(&self) -> Peers {
+        Peers { nodes: self.nodes.clone(), endpoints: self.node_endpoints.clone() }
     }
 
     /// All objects as they are now.
@@ -148,31 +159,37 @@ impl Watch {
     }
 }
 
-/// How the API server calls a kind of policy.
-pub fn policy_resource(kind: &str, plural: &str) -> ApiResource {
-    ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(GROUP, VERSION, kind), plural)
-}
-
 fn bare<K: Resource>(object: &mut K) {
     strip(object.meta_mut());
 }
 
 /// Takes off what is large and never looked at.
-fn strip(meta: &mut ObjectMeta) {
+pub(super) fn strip(meta: &mut ObjectMeta) {
     meta.managed_fields = None;
     if let Some(annotations) = &mut meta.annotations {
         annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
     }
 }
 
-struct Spawn {
+/// Watches that end when this is dropped.
+pub(super) struct Spawn {
     tell: signal::Sender<u64>,
     health: Arc<Mutex<Health>>,
     tasks: JoinSet<()>,
 }
 
 impl Spawn {
-    fn kind<K>(
+    pub(super) fn new() -> Self {
+        Self { tell: signal::channel(0).0, health: Arc::default(), tasks: JoinSet::new() }
+    }
+
+    /// The kinds that weren't listed yet.
+    pub(super) fn missing(&self) -> Vec<&'static str> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner).missing.clone()
+    }
+
+    /// Watches one kind.
+    pub(super) fn kind<K>(
         &mut self,
         name: &'static str,
         api: Api<K>,

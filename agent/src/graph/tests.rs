@@ -20,6 +20,7 @@ fn record(source: PeerName, destination: PeerName, port: u16, outcome: &str) -> 
         last: 1_700_000_100_000,
         hours: 1,
         days: 1,
+        by_destination: false,
         source_executables: BTreeSet::new(),
         destination_executables: BTreeSet::new(),
     }
@@ -27,7 +28,7 @@ fn record(source: PeerName, destination: PeerName, port: u16, outcome: &str) -> 
 
 fn history(records: Vec<Record>) -> History {
     let window = Window { from: 1_700_000_000_000, to: 1_700_000_100_000, watched: 100_000, unattributed: 0 };
-    History { window, records }
+    History { window, records, ..History::default() }
 }
 
 fn workload(namespace: &str, n: usize) -> PeerName {
@@ -58,6 +59,18 @@ fn all_forms(graph: &Graph) -> [(&'static str, String); 6] {
         ("html", html::render(graph)),
         ("json", graph.to_json().expect("plain data")),
     ]
+}
+
+#[test]
+fn a_service_reads_like_one_and_stands_in_its_namespace() {
+    let service = crate::identity::Identity::service("shop/db:sql");
+    let to = PeerName::of(bulkhead_common::PeerId(300), |_| Some(&service), |_| None);
+    assert_eq!((to.id.as_str(), to.namespace.as_str()), ("service shop/db:sql", "shop"));
+    let from = name("spiffe://t/ns/web/sa/front", "web");
+    let text = text::render(&Graph::of(&history(vec![record(from, to, 80, "allowed")]), &Filter::default()), |_, w| {
+        w.to_owned()
+    });
+    assert!(text.contains("shop/db:sql (Service) "), "{text}");
 }
 
 #[test]

@@ -6,7 +6,7 @@
 //! The order, highest first: revoked, deny, allow, default; under break-glass denies don't count in the verdict in force. Each end that is a workload has its say, in each of two verdicts.
 
 use super::diagnostic::At;
-use super::model::{Mode, PROTOCOLS, Peer, Policy, PortRange, Ports};
+use super::model::{Deny, Mode, PROTOCOLS, Peer, Policy, PortRange, Ports};
 use super::overrides::Overrides;
 use super::rules::{RuleRef, Section};
 use super::set::PolicySet;
@@ -105,17 +105,9 @@ fn decide(set: &PolicySet, inventory: &Inventory, c: &Connection<'_>, side: Sect
     let open = verdict == Mode::Enforce && is_open(set, &own, c);
     if matches!(own, End::Workload(_)) {
         for policy in set.iter().filter(counts).filter(|_| !open) {
-            for (index, deny) in policy.denies.iter().enumerate() {
-                let excepted = deny.except.iter().any(|e| {
-                    e.from.as_ref().is_none_or(|list| is_any_of(&c.from, list))
-                        && e.to.as_ref().is_none_or(|list| is_any_of(&c.to, list))
-                        && on_ports(c, &e.ports)
-                });
-                if is_any_of(&c.from, &deny.from) && is_any_of(&c.to, &deny.to) && on_ports(c, &deny.ports) && !excepted
-                {
-                    let rule = RuleRef::of(policy, Section::Denies, index, &deny.text, deny);
-                    return Decision { allows: false, rule: Some(rule) };
-                }
+            if let Some((index, deny)) = denying(policy, c) {
+                let rule = RuleRef::of(policy, Section::Denies, index, &deny.text, deny);
+                return Decision { allows: false, rule: Some(rule) };
             }
         }
         for policy in set.iter().filter(counts) {
@@ -174,6 +166,30 @@ pub fn selects(policy: &Policy, end: &End<'_>) -> bool {
     let End::Workload(facts) = end else { return false };
     let here = policy.namespace().is_none_or(|ns| ns == facts.identity.namespace);
     here && policy.selector.iter().any(|pattern| facts.identity.ids.iter().any(|id| pattern.matches(id)))
+}
+
+/// Whether the policy says anything of this end: selects it, or names it in an edge or a deny.
+pub fn concerns(policy: &Policy, end: &End<'_>) -> bool {
+    selects(policy, end)
+        || policy.edges.iter().any(|e| is_any_of(end, &e.from) || is_any_of(end, &e.to))
+        || policy.denies.iter().any(|d| is_any_of(end, &d.from) || is_any_of(end, &d.to))
+}
+
+/// Whether one of its denies is about this connection.
+pub fn denies(policy: &Policy, c: &Connection<'_>) -> bool {
+    denying(policy, c).is_some()
+}
+
+/// The first of its denies that is about this connection.
+fn denying<'p>(policy: &'p Policy, c: &Connection<'_>) -> Option<(usize, &'p At<Deny>)> {
+    policy.denies.iter().enumerate().find(|(_, deny)| {
+        let excepted = deny.except.iter().any(|e| {
+            e.from.as_ref().is_none_or(|list| is_any_of(&c.from, list))
+                && e.to.as_ref().is_none_or(|list| is_any_of(&c.to, list))
+                && on_ports(c, &e.ports)
+        });
+        is_any_of(&c.from, &deny.from) && is_any_of(&c.to, &deny.to) && on_ports(c, &deny.ports) && !excepted
+    })
 }
 
 fn is_any_of(end: &End<'_>, peers: &[At<Peer>]) -> bool {

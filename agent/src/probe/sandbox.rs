@@ -12,7 +12,8 @@
 //! cgroups behind, and its processes end with it. Names are unique (process id and a counter), so any number of
 //! sandboxes can exist side by side. The caller's own namespace, addresses and mounts stay as they are.
 //!
-//! It must not depend on programs such as `ip`, nor on the rest of Bulkhead.
+//! It must not depend on programs such as `ip`, nor on what it is there to try: of the rest of Bulkhead it knows only
+//! where cgroup2 is mounted.
 
 mod cgroup;
 mod netlink;
@@ -21,13 +22,14 @@ mod process;
 mod receiver;
 mod switch;
 
-pub use cgroup::{Cgroup, cgroup2_mount};
+pub use cgroup::Cgroup;
 pub use netlink::index as link_index;
 pub use netns::{Netns, enter_new, up_link, up_loopback};
 pub use process::{Failure, Process, Turn};
 pub use receiver::{Reply, bind_udp, collect, listen};
 pub use switch::{Plug, Switch};
 
+use crate::sources::hierarchy::Hierarchy;
 use anyhow::{Context as _, Result};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
@@ -45,8 +47,7 @@ pub struct Sandbox {
 impl Sandbox {
     /// A new one directly below the root of the cgroup hierarchy.
     pub fn new(label: &str) -> Result<Self> {
-        let mount = cgroup2_mount()?;
-        Self::below(&mount, label)
+        Self::below(&Hierarchy::find()?.mount, label)
     }
 
     /// A new one below a cgroup that exists already.

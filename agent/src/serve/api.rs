@@ -49,6 +49,9 @@ pub struct Status {
     pub workloads: Vec<WorkloadStatus>,
     /// The policies in force.
     pub policies: Vec<PolicyStatus>,
+    /// The custom resources that are policies, whether they were taken or not.
+    #[serde(default)]
+    pub objects: Vec<ObjectStatus>,
     /// What is wrong with the configuration and the policies; the last good form is in force.
     pub findings: Vec<Finding>,
     /// What was found to be out of order in the kernel, or with the agent, at the last look.
@@ -206,9 +209,25 @@ pub struct PolicyStatus {
     pub selects: Vec<String>,
 }
 
+/// One policy object of the API server.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ObjectStatus {
+    /// Kind, namespace if it has one, and name; [`PolicyStatus::file`] of a policy that came from it is the same.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+    /// Which form of it was read last.
+    pub generation: i64,
+    /// Whether that form is in force; else its last good one is, or what stands in for it.
+    pub in_force: bool,
+}
+
 /// One complaint about a file.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Finding {
+    /// Which file or object; empty: not known.
+    #[serde(default)]
+    pub file: String,
     /// Whether it keeps something out of force; else it is a warning.
     pub error: bool,
     /// `file:line:column: severity: message (hint: …)`.

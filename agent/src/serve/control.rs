@@ -7,6 +7,7 @@ use super::api::{Decision, Explained, Filter};
 use super::orders::{Order, Refusal, Request};
 use crate::app::Snapshot;
 use crate::app::keep::Keep;
+use crate::history::History;
 use crate::policy::{self, Party};
 use anyhow::Context;
 use axum::Router;
@@ -196,7 +197,7 @@ async fn history(State(shared): State<Shared>, Query(span): Query<Span>) -> Resp
     let keep = shared.keep.clone();
     let read = move || keep.history(since.unwrap_or(0), until.unwrap_or(u64::MAX));
     match tokio::task::spawn_blocking(read).await {
-        Ok(Ok(history)) => Json(history).into_response(),
+        Ok(Ok(history)) => Json(History { services: shared.now().services(), ..history }).into_response(),
         Ok(Err(e)) => (StatusCode::INTERNAL_SERVER_ERROR, e.to_string()).into_response(),
         Err(e) => (StatusCode::INTERNAL_SERVER_ERROR, format!("the history couldn't be read: {e}")).into_response(),
     }

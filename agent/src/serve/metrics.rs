@@ -16,6 +16,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use tokio::net::TcpListener;
@@ -230,6 +231,10 @@ impl Collector for Page {
             (vec![("severity", if error { "error" } else { "warning" }.to_owned())], count(n))
         });
         gauges(e, "file_findings", "Complaints about the configuration and the policies", findings)?;
+        let refused: BTreeSet<&str> =
+            status.findings.iter().filter(|f| f.error && !f.file.is_empty()).map(|f| f.file.as_str()).collect();
+        let refused = refused.into_iter().map(|file| (vec![("file", file.to_owned())], 1));
+        gauges(e, "file_refused", "1 for a file or policy object that isn't taken as it is now", refused)?;
         gauge(e, "faults", "What was out of order at the last look", count(status.faults.len()))?;
         gauge(e, "not_contained", "Sockets and the like that aren't kept apart", count(status.not_contained.len()))?;
         counter(

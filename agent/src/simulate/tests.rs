@@ -20,6 +20,7 @@ fn record(to: &str, port: u16, established: u64) -> Record {
         last: 7,
         hours: 1,
         days: 1,
+        by_destination: false,
         source_executables: BTreeSet::new(),
         destination_executables: BTreeSet::new(),
     }
@@ -42,7 +43,7 @@ fn differences_are_told_with_counts_and_the_rule() {
         record("spiffe://t/b", 3, 5),
         record("identity-9", 3, 5),
     ];
-    let history = History { window: Window::default(), records };
+    let history = History { records, ..History::default() };
     let name = |id: &str| crate::identity::Identity {
         namespace: String::new(),
         ids: BTreeSet::from([id.parse().expect("an ID")]),
@@ -66,7 +67,7 @@ fn differences_are_told_with_counts_and_the_rule() {
 
 #[test]
 fn enforcing_what_is_only_audited_so_far_shows_what_it_would_cut() {
-    let history = History { window: Window::default(), records: vec![record("spiffe://t/b", 9, 1)] };
+    let history = History { records: vec![record("spiffe://t/b", 9, 1)], ..History::default() };
     let audit = set("audit", 1);
     let s = |under: &Under| simulate(&history, &audit, &audit, &Inventory::default(), under).newly_denied.len();
     assert_eq!((s(&Under::Present), s(&Under::Enforce)), (0, 1));
@@ -74,7 +75,7 @@ fn enforcing_what_is_only_audited_so_far_shows_what_it_would_cut() {
 
 #[test]
 fn nothing_is_denied_to_those_who_are_only_observed() {
-    let history = History { window: Window::default(), records: vec![record("spiffe://t/b", 9, 1)] };
+    let history = History { records: vec![record("spiffe://t/b", 9, 1)], ..History::default() };
     let sets = (set("enforce", 1), set("enforce", 2));
     let under = |under: &Under| simulate(&history, &sets.0, &sets.1, &Inventory::default(), under).newly_denied.len();
     assert_eq!((under(&Under::Present), under(&Under::Enforce)), (0, 1));

@@ -39,6 +39,7 @@ fn record(from: &str, to: &str, protocol: u8, port: u16) -> Record {
         last: START + 14 * DAY - 1,
         hours: 336,
         days: 14,
+        by_destination: false,
         source_executables: BTreeSet::new(),
         destination_executables: BTreeSet::new(),
     }
@@ -53,7 +54,7 @@ fn once(record: Record, established: u64) -> Record {
 
 fn history(records: Vec<Record>) -> History {
     let window = Window { from: START, to: START + 14 * DAY, watched: 14 * DAY, unattributed: 0 };
-    History { window, records }
+    History { window, records, ..History::default() }
 }
 
 fn suggestion(records: Vec<Record>) -> Suggestion {

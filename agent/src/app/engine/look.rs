@@ -1,10 +1,10 @@
 //! Reading what may have changed: files, the cluster's objects, cgroups, addresses.
 
-use super::Engine;
+use super::{Engine, LAST_CONFIG};
 use crate::app::kernel::Kernel;
 use crate::cluster::cgroup::Pods;
 use crate::cluster::crd::NodeWorkload;
-use crate::cluster::view::{self, View};
+use crate::cluster::view::{self, Revision, View};
 use crate::cluster::watch::Watch;
 use crate::config::{self, Config};
 use crate::policy::{Diagnostic, Severity};
@@ -15,9 +15,6 @@ use sha2::{Digest, Sha256};
 use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::watch as signal;
-
-/// The file with the last good configuration.
-use super::LAST_CONFIG;
 
 /// A cluster's node: its objects, and what they came to at the last look.
 pub(crate) struct Cluster {
@@ -54,11 +51,16 @@ impl Cluster {
             }
             differs
         });
-        self.view.over(base, &self.pods_at)
+        self.view.over(base)
     }
 
     fn texts(&self) -> impl Iterator<Item = (String, Arc<str>)> {
         self.view.texts.iter().map(|(name, text)| (name.clone(), text.as_str().into()))
+    }
+
+    /// The policies among the objects, by the names of [`Self::texts`].
+    pub(super) fn revisions(&self) -> impl Iterator<Item = (&String, &Revision)> {
+        self.view.revisions.iter()
     }
 
     /// What is wrong with the objects, and with the watches.
@@ -82,15 +84,16 @@ impl<K: Kernel> Engine<K> {
     pub(super) fn look(&mut self, dirty: Dirty) -> anyhow::Result<()> {
         if dirty.files {
             self.read_config()?;
-            self.kernel.set_tell_answers(self.config.dns)?;
-        }
-        if let Some(cluster) = self.cluster.as_mut().filter(|_| dirty.files || dirty.cluster) {
-            self.config = cluster.view(&self.base);
+            self.kernel.set_tell_answers(self.base.dns)?;
         }
         if dirty.files || dirty.cluster {
+            self.config = match &mut self.cluster {
+                Some(cluster) => cluster.view(&self.base),
+                None => self.base.clone(),
+            };
             self.read_policies()?;
         }
-        if dirty.any() {
+        if dirty.cgroups || dirty.files || dirty.cluster {
             for path in &self.config.attach {
                 let directory = self.hierarchy.directory(path);
                 if !directory.is_dir() {
@@ -126,8 +129,7 @@ impl<K: Kernel> Engine<K> {
                     Ok(new) => {
                         tracing::info!("the configuration changed");
                         self.state.put(LAST_CONFIG, text.as_bytes())?;
-                        self.base = new.clone();
-                        self.config = new;
+                        self.base = new;
                         self.config_faults.clear();
                     }
                     Err(faults) => {

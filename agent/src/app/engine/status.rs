@@ -7,8 +7,9 @@ use super::Engine;
 use crate::config::Workload;
 use crate::flows;
 use crate::inventory::IdentityFacts;
-use crate::policy::{self, Severity};
-use crate::serve::api::{Finding, Overridden, Override, PolicyStatus, Status, WorkloadStatus};
+use crate::policy;
+use crate::serve::api::{Finding, ObjectStatus, Overridden, Override, PolicyStatus, Status, WorkloadStatus};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 impl<K: Kernel> Engine<K> {
@@ -34,8 +35,20 @@ impl<K: Kernel> Engine<K> {
             .chain(&self.policies.findings)
             .chain(&self.assembly_warnings)
             .chain(&expiring)
-            .map(|d| Finding { error: d.severity == Severity::Error, text: d.to_string() })
-            .chain(self.compile_warnings.iter().map(|text| Finding { error: false, text: text.clone() }));
+            .map(|d| Finding { file: d.file.to_string(), error: d.is_error(), text: d.to_string() })
+            .chain(self.compile_warnings.iter().map(|text| Finding {
+                file: String::new(),
+                error: false,
+                text: text.clone(),
+            }));
+        let refused: BTreeSet<&str> =
+            self.policies.findings.iter().filter(|d| d.is_error()).map(|d| &*d.file).collect();
+        let objects = self.cluster.iter().flat_map(super::Cluster::revisions).map(|(name, revision)| ObjectStatus {
+            name: name.clone(),
+            uid: revision.uid.clone(),
+            generation: revision.generation,
+            in_force: self.compiled && !refused.contains(name.as_str()),
+        });
         let policies = self.in_force.iter().map(|p| PolicyStatus {
             name: p.name.to_string(),
             file: p.file.to_string(),
@@ -69,6 +82,7 @@ impl<K: Kernel> Engine<K> {
                 maps,
                 workloads: workloads.collect(),
                 policies: policies.collect(),
+                objects: objects.collect(),
                 findings: findings.collect(),
                 faults,
                 not_contained: self.not_contained.clone(),

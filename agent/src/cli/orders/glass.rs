@@ -5,6 +5,7 @@ use crate::app::clock::{Clock, Deadline};
 use crate::app::overrides::{BreakGlass, LONGEST, Overrides};
 use crate::cli::client;
 use crate::cli::exit::Answer;
+use crate::cli::fleet::{Fleet, complain, words};
 use crate::config::{self, BPFFS};
 use crate::datapath;
 use crate::policy::Scope;
@@ -25,6 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(3);
 #[derive(clap::Args)]
 #[command(group(clap::ArgGroup::new("what").required(true).args(["scope", "end"])))]
 pub(in crate::cli) struct Glass {
+    #[command(flatten)]
+    fleet: Fleet,
     /// The agent's control socket [default: the configuration's]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
@@ -79,6 +82,9 @@ impl Place {
 }
 
 pub(in crate::cli) fn break_glass(args: &Glass) -> crate::cli::Result {
+    if args.fleet.cluster {
+        return cluster(args);
+    }
     let place = Place::of(args)?;
     let order = match (&args.scope, args.length, &args.reason) {
         (Some(scope), Some(length), Some(reason)) => {
@@ -114,6 +120,32 @@ fn done(place: &Place, order: &Order) -> anyhow::Result<Done> {
         }
         std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// On every node. One that didn't do it is an error, whatever the others did.
+fn cluster(args: &Glass) -> crate::cli::Result {
+    let mut command = words(&["break-glass", "--json"]);
+    match (&args.scope, args.length, &args.reason) {
+        (Some(scope), Some(length), Some(reason)) => {
+            command.extend(words(&["--scope", &scope.to_string(), "--for", &format!("{}s", length.as_secs())]));
+            command.push(format!("--reason={reason}"));
+        }
+        _ => command.push("--end".to_owned()),
+    }
+    let (done, failed) = args.fleet.ask(&command, None)?.json::<Done>();
+    if args.json {
+        let told = serde_json::json!({"nodes": done, "failed": failed});
+        println!("{}", serde_json::to_string_pretty(&told).context("writing JSON")?);
+    } else {
+        for (node, done) in &done {
+            println!("{node}: {}", done.text);
+        }
+    }
+    complain(&failed);
+    if !failed.is_empty() {
+        return Err(anyhow::anyhow!("{} of {} nodes didn't do it", failed.len(), failed.len() + done.len()).into());
+    }
+    Ok(Answer::Fine)
 }
 
 /// An agent that holds its things and doesn't listen.

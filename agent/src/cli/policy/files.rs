@@ -1,5 +1,6 @@
 //! What the policy commands read: the configuration with everybody there is, policy files, and a history.
 
+use crate::cli::fleet::{Fleet, complain};
 use crate::cli::{Socket, client};
 use crate::config::{self, Config};
 use crate::history::{History, Record};
@@ -10,19 +11,21 @@ use crate::sources::policies::read;
 use crate::sources::roster::Roster;
 use crate::sources::{addresses, assemble, hierarchy};
 use crate::suggest::port_words;
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Where what was seen comes from.
 #[derive(clap::Args)]
 pub(super) struct Source {
     #[command(flatten)]
     pub(super) socket: Socket,
+    #[command(flatten)]
+    fleet: Fleet,
     /// Read what was seen from a file instead of asking the agent ("-": standard input)
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "cluster")]
     history: Option<PathBuf>,
     /// Only what was seen in the last so many minutes, hours or days: 30m, 12h, 14d
     #[arg(long, value_name = "TIME", value_parser = milliseconds, conflicts_with = "history")]
@@ -32,10 +35,24 @@ pub(super) struct Source {
 impl Source {
     /// The agent that is asked, unless it is a file.
     pub(super) fn agent(&self) -> Option<&Socket> {
-        self.history.is_none().then_some(&self.socket)
+        (self.history.is_none() && !self.fleet.cluster).then_some(&self.socket)
     }
 
+    /// What was seen, with Services as those who answer for them: rules name these.
     pub(super) fn read(&self) -> anyhow::Result<History> {
+        Ok(self.read_raw()?.with_all_backends())
+    }
+
+    fn read_raw(&self) -> anyhow::Result<History> {
+        if self.fleet.cluster {
+            let (history, failed) = self.fleet.history(self.since.map(Duration::from_millis))?;
+            complain(&failed);
+            ensure!(
+                failed.is_empty(),
+                "rules that are made without some nodes deny what those saw: ask again when all answer"
+            );
+            return Ok(history);
+        }
         let Some(file) = &self.history else {
             let since = self.since.map(|ms| ("since", now().saturating_sub(ms).to_string()));
             let query: Vec<(&str, String)> = since.into_iter().collect();
@@ -174,6 +191,7 @@ pub(super) fn record(d: &crate::serve::api::Decision) -> Record {
         last: d.time,
         hours: 1,
         days: 1,
+        by_destination: false,
         source_executables: Default::default(),
         destination_executables: Default::default(),
     }

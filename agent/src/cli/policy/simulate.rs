@@ -35,7 +35,7 @@ pub(in crate::cli) struct Args {
     #[arg(long = "for", value_name = "ID")]
     only: Vec<SpiffeId>,
     /// Judge what happens from now on, until interrupted
-    #[arg(long, conflicts_with_all = ["history", "since"])]
+    #[arg(long, conflicts_with_all = ["history", "since", "cluster"])]
     follow: bool,
     /// As JSON; with --follow one object a line
     #[arg(long)]

@@ -309,6 +309,7 @@ mod tests {
             last: 7_200_000,
             hours: 2,
             days: 1,
+            by_destination: false,
             source_executables: ["a\u{1b}[2J".to_owned()].into(),
             destination_executables: Default::default(),
         };
@@ -317,8 +318,13 @@ mod tests {
         records.push(record("spiffe://t/c", 80, 9));
         records.push(record("evil\u{1b}[2J", 80, 9));
         let window = Window { from: 0, to: 86_400_000, watched: 86_400_000, unattributed: 0 };
-        suggest::suggest(&History { window, records }, &PolicySet::default(), &Inventory::default(), &Wish::default())
-            .expect("a suggestion")
+        suggest::suggest(
+            &History { window, records, ..History::default() },
+            &PolicySet::default(),
+            &Inventory::default(),
+            &Wish::default(),
+        )
+        .expect("a suggestion")
     }
 
     #[test]

@@ -49,7 +49,7 @@ impl Estate {
     fn image(&self) -> (View, crate::image::Image, Assembled) {
         let view = self.view();
         let base = crate::config::parse("f", "posture: enforce\n").expect("fine");
-        let config = view.over(&base, &[Pods::at("/kubepods").expect("pods")]);
+        let config = view.over(&base);
         let cgroup = |path: String, id| Cgroup { level: level(&path), path, id };
         let scan = Scan {
             workloads: (0..)

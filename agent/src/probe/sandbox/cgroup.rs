@@ -2,6 +2,7 @@
 //!
 //! Only cgroups that this process made are ever removed, and only processes inside them are ended.
 
+use crate::sources::hierarchy::Hierarchy;
 use anyhow::Context as _;
 use std::io;
 use std::os::linux::fs::MetadataExt as _;
@@ -10,18 +11,6 @@ use std::time::{Duration, Instant};
 
 /// How long a removed cgroup may take until its last process has left it.
 const GONE_WITHIN: Duration = Duration::from_secs(5);
-
-/// Where the unified hierarchy is mounted. On a hybrid host that isn't /sys/fs/cgroup itself.
-pub fn cgroup2_mount() -> anyhow::Result<PathBuf> {
-    let mounts = procfs::process::Process::myself()
-        .and_then(|p| p.mountinfo())
-        .context("can't read /proc/self/mountinfo; is /proc mounted?")?;
-    mounts
-        .into_iter()
-        .find(|m| m.fs_type == "cgroup2")
-        .map(|m| m.mount_point)
-        .context("no cgroup2 file system is mounted; mount one: mount -t cgroup2 none /sys/fs/cgroup")
-}
 
 /// A cgroup made by this process.
 #[derive(Debug)]
@@ -36,7 +25,7 @@ impl Cgroup {
     /// Makes a cgroup below `parent`, which lies in the unified hierarchy.
     pub fn create(parent: &Path, name: &str) -> anyhow::Result<Self> {
         let path = parent.join(name);
-        let mount = cgroup2_mount()?;
+        let mount = Hierarchy::find()?.mount;
         let below =
             path.strip_prefix(&mount).with_context(|| format!("{} isn't below {}", path.display(), mount.display()))?;
         let level = u32::try_from(below.components().count()).context("too many levels")?;

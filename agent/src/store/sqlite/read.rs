@@ -80,6 +80,7 @@ impl Open {
                 reason: flows::reason(e.reason),
                 address: e.address,
                 name: e.address.and_then(|a| names.get(own)?.get(&a).cloned()),
+                by_destination: e.direction != Direction::Egress as u8,
                 counts,
                 first: s.first,
                 last: s.last,
@@ -91,7 +92,7 @@ impl Open {
         }
         records.sort_by(|a, b| key(a).cmp(&key(b)));
         let window = window(&t, since, until, &records)?;
-        Ok(History { window, records })
+        Ok(History { window, records, services: Vec::new() })
     }
 }
 

@@ -92,7 +92,7 @@ fn a_slip_is_set_apart_and_a_rare_job_is_kept_and_marked() {
     assert_eq!((rules(&kept).len(), kept.proof.few), (2, 2));
     // In a short window nobody can tell what is regular.
     let short = Window { from: START, to: START + HOUR, watched: HOUR, unattributed: 0 };
-    let history = History { window: short, records: vec![slip] };
+    let history = History { window: short, records: vec![slip], ..History::default() };
     let s = suggest(&history, &PolicySet::default(), &Inventory::default(), &Wish::default()).expect("rules");
     assert_eq!((rules(&s).len(), s.proof.few), (2, 2));
 }
