@@ -10,6 +10,7 @@ pub mod events;
 pub mod failure;
 pub mod heap;
 pub mod keep;
+mod lifeline;
 pub mod kernel;
 pub mod log;
 pub mod naming;
@@ -21,7 +22,7 @@ pub mod surface;
 pub use failure::Failure;
 pub use snapshot::{Accounts, Names, Snapshot};
 
-use crate::cluster::publish;
+use crate::cluster::{cgroup, publish};
 use crate::cluster::watch::Watch;
 use crate::config::Config;
 use crate::serve::api::Status;
@@ -83,6 +84,11 @@ pub async fn run<K: Kernel>(
         None => None,
     };
     let mut kernel = open(&config, &hierarchy)?;
+    if config.cluster.is_some()
+        && let Some(own) = cgroup::own(&hierarchy, &config.attach)
+    {
+        lifeline::hold(&mut kernel, &own).map_err(Failure::Load)?;
+    }
     let (events, answers, kernel_log) = (kernel.take_events(), kernel.take_answers(), kernel.take_log());
     let (decisions, _) = broadcast::channel(FOLLOWER_BACKLOG);
     let history = Sqlite::new(&state.path(HISTORY), config.history);
