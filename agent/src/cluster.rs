@@ -14,10 +14,12 @@
 //! | [`crd`] | the custom resources |
 //! | [`watch`] | the objects, kept in step |
 //! | [`publish`] | this node's pods, for the other nodes |
+//! | [`leave`] | whether enforcement ends with the agent |
 
 pub mod builtin;
 pub mod cgroup;
 pub mod crd;
+pub mod leave;
 pub mod pod;
 pub mod publish;
 pub mod services;

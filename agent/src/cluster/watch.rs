@@ -4,6 +4,7 @@
 //! while a watch is broken its store keeps what it had, and the fault is told. Nothing here decides anything.
 
 use super::crd::{GROUP, NodeEndpoints, VERSION};
+use super::leave::Leave;
 use super::view::Objects;
 use crate::config::Cluster;
 use futures_util::StreamExt;
@@ -131,6 +132,11 @@ impl Watch {
     pub fn faults(&self) -> Vec<String> {
         let health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
         health.faults.iter().map(|(kind, why)| format!("{kind} can't be watched: {why}")).collect()
+    }
+
+    /// What tells whether enforcement ends with the agent.
+    pub fn leave(&self, client: &Client) -> Leave {
+        Leave::new(client.clone(), self.pods.clone(), self.namespaces.clone())
     }
 
     /// All objects as they are now.
