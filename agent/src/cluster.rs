@@ -16,6 +16,7 @@
 //! | [`publish`] | this node's pods, for the other nodes |
 //! | [`leave`] | whether enforcement ends with the agent |
 
+mod backoff;
 pub mod builtin;
 pub mod cgroup;
 pub mod crd;

@@ -3,6 +3,7 @@
 //! Each kind has a watch and a store of its own. A list replaces a store's content at once, so half of one is never seen;
 //! while a watch is broken its store keeps what it had, and the fault is told. Nothing here decides anything.
 
+use super::backoff::Waits;
 use super::crd::{GROUP, NodeEndpoints, VERSION};
 use super::leave::Leave;
 use super::view::Objects;
@@ -195,7 +196,7 @@ impl Spawn {
         self.health.lock().unwrap_or_else(PoisonError::into_inner).missing.push(name);
         let (tell, health) = (self.tell.clone(), Arc::clone(&self.health));
         self.tasks.spawn(async move {
-            let events = watch(api, config).default_backoff().modify(small).reflect(writer);
+            let events = watch(api, config).backoff(Waits::default()).modify(small).reflect(writer);
             let mut events = std::pin::pin!(events);
             while let Some(event) = events.next().await {
                 {
