@@ -2,7 +2,8 @@
 //!
 //! Start order: configuration, load, sources, first full sync, first ruleset, attach, ready. From then on events only
 //! say where to look; one task ([`engine::Engine`]) looks, compiles, and commits what differs. Every task is in one
-//! set, and one that ends early ends the process. At the end nothing is taken off: what is in force stays pinned.
+//! set, and one that ends early ends the process. At the end nothing is taken off: what is in force stays pinned, unless
+//! Bulkhead is being taken off the cluster.
 
 pub mod clock;
 pub mod engine;
@@ -11,6 +12,7 @@ pub mod failure;
 pub mod heap;
 pub mod keep;
 pub mod kernel;
+mod lifeline;
 pub mod log;
 pub mod naming;
 pub mod node_report;
@@ -23,8 +25,9 @@ pub use failure::Failure;
 pub use snapshot::{Accounts, Names, Snapshot};
 
 use crate::cluster::watch::Watch;
-use crate::cluster::{publish, summary};
+use crate::cluster::{cgroup, publish, summary};
 use crate::config::Config;
+use crate::datapath;
 use crate::serve::api::Status;
 use crate::serve::{control, metrics};
 use crate::sources::hierarchy::Hierarchy;
@@ -84,6 +87,11 @@ pub async fn run<K: Kernel>(
         None => None,
     };
     let mut kernel = open(&config, &hierarchy)?;
+    if config.cluster.is_some()
+        && let Some(own) = cgroup::own(&hierarchy, &config.attach)
+    {
+        lifeline::hold(&mut kernel, &own).map_err(Failure::Load)?;
+    }
     let (events, answers, kernel_log) = (kernel.take_events(), kernel.take_answers(), kernel.take_log());
     let (decisions, _) = broadcast::channel(FOLLOWER_BACKLOG);
     let history = Sqlite::new(&state.path(HISTORY), config.history);
@@ -93,11 +101,12 @@ pub async fn run<K: Kernel>(
     let (measured, surface) = watch::channel(None);
     let accounts = Accounts { history: health, log: log_health, surface, ..Accounts::default() };
     let cluster = config.cluster.clone();
+    let (instance, bpffs) = (config.instance.clone(), config.bpffs.clone());
     let attach = config.attach.clone();
     let mut engine =
         Engine::new(file, config, hierarchy, state, kernel).map_err(Failure::Other)?.with(accounts.clone());
     let mut end = std::pin::pin!(end);
-    let mut published = None;
+    let (mut published, mut leave) = (None, None);
     if let Some(settings) = cluster {
         let client = kube::Client::try_default()
             .await
@@ -110,6 +119,7 @@ pub async fn run<K: Kernel>(
             () = listed(&watch) => {}
         }
         let peers = watch.peers();
+        leave = (!settings.keep_when_deleted).then(|| watch.leave(&client));
         let (publish, workloads) = watch::channel(Arc::default());
         engine = engine.in_cluster(engine::Cluster::new(watch, &attach, publish));
         published = Some((client, settings.node, peers, workloads));
@@ -171,9 +181,14 @@ pub async fn run<K: Kernel>(
     notify("READY=1");
     tracing::info!(epoch = snapshots.borrow().status.epoch, "ready");
 
-    let mut outcome = Ok(());
+    let (mut outcome, mut last) = (Ok(()), false);
     tokio::select! {
-        () = &mut end => tracing::info!("ending; what is in force stays in force"),
+        () = &mut end => {
+            if let Some(leave) = leave {
+                last = leave.is_final().await;
+            }
+            tracing::info!("ending; what is in force {}", if last { "ends with the agent" } else { "stays in force" });
+        }
         Some(done) = tasks.join_next() => outcome = Err(Failure::Other(early(done))),
     }
     notify("STOPPING=1");
@@ -187,6 +202,12 @@ pub async fn run<K: Kernel>(
     };
     if tokio::time::timeout(DRAIN, drain).await.is_err() {
         tracing::warn!("some tasks didn't end within {} s and are dropped", DRAIN.as_secs());
+        tasks.shutdown().await;
+    }
+    if last {
+        let off =
+            datapath::uninstall(&instance, &bpffs).context("taking off what is in force").map_err(Failure::Other)?;
+        tracing::info!(pins = off.removed.len(), "nothing is contained on this node any more");
     }
     outcome
 }

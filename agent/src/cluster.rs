@@ -17,12 +17,15 @@
 //! | [`conditions`] | what becomes of a policy, from what the nodes say |
 //! | [`lease`] | who sums that up |
 //! | [`summary`] | the status of policies, written by that one |
+//! | [`leave`] | whether enforcement ends with the agent |
 
+mod backoff;
 pub mod builtin;
 pub mod cgroup;
 pub mod conditions;
 pub mod crd;
 pub mod lease;
+pub mod leave;
 pub mod pod;
 pub mod publish;
 pub mod services;

@@ -32,9 +32,11 @@ use crate::setup::{self, Purpose};
 use crate::test;
 use groups::Hierarchies;
 use network::Node;
+pub(crate) use node::POD_IMAGE;
 use place::Place;
+pub(crate) use programs::are_built;
 use residue::{Inventory, Residue};
-use state::State;
+pub(crate) use state::State;
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -110,10 +112,7 @@ impl Args {
             What::Up { nodes, check } => up(nodes, check),
             What::Down => down(),
             What::Status => status::tell(&State::require()?),
-            What::Import { archive } => {
-                let (state, archive) = (State::require()?, std::path::absolute(archive)?);
-                state.nodes().try_for_each(|name| node::import(&state, state.place(name)?, &archive))
-            }
+            What::Import { archive } => State::require()?.import(&std::path::absolute(archive)?),
             What::Stop { daemon, kill } => {
                 State::require()?.stop(&daemon, if kill { Duration::ZERO } else { Duration::from_secs(20) })
             }
@@ -123,7 +122,8 @@ impl Args {
     }
 }
 
-fn up(nodes: u8, check: bool) -> Result<()> {
+/// Brings one up.
+pub(crate) fn up(nodes: u8, check: bool) -> Result<()> {
     let hierarchies = Hierarchies::find()?;
     if let Some(state) = State::load()?
         && hierarchies.starter().is_some_and(|folder| folder == state.folder)
@@ -207,7 +207,8 @@ fn connect(state: &State, nodes: &[Node]) -> Result<()> {
     Ok(())
 }
 
-fn down() -> Result<()> {
+/// Takes it down, and makes sure that nothing is left.
+pub(crate) fn down() -> Result<()> {
     let hierarchies = Hierarchies::find()?;
     let folder = State::home();
     if let Some(other) = hierarchies.starter().filter(|other| *other != folder) {

@@ -37,7 +37,7 @@ pub(crate) struct Args {
 }
 
 /// With the version of the workspace, which xtask shares.
-fn default_name() -> String {
+pub(crate) fn default_name() -> String {
     format!("bulkhead.dev/bulkhead:{}", env!("CARGO_PKG_VERSION"))
 }
 

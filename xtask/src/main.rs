@@ -8,6 +8,7 @@ mod build;
 mod cluster;
 mod corpus;
 mod demo;
+mod e2e;
 mod guest;
 mod image;
 mod lint;
@@ -47,6 +48,8 @@ enum Task {
     Manifests(manifests::Args),
     /// A Kubernetes cluster on this machine, for tests (needs root)
     Cluster(cluster::Args),
+    /// Tell the story on a real cluster, from observe to the last fault (needs root)
+    E2e(e2e::Args),
     /// Make the container image, without a container engine
     Image(image::Args),
     /// Run the kernel tests on other kernels, in QEMU
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
         Task::Bench(args) => args.run(),
         Task::Manifests(args) => args.run(),
         Task::Cluster(args) => args.run(),
+        Task::E2e(args) => args.run(),
         Task::Image(args) => args.run(),
         Task::Matrix(args) => args.run(),
     };

@@ -57,7 +57,7 @@ const FULL_LOOK: u32 = 5;
 /// How many combinations of labels get a series of refused connections of their own.
 const SERIES: usize = 2000;
 /// What the host's own processes below an attach point may do: no policy selects them, so everything.
-const HOST: Baseline = Baseline {
+pub(super) const HOST: Baseline = Baseline {
     sides: Sides::ALL,
     sockets_now: Baseline::RAW | Baseline::SCTP | Baseline::MPTCP,
     sockets_audited: Baseline::RAW | Baseline::SCTP | Baseline::MPTCP,

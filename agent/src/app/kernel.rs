@@ -26,6 +26,8 @@ pub trait Kernel: Send + 'static {
 
     /// The number of this set of maps.
     fn generation(&self) -> u64;
+    /// What is in force, read back from the tables of this set; `None`: nothing was ever put into force by it.
+    fn in_force(&self) -> Option<Image>;
     /// Applies a ruleset.
     ///
     /// # Errors

@@ -44,12 +44,12 @@ struct Memory {
     missing: u64,
 }
 
-struct Fake {
+pub(super) struct Fake {
     memory: Arc<Mutex<Memory>>,
     events: Option<Stream>,
 }
 
-struct Stream(mpsc::Receiver<Event>);
+pub(super) struct Stream(mpsc::Receiver<Event>);
 
 impl Records<Event> for Stream {
     async fn next(&mut self) -> anyhow::Result<Vec<Event>> {
@@ -58,7 +58,7 @@ impl Records<Event> for Stream {
 }
 
 /// No answer ever comes.
-struct Silence;
+pub(super) struct Silence;
 
 impl Records<Answer> for Silence {
     async fn next(&mut self) -> anyhow::Result<Vec<Answer>> {
@@ -67,6 +67,11 @@ impl Records<Answer> for Silence {
 }
 
 impl Fake {
+    /// Over tables that an agent has left.
+    pub(super) fn with(images: Vec<Image>) -> Self {
+        Self { memory: Arc::new(Mutex::new(Memory { images, ..Memory::default() })), events: None }
+    }
+
     fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
         self.memory.lock().expect("no test panics with it")
     }
@@ -79,6 +84,9 @@ impl Kernel for Fake {
 
     fn generation(&self) -> u64 {
         42
+    }
+    fn in_force(&self) -> Option<Image> {
+        self.memory().images.last().cloned()
     }
     fn commit(&mut self, image: &Image) -> anyhow::Result<Commit> {
         let mut m = self.memory();

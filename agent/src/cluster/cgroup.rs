@@ -6,7 +6,7 @@
 //! container), which systemd repeats in the names. Guaranteed pods have no folder for their class.
 
 use crate::config::{CgroupGlob, Position};
-use crate::sources::hierarchy::Hierarchy;
+use crate::sources::hierarchy::{Cgroup, Hierarchy};
 use std::path::Path;
 
 /// How deep below the root the pods' cgroup is looked for: a node in a container in a pod is six.
@@ -39,6 +39,13 @@ pub fn attach(hierarchy: &Hierarchy) -> anyhow::Result<Vec<String>> {
             several.iter().map(|p| p.path.as_str()).collect::<Vec<_>>().join(", ")
         ),
     }
+}
+
+/// The cgroup of the agent's own pod, if it runs in one below these attach points.
+pub fn own(hierarchy: &Hierarchy, attach: &[String]) -> Option<Cgroup> {
+    let uid = std::env::var(POD_UID).ok().filter(|uid| !uid.is_empty())?;
+    let names = attach.iter().filter_map(|path| Pods::at(path)).flat_map(|pods| pods.names(&uid));
+    names.filter_map(|path| hierarchy.cgroup(&path).ok()).next()
 }
 
 /// Where a node's pods are.

@@ -3,7 +3,9 @@
 //! Each kind has a watch and a store of its own. A list replaces a store's content at once, so half of one is never seen;
 //! while a watch is broken its store keeps what it had, and the fault is told. Nothing here decides anything.
 
+use super::backoff::Waits;
 use super::crd::{NodeEndpoints, POLICIES};
+use super::leave::Leave;
 use super::view::Objects;
 use crate::config::Cluster;
 use futures_util::StreamExt;
@@ -144,6 +146,11 @@ impl Watch {
         Peers { nodes: self.nodes.clone(), endpoints: self.node_endpoints.clone() }
     }
 
+    /// What tells whether enforcement ends with the agent.
+    pub fn leave(&self, client: &Client) -> Leave {
+        Leave::new(client.clone(), self.pods.clone(), self.namespaces.clone())
+    }
+
     /// All objects as they are now.
     pub fn objects(&self) -> Objects {
         Objects {
@@ -206,7 +213,7 @@ impl Spawn {
         self.health.lock().unwrap_or_else(PoisonError::into_inner).missing.push(name);
         let (tell, health) = (self.tell.clone(), Arc::clone(&self.health));
         self.tasks.spawn(async move {
-            let events = watch(api, config).default_backoff().modify(small).reflect(writer);
+            let events = watch(api, config).backoff(Waits::default()).modify(small).reflect(writer);
             let mut events = std::pin::pin!(events);
             while let Some(event) = events.next().await {
                 {

@@ -44,6 +44,8 @@ pub struct Cluster {
     pub template: Template,
     /// Namespaces that stay in observe unless they are labelled.
     pub exempt: BTreeSet<String>,
+    /// Whether what is in force stays when Bulkhead is taken off the cluster.
+    pub keep_when_deleted: bool,
     /// The built-ins that are on.
     pub built_ins: BTreeSet<BuiltIn>,
 }
@@ -71,6 +73,7 @@ impl Cluster {
             node: node.to_owned(),
             template: Template::new(id.unwrap_or(DEFAULT), trust_domain.unwrap_or(TRUST_DOMAIN))?,
             exempt: EXEMPT.iter().map(|s| (*s).to_owned()).collect(),
+            keep_when_deleted: false,
             built_ins: BuiltIn::ALL.into(),
         })
     }

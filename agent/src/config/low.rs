@@ -50,6 +50,8 @@ pub(super) struct Cluster {
     pub(super) trust_domain: Option<Spanned<String>>,
     pub(super) exempt: Option<Vec<String>>,
     #[serde(default)]
+    pub(super) keep_when_deleted: bool,
+    #[serde(default)]
     pub(super) built_ins: BTreeMap<String, Spanned<bool>>,
 }
 

@@ -9,7 +9,7 @@ use crate::image::{Image, masked};
 use bulkhead_common::PeerId;
 use bulkhead_common::maps::{LEVELS, PrefixKey};
 use bulkhead_common::places::{self, GONE, PROBES};
-use bulkhead_common::slots::ABSENT;
+use bulkhead_common::slots::{ABSENT, Baseline, Binding};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 /// What the kernel holds in the present epoch.
@@ -135,6 +135,24 @@ impl State {
     /// Every baseline that is there.
     pub fn baselines(&self) -> &BTreeMap<PeerId, u64> {
         &self.baselines
+    }
+
+    /// The same as an image. What no agent ever writes isn't in it.
+    pub fn image(&self) -> Image {
+        let mut image = Image { levels: self.levels, built_ins: self.built_ins, ..Image::default() };
+        for (key, Entry { payload, .. }) in &self.entries {
+            let binding = Binding::decode(*payload);
+            match (key, binding) {
+                (Key::Rule(k), _) => drop(image.rules.insert(*k, *payload)),
+                (Key::Cgroup(k), Some(b)) => drop(image.cgroups.insert(*k, b)),
+                (Key::Address(k), Some(b)) => drop(image.addresses.insert(*k, b)),
+                (Key::AddressPort(k), Some(b)) => drop(image.address_ports.insert(*k, b)),
+                (Key::Prefix(k), Some(b)) => drop(image.prefixes.insert(*k, b)),
+                (_, None) => {}
+            }
+        }
+        image.baselines = self.baselines.iter().filter_map(|(k, v)| Some((*k, Baseline::decode(*v)?))).collect();
+        image
     }
 
     /// The levels that are looked at.

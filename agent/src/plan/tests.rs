@@ -277,6 +277,7 @@ fn assert_settled(model: &Model, state: &State, image: &Image) {
         found.entries.insert(Key::Prefix(*prefix), Entry { index: *index, payload });
     }
     assert_eq!(found.entries.iter().map(|(k, e)| (*k, e.payload)).collect::<BTreeMap<_, _>>(), expected);
+    assert_eq!(state.image(), *image, "it can be told what is in force");
     assert_eq!(model.built_ins, image.built_ins);
     assert_eq!(model.levels, image.levels);
     let (restored, clear) = State::restore(SMALL, SEED, found).expect("every entry is where it is searched for");

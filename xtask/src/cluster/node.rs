@@ -19,13 +19,13 @@ use super::wait;
 use crate::run;
 
 /// The image of pods' sandboxes and of test pods.
-pub(super) const POD_IMAGE: &str = "bulkhead.test/pod:1";
+pub(crate) const POD_IMAGE: &str = "bulkhead.test/pod:1";
 
 /// Debian's folder of CNI plugins.
 const CNI_PLUGINS: &str = "/usr/lib/cni";
 
 /// Where a node's containerd listens, and looks for networks.
-const CONTAINERD: &str = "/run/containerd/containerd.sock";
+pub(super) const CONTAINERD: &str = "/run/containerd/containerd.sock";
 const NETWORKS: &str = "/var/lib/cni/net.d";
 
 /// Starts a node's containerd and gives it `images`. The place exists and is plugged in.

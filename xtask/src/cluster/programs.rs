@@ -115,6 +115,12 @@ pub(super) fn build(with_spire: bool) -> Result<PathBuf> {
     Ok(folder)
 }
 
+/// Whether nothing has to be built for a cluster.
+pub(crate) fn are_built() -> Result<bool> {
+    let folder = folder()?;
+    Ok(MODULES.iter().all(|module| module.is_in(&folder)))
+}
+
 impl Module {
     fn is_in(&self, folder: &Path) -> bool {
         self.packages.iter().all(|(_, program)| folder.join(program).is_file())

@@ -18,7 +18,7 @@ use crate::run;
 const FILE: &str = "state.json";
 
 #[derive(Serialize, Deserialize)]
-pub(super) struct State {
+pub(crate) struct State {
     /// Holds everything: configuration, keys, logs, the nodes' `/var`.
     pub(super) folder: PathBuf,
     /// The cluster's programs.
@@ -69,7 +69,7 @@ impl State {
     }
 
     /// The cluster of this checkout.
-    pub(super) fn require() -> Result<Self> {
+    pub(crate) fn require() -> Result<Self> {
         Self::load()?.context("no cluster of this checkout is up: `cargo xtask cluster up` brings one up")
     }
 
@@ -84,8 +84,30 @@ impl State {
     }
 
     /// The names of the nodes.
-    pub(super) fn nodes(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = &str> {
         self.places.iter().map(|place| place.name.as_str()).filter(|name| name.starts_with("node"))
+    }
+
+    /// What a node sees as `/var`.
+    pub(crate) fn var(&self, node: &str) -> Result<PathBuf> {
+        Ok(self.place(node)?.folder.join("var"))
+    }
+
+    /// Where a program that was given with the cluster runs as on that node, in its namespaces.
+    pub(crate) fn on(&self, node: &str, program: impl AsRef<std::ffi::OsStr>) -> Result<Command> {
+        self.place(node)?.command(program)
+    }
+
+    /// containerd's client, talking to a node's containerd about the kubelet's containers.
+    pub(crate) fn ctr(&self, node: &str) -> Result<Command> {
+        let mut ctr = self.on(node, self.programs.join("ctr"))?;
+        ctr.args(["-a", super::node::CONTAINERD, "-n", "k8s.io"]);
+        Ok(ctr)
+    }
+
+    /// Gives an image archive to every node.
+    pub(crate) fn import(&self, archive: &Path) -> Result<()> {
+        self.nodes().try_for_each(|name| super::node::import(self, self.place(name)?, archive))
     }
 
     pub(super) fn kubeconfig(&self) -> PathBuf {
@@ -93,7 +115,7 @@ impl State {
     }
 
     /// kubectl as the administrator. It keeps its own files with the cluster's.
-    pub(super) fn kubectl(&self) -> Command {
+    pub(crate) fn kubectl(&self) -> Command {
         let mut kubectl = Command::new(self.programs.join("kubectl"));
         kubectl.env("KUBECONFIG", self.kubeconfig()).env("KUBECACHEDIR", self.folder.join("kubectl"));
         kubectl
@@ -110,7 +132,7 @@ impl State {
         Ok(())
     }
 
-    pub(super) fn log(&self, daemon: &str) -> PathBuf {
+    pub(crate) fn log(&self, daemon: &str) -> PathBuf {
         self.folder.join("log").join(format!("{daemon}.log"))
     }
 
@@ -122,7 +144,7 @@ impl State {
     }
 
     /// Starts a daemon that doesn't run.
-    pub(super) fn start(&mut self, name: &str) -> Result<()> {
+    pub(crate) fn start(&mut self, name: &str) -> Result<()> {
         let position = self.find(name)?;
         let daemon = &self.daemons[position];
         if daemon.is_alive() {
@@ -143,7 +165,7 @@ impl State {
     }
 
     /// Ends a daemon: what it started (pods, for containerd) stays.
-    pub(super) fn stop(&mut self, name: &str, patience: Duration) -> Result<()> {
+    pub(crate) fn stop(&mut self, name: &str, patience: Duration) -> Result<()> {
         let position = self.find(name)?;
         let Some(process) = self.daemons[position].process.take() else { bail!("{name} doesn't run") };
         process.end(patience)?;

@@ -67,6 +67,10 @@ impl Kernel for Datapath {
         Self::generation(self)
     }
 
+    fn in_force(&self) -> Option<Image> {
+        (self.epoch() != 0).then(|| self.state().image())
+    }
+
     fn commit(&mut self, image: &Image) -> anyhow::Result<Commit> {
         Ok(told(Self::commit(self, image)?))
     }

@@ -10,7 +10,7 @@ const NODE: &str = "NODE_NAME";
 impl Check<'_> {
     pub(super) fn cluster(&mut self, given: Spanned<low::Cluster>) -> Option<Cluster> {
         let at = position(&given);
-        let low::Cluster { node, id, trust_domain, exempt, built_ins } = given.value;
+        let low::Cluster { node, id, trust_domain, exempt, keep_when_deleted, built_ins } = given.value;
         let node = node.map(|n| n.value).or_else(|| std::env::var(NODE).ok()).filter(|n| !n.is_empty());
         let Some(node) = node else {
             let hint = "set `node`, or the variable NODE_NAME from spec.nodeName as deploy/daemonset.yaml does";
@@ -31,6 +31,7 @@ impl Check<'_> {
         if let Some(exempt) = exempt {
             cluster.exempt = exempt.into_iter().collect();
         }
+        cluster.keep_when_deleted = keep_when_deleted;
         for (name, on) in &built_ins {
             match BuiltIn::ALL.iter().find(|b| b.as_str() == name) {
                 Some(b) if !on.value => {

@@ -6,10 +6,12 @@
 
 mod ask;
 mod serve;
+mod talk;
 
 use std::env;
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
@@ -18,8 +20,14 @@ use signal_hook::iterator::Signals;
 const USAGE: &str = "\
 pod pause                       wait for SIGTERM
 pod serve PORT                  answer on TCP and UDP, and log who asked
+pod talk PORT FOLDER NAME       answer, and try whom FOLDER/NAME.orders names
+pod once KEY tcp|udp ADDRESS:PORT
+                                try once, at the first instruction; print outcome and microseconds
 pod ask tcp|udp ADDRESS:PORT    print the answer; exit code 1 if there is none within 2 s
 pod resolve SERVER:PORT NAME    print the addresses of NAME, one per line";
+
+/// How long a first connection may take: what is slow is to be measured, not to be given up.
+const FIRST: Duration = Duration::from_secs(20);
 
 fn main() -> ExitCode {
     match run() {
@@ -39,6 +47,15 @@ fn run() -> Result<()> {
         ["serve", port] => {
             serve::start(port.parse().context("PORT is a number up to 65535")?)?;
             wait_for_the_end()
+        }
+        ["talk", port, folder, name] => {
+            talk::start(port.parse().context("PORT is a number up to 65535")?, folder.as_ref(), name)?;
+            wait_for_the_end()
+        }
+        ["once", key, protocol @ ("tcp" | "udp"), address] => {
+            let (key, sent) = (key.parse().context("KEY is a number")?, talk::now());
+            let outcome = talk::attempt(protocol == "tcp", parse(address)?, key, sent, FIRST);
+            say(format!("{outcome} {}", talk::now() - sent))
         }
         ["ask", "tcp", address] => say(ask::tcp(parse(address)?)?),
         ["ask", "udp", address] => say(ask::udp(parse(address)?)?),

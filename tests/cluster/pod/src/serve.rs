@@ -36,7 +36,7 @@ pub(crate) fn start(port: u16) -> Result<()> {
 }
 
 /// A socket for both families.
-fn open(kind: Type, protocol: Protocol, port: u16) -> Result<Socket> {
+pub(crate) fn open(kind: Type, protocol: Protocol, port: u16) -> Result<Socket> {
     let socket = Socket::new(Domain::IPV6, kind, Some(protocol)).context("can't make a socket")?;
     socket.set_only_v6(false)?;
     socket.set_reuse_address(true)?;

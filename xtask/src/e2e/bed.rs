@@ -1,0 +1,309 @@
+//! The cluster with Bulkhead and the estate in it, and what every step has in common.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use super::estate::{self, Truth, WORKLOADS};
+use super::evidence::Evidence;
+use super::grid::{self, Grid, items, now, text};
+use super::interrupt::{check, wait};
+use super::judge::{self, Times, Tried};
+use crate::cluster::State;
+use crate::run::{self, note, root, step};
+
+pub(super) const SYSTEM: &str = "bulkhead-system";
+/// How the API server knows an agent.
+const AGENT: &str = "system:serviceaccount:bulkhead-system:bulkhead-agent";
+
+pub(super) struct Bed {
+    pub(super) state: State,
+    pub(super) grid: Grid,
+    pub(super) evidence: Evidence,
+    /// What is meant to work now.
+    truth: Truth,
+    /// Members that a step ends or begins.
+    pub(super) shaky: BTreeSet<String>,
+    /// What a step looked at that wasn't so.
+    pub(super) wrong: Vec<String>,
+    /// How many processes a step ended.
+    pub(super) kills: usize,
+    last: u64,
+    /// Up to here the API server's record of requests was looked through.
+    searched: usize,
+}
+
+/// A pod of the DaemonSet.
+#[derive(Clone, Debug)]
+pub(super) struct Agent {
+    pub(super) pod: String,
+    pub(super) node: String,
+    pub(super) uid: String,
+    /// As containerd names it.
+    pub(super) container: String,
+    pub(super) restarts: u64,
+    pub(super) ready: bool,
+}
+
+impl Bed {
+    /// Puts the estate there, without any agent.
+    pub(super) fn make(state: State) -> Result<Self> {
+        step("the estate: three namespaces, seven workloads");
+        let grid = Grid::new(&state)?;
+        let nodes = state.nodes().count();
+        let mut bed = Self {
+            state,
+            grid,
+            evidence: Evidence::new(nodes),
+            truth: Truth::All,
+            shaky: BTreeSet::new(),
+            wrong: Vec::new(),
+            kills: 0,
+            last: now(),
+            searched: 0,
+        };
+        bed.apply("estate", &estate::objects())?;
+        bed.settle()?;
+        bed.warm_up()?;
+        Ok(bed)
+    }
+
+    /// Waits until every way has led somewhere once: kube-proxy takes a moment for new Services.
+    fn warm_up(&mut self) -> Result<()> {
+        let mut silent = Vec::new();
+        wait("every way to lead somewhere", Duration::from_secs(90), || {
+            self.grid.read()?;
+            let heard: BTreeSet<u64> =
+                self.grid.attempts.iter().filter(|(_, a)| !a.heard.is_empty()).map(|((_, key), _)| *key).collect();
+            silent =
+                self.grid.tried.iter().filter(|(_, key)| !heard.contains(key)).map(|(way, _)| way.clone()).collect();
+            Ok(silent.is_empty().then_some(()))
+        })
+        .with_context(|| match silent.first() {
+            Some(way) => format!("without an agent {} ways lead nowhere, such as {way}", silent.len()),
+            None => "before the first step".to_owned(),
+        })?;
+        self.last = now();
+        self.grid.forget(self.last);
+        Ok(())
+    }
+
+    /// Waits until the whole estate is there, and tells everybody whom to try.
+    pub(super) fn settle(&mut self) -> Result<()> {
+        self.settle_with(WORKLOADS.iter().map(|w| w.members()).sum())
+    }
+
+    /// The same for another number of pods.
+    pub(super) fn settle_with(&mut self, all: usize) -> Result<()> {
+        wait("the estate's pods to be ready", Duration::from_secs(120), || {
+            self.grid.tell(&self.state)?;
+            let ready = self.grid.members.iter().filter(|m| m.ready).count();
+            Ok((ready == all && self.grid.members.len() == all).then_some(()))
+        })
+    }
+
+    pub(super) fn kubectl(&self, words: &[&str]) -> Result<String> {
+        check()?;
+        run::output_of(self.state.kubectl().args(words))
+    }
+
+    /// Applies objects, through a file that stays for whoever wants to look.
+    pub(super) fn apply(&self, name: &str, objects: &Value) -> Result<()> {
+        let file = folder().join(format!("{name}.json"));
+        run::write_if_changed(&file, &serde_json::to_vec_pretty(objects)?)?;
+        self.kubectl(&["apply", "--server-side", "--force-conflicts", "-f", &file.to_string_lossy()]).map(drop)
+    }
+
+    /// Everything that deploy/ ships, as a person would apply it.
+    pub(super) fn deploy(&self) -> Result<()> {
+        let shipped = root().join("deploy");
+        self.kubectl(&["apply", "--server-side", "-k", &shipped.to_string_lossy()])?;
+        self.rolled_out()
+    }
+
+    /// Waits until every node's agent is ready.
+    pub(super) fn rolled_out(&self) -> Result<()> {
+        let words = ["rollout", "status", "daemonset/bulkhead-agent", "--namespace", SYSTEM, "--timeout=240s"];
+        self.kubectl(&words).with_context(|| self.last_words())?;
+        Ok(())
+    }
+
+    pub(super) fn agents(&self) -> Result<Vec<Agent>> {
+        let said = grid::get(&self.state, &["pods", "--namespace", SYSTEM])?;
+        let alive = items(&said).filter(|pod| !pod["metadata"]["deletionTimestamp"].is_string());
+        Ok(alive
+            .map(|pod| {
+                let container = &pod["status"]["containerStatuses"][0];
+                Agent {
+                    pod: text(&pod["metadata"]["name"]),
+                    node: text(&pod["spec"]["nodeName"]),
+                    uid: text(&pod["metadata"]["uid"]),
+                    container: text(&container["containerID"]).trim_start_matches("containerd://").to_owned(),
+                    restarts: container["restartCount"].as_u64().unwrap_or(0),
+                    ready: container["ready"] == true,
+                }
+            })
+            .collect())
+    }
+
+    /// Runs the command line in an agent's pod, and gives what it says and its exit code.
+    pub(super) fn bulkhead(&self, agent: &Agent, words: &[&str]) -> Result<(String, i32)> {
+        check()?;
+        let mut exec = self.state.kubectl();
+        exec.args(["exec", "--namespace", SYSTEM, &agent.pod, "--", "/bulkhead"]).args(words);
+        let done = run::collect(&mut exec)?;
+        let said = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned();
+        Ok((said, done.status.code().unwrap_or(-1)))
+    }
+
+    /// Runs it on every node, where it must exit with 0.
+    pub(super) fn everywhere(&self, words: &[&str]) -> Result<Vec<String>> {
+        let mut all = Vec::new();
+        for agent in self.agents()? {
+            let (said, code) = self.bulkhead(&agent, words)?;
+            ensure!(code == 0, "on {}: `bulkhead {}` exits with {code}: {said}", agent.node, words.join(" "));
+            all.push(said);
+        }
+        ensure!(all.len() == self.state.nodes().count(), "{} agents are there, not one for each node", all.len());
+        Ok(all)
+    }
+
+    /// Makes a change, and judges what came of it: `after` is what is meant to work from then on.
+    pub(super) fn step(
+        &mut self,
+        name: &str,
+        after: Truth,
+        change: impl FnOnce(&mut Self) -> Result<()>,
+    ) -> Result<()> {
+        check()?;
+        self.shaky.clear();
+        self.wrong.clear();
+        self.kills = 0;
+        let start = now();
+        change(self).with_context(|| format!("step `{name}`"))?;
+        let mut times = Times { last: self.last, start, changed: now(), end: u64::MAX };
+        // Until every way was tried once more after the change had settled.
+        let mut untried = Vec::new();
+        wait("", Duration::from_secs(90), || {
+            self.grid.read()?;
+            let done: BTreeSet<u64> = self
+                .grid
+                .attempts
+                .range((times.settled(), 0)..)
+                .filter(|(_, a)| a.outcome.is_some())
+                .map(|((_, key), _)| *key)
+                .collect();
+            untried =
+                self.grid.tried.iter().filter(|(_, key)| !done.contains(key)).map(|(way, _)| way.clone()).collect();
+            Ok(untried.is_empty().then_some(()))
+        })
+        .with_context(|| match untried.first() {
+            Some(way) => format!("step `{name}`: {} ways weren't tried, such as {way}", untried.len()),
+            None => format!("step `{name}`"),
+        })?;
+        times.end = now();
+        // Those that are under way end by themselves.
+        std::thread::sleep(Duration::from_millis(300));
+        self.grid.read()?;
+        let found = {
+            let grid = &self.grid;
+            let tried = grid.attempts.iter().filter_map(|((sent, key), attempt)| {
+                let way = grid.ways.get(key)?;
+                Some(Tried {
+                    sent: *sent,
+                    way,
+                    attempt,
+                    from: grid.workload_of(&way.from),
+                    heard: attempt.heard.iter().map(|h| grid.workload_of(h)).collect(),
+                    shaky: self.shaky.contains(&way.from)
+                        || self.shaky.contains(&way.by)
+                        || way.is_back(grid.workload_of(&way.from)),
+                })
+            });
+            judge::judge(times, &self.truth, &after, tried)
+        };
+        self.truth = after;
+        self.grid.forget(times.end);
+        self.last = times.end;
+        let wrong = std::mem::take(&mut self.wrong);
+        self.evidence.add(name, found, wrong, self.kills);
+        Ok(())
+    }
+
+    /// A step that leaves what is meant to work as it is.
+    pub(super) fn harm(&mut self, name: &str, change: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        self.step(name, self.truth.clone(), change)
+    }
+
+    pub(super) fn truth(&self) -> &Truth {
+        &self.truth
+    }
+
+    /// Notes that something isn't as it should be; the run goes on, and fails.
+    pub(super) fn expect(&mut self, holds: bool, otherwise: impl Into<String>) {
+        if !holds {
+            self.wrong.push(otherwise.into());
+        }
+    }
+
+    /// Fails if the API server refused anything to an agent since the last look: then deploy/ doesn't grant what the agent
+    /// needs.
+    pub(super) fn refusals(&mut self) -> Result<()> {
+        let log = self.requests()?;
+        let refused: Vec<String> = log
+            .get(self.searched..)
+            .unwrap_or_default()
+            .lines()
+            .filter(|line| line.contains(AGENT))
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+            .filter(|entry| entry["user"]["username"] == AGENT && entry["responseStatus"]["code"] == 403)
+            .map(|entry| format!("{} {}", text(&entry["verb"]), text(&entry["requestURI"])))
+            .collect();
+        if !refused.is_empty() {
+            bail!("the API server refused {} requests of agents, such as {}", refused.len(), refused[0]);
+        }
+        self.searched = log.len();
+        Ok(())
+    }
+
+    /// Looks past what was refused since the last look: an API server that has just started doesn't know anybody's rights,
+    /// and while Bulkhead is being deleted agents lose theirs.
+    pub(super) fn excuse(&mut self) -> Result<()> {
+        self.searched = self.requests()?.len();
+        Ok(())
+    }
+
+    fn requests(&self) -> Result<String> {
+        let file = self.state.log("kube-apiserver").with_file_name("audit.log");
+        fs::read_to_string(&file).with_context(|| format!("can't read {}", file.display()))
+    }
+
+    /// The agents' logs, for whoever looks for what went wrong.
+    pub(super) fn keep_logs(&self) {
+        for agent in self.agents().unwrap_or_default() {
+            for (suffix, previous) in [("", "--previous=false"), (".before", "--previous=true")] {
+                let words = ["logs", "--namespace", SYSTEM, &agent.pod, previous];
+                if let Ok(log) = run::output_of(self.state.kubectl().args(words)) {
+                    let file = folder().join(format!("agent@{}{suffix}.log", agent.node));
+                    run::write_if_changed(&file, log.as_bytes()).ok();
+                    note(format!("the agent's log: {}", file.display()));
+                }
+            }
+        }
+    }
+
+    fn last_words(&self) -> String {
+        self.keep_logs();
+        run::output_of(self.state.kubectl().args(["get", "pods", "--namespace", SYSTEM, "--output=wide"]))
+            .unwrap_or_default()
+    }
+}
+
+/// Where the run keeps what it applied, and the agents' logs.
+pub(super) fn folder() -> PathBuf {
+    run::target().join("e2e")
+}

@@ -1,0 +1,170 @@
+//! What the attempts of a step come to, held against what was meant. Pure.
+//!
+//! A step changes what is meant to work, or only does harm. Its time is
+//!
+//! ```text
+//! last step's end ─── start ─── changed ─────── settled ─── end
+//!         before          either        either or        after
+//! ```
+//! Up to `start` the former table holds. From `start` to `settled`, five seconds after the change was made, a pair must
+//! do what both tables say where they agree; where they don't, either is fine, and the last attempt that went the old way
+//! tells how long the change took. From then on the new table holds, without exception.
+
+use std::collections::BTreeSet;
+
+use super::estate::Truth;
+use super::grid::{Attempt, Way};
+
+/// How long a change may take to be in force.
+pub(super) const GRACE: u64 = 5_000_000;
+
+/// The moments of a step, in microseconds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Times {
+    pub(super) last: u64,
+    pub(super) start: u64,
+    pub(super) changed: u64,
+    pub(super) end: u64,
+}
+
+impl Times {
+    pub(super) fn settled(&self) -> u64 {
+        self.changed + GRACE
+    }
+}
+
+/// What came of a step.
+#[derive(Clone, Default, Debug)]
+pub(super) struct Found {
+    /// Ways that were tried after the change had settled.
+    pub(super) ways: usize,
+    /// Attempts that count.
+    pub(super) attempts: usize,
+    /// Attempts that arrived where they never should have.
+    pub(super) false_allows: usize,
+    /// Attempts that should have arrived, and didn't.
+    pub(super) false_denies: usize,
+    /// Attempts during the change that were meant to arrive before and after it, and didn't.
+    pub(super) lost: usize,
+    /// How long after the change the last attempt went the old way, in microseconds.
+    pub(super) convergence: u64,
+    /// The first of what is wrong, in words.
+    pub(super) words: Vec<String>,
+}
+
+/// One attempt with all that is needed to judge it.
+pub(super) struct Tried<'a> {
+    pub(super) sent: u64,
+    pub(super) way: &'a Way,
+    pub(super) attempt: &'a Attempt,
+    pub(super) from: &'a str,
+    /// The workloads of those who heard it.
+    pub(super) heard: Vec<&'a str>,
+    /// Silence says nothing: the sender or whoever is meant was ended or begun during the step, or may be the same.
+    pub(super) shaky: bool,
+}
+
+/// Judges a step.
+pub(super) fn judge<'a>(
+    times: Times,
+    before: &Truth,
+    after: &Truth,
+    attempts: impl Iterator<Item = Tried<'a>>,
+) -> Found {
+    let mut found = Found::default();
+    let mut ways = BTreeSet::new();
+    for a in attempts.filter(|a| a.sent >= times.last && a.sent < times.end) {
+        found.attempts += 1;
+        let during = a.sent >= times.start && a.sent < times.settled();
+        let (old, new) = match a.sent {
+            sent if sent < times.start => (before, before),
+            _ if during => (before, after),
+            _ => (after, after),
+        };
+        let answered = a.attempt.outcome.as_deref() == Some("heard");
+        let meant = (old.allows(a.from, a.way.to), new.allows(a.from, a.way.to));
+        // The sender's word counts where the receiver's was lost with it.
+        let arrived = !a.heard.is_empty() || answered;
+        let mut reached = a.heard.clone();
+        if a.heard.is_empty() && answered {
+            reached.push(a.way.to);
+        }
+        for to in reached {
+            if !old.allows(a.from, to) && !new.allows(a.from, to) {
+                found.false_allows += 1;
+                found.tell("reached", to, &a, times);
+            }
+        }
+        // One that is still under way says nothing yet, unless it arrived.
+        if !arrived && a.attempt.outcome.is_none() {
+            continue;
+        }
+        if a.sent >= times.settled() {
+            ways.insert(a.way);
+        }
+        if meant == (true, true) && !arrived && !a.shaky {
+            if during {
+                found.lost += 1;
+                found.tell("lost", a.way.to, &a, times);
+            } else {
+                found.false_denies += 1;
+                found.tell("kept from", a.way.to, &a, times);
+            }
+        }
+        if during && a.sent >= times.changed && meant.0 != meant.1 && arrived != meant.1 && !a.shaky {
+            found.convergence = found.convergence.max(a.sent - times.changed);
+        }
+    }
+    found.ways = ways.len();
+    found
+}
+
+impl Found {
+    fn tell(&mut self, word: &str, to: &str, a: &Tried<'_>, times: Times) {
+        if self.words.len() < 12 {
+            let at = (i128::from(a.sent) - i128::from(times.changed)) / 1000;
+            let outcome = a.attempt.outcome.as_deref().unwrap_or("under way");
+            self.words.push(format!("{} {word} {to}: {} ({outcome}) at {at} ms", a.from, a.way));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TIMES: Times = Times { last: 0, start: 1_000_000, changed: 2_000_000, end: 9_000_000 };
+
+    fn judged(sent: u64, to: &'static str, heard: Option<&'static str>, before: &Truth, after: &Truth) -> Found {
+        let way = Way { from: "a-1".to_owned(), to, by: to.to_owned(), protocol: "tcp", address: String::new() };
+        let attempt = Attempt { outcome: Some("silence".to_owned()), heard: Vec::new() };
+        let heard = heard.into_iter().collect();
+        let tried = Tried { sent, way: &way, attempt: &attempt, from: "web", heard, shaky: false };
+        judge(TIMES, before, after, std::iter::once(tried))
+    }
+
+    #[test]
+    fn a_change_may_take_five_seconds_and_what_it_doesnt_concern_none() {
+        let (all, some) = (Truth::All, Truth::intended());
+        // From everything to what is intended: web may not reach the database any more.
+        let late = judged(6_999_999, "db", Some("db"), &all, &some);
+        assert_eq!((late.false_allows, late.convergence), (0, 4_999_999));
+        assert_eq!(judged(7_000_000, "db", Some("db"), &all, &some).false_allows, 1);
+        assert_eq!(judged(7_000_000, "db", None, &all, &some).false_denies, 0);
+        // Allowed before and after.
+        assert_eq!(judged(3_000_000, "cart", None, &all, &some).lost, 1);
+        assert_eq!(judged(8_000_000, "cart", None, &all, &some).false_denies, 1);
+        assert_eq!(judged(500_000, "db", None, &all, &some).false_denies, 1, "before the change the old table holds");
+        // Denied before and after.
+        assert_eq!(judged(3_000_000, "db", Some("db"), &some, &some).false_allows, 1);
+        let right = judged(8_000_000, "cart", Some("cart"), &some, &some);
+        assert_eq!((right.false_allows, right.false_denies, right.ways), (0, 0, 1));
+    }
+
+    #[test]
+    fn what_counts_is_who_heard_it() {
+        let some = Truth::intended();
+        let gone_astray = judged(8_000_000, "cart", Some("db"), &some, &some);
+        assert_eq!(gone_astray.false_allows, 1, "the address was somebody else's");
+    }
+}
