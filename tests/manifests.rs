@@ -1,6 +1,7 @@
 //! deploy/: both forms say the same, and ask for no more than they use.
 
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 
@@ -31,8 +32,18 @@ fn the_definitions_are_what_the_agent_prints() {
 }
 
 #[test]
+fn each_object_is_there_once() {
+    let mut seen = BTreeSet::new();
+    for o in named() {
+        let metadata = &o["metadata"];
+        let name = [&o["apiVersion"], &o["kind"], &metadata["namespace"], &metadata["name"]].map(Value::to_string);
+        assert!(seen.insert(name), "the second of two would undo the first: {metadata}");
+    }
+}
+
+#[test]
 fn nobody_may_read_secrets_or_everything() {
-    for object in named().iter().filter(|o| o["kind"] == "ClusterRole") {
+    for object in named().iter().filter(|o| o["kind"] == "ClusterRole" || o["kind"] == "Role") {
         for rule in object["rules"].as_array().expect("rules") {
             let list = |key: &str| rule[key].as_array().cloned().unwrap_or_default();
             assert!(!list("resources").iter().any(|r| r == "secrets" || r == "*"), "{object}");
