@@ -9,16 +9,26 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
-/// A program's name among Bulkhead's, `enum bpf_prog_type` and `enum bpf_attach_type`.
-const HOOKS: [(&str, u32, u32); 8] = [
-    ("sock_create", 9, 2),
-    ("ingress", 8, 0),
-    ("egress", 8, 1),
-    ("connect4", 18, 10),
-    ("connect6", 18, 11),
-    ("sendmsg4", 18, 14),
-    ("sendmsg6", 18, 15),
-    ("sock_ops", 13, 3),
+/// A hook: the program's name among Bulkhead's, `enum bpf_prog_type` and `enum bpf_attach_type`.
+pub(crate) struct Hook {
+    pub(crate) name: &'static str,
+    kind: u32,
+    attach_type: u32,
+}
+
+const fn hook(name: &'static str, kind: u32, attach_type: u32) -> Hook {
+    Hook { name, kind, attach_type }
+}
+
+const HOOKS: [Hook; 8] = [
+    hook("sock_create", 9, 2),
+    hook("ingress", 8, 0),
+    hook("egress", 8, 1),
+    hook("connect4", 18, 10),
+    hook("connect6", 18, 11),
+    hook("sendmsg4", 18, 14),
+    hook("sendmsg6", 18, 15),
+    hook("sock_ops", 13, 3),
 ];
 
 /// Linux: include/uapi/linux/bpf.h, `union bpf_attr` as BPF_PROG_LOAD and as BPF_LINK_CREATE read it.
@@ -49,35 +59,46 @@ struct LinkCreate {
 }
 
 /// `r0 = 1; exit`
-static ALLOW: [u64; 2] = [0x0000_0001_0000_00b7, 0x95];
+pub(crate) static ALLOW: [u64; 2] = [0x0000_0001_0000_00b7, 0x95];
 
 /// The names of the hooks' programs.
 pub(crate) fn names() -> impl Iterator<Item = &'static str> {
-    HOOKS.iter().map(|(name, ..)| *name)
+    HOOKS.iter().map(|hook| hook.name)
 }
 
 /// Puts such a program on each hook of a cgroup. They go when the links are closed.
 pub(crate) fn attach(cgroup: &Path) -> Result<Vec<OwnedFd>> {
+    attach_with(cgroup, |hook| load(hook, &ALLOW))
+}
+
+/// Puts what `program` gives on each hook of a cgroup.
+pub(crate) fn attach_with(cgroup: &Path, program: impl Fn(&Hook) -> Result<OwnedFd>) -> Result<Vec<OwnedFd>> {
     let directory = File::open(cgroup).with_context(|| format!("can't open {}", cgroup.display()))?;
-    let one = |&(name, kind, attach_type): &(&str, u32, u32)| {
-        let load = ProgLoad {
-            kind,
-            attach_type,
-            instructions: 2,
-            code: ALLOW.as_ptr() as u64,
-            license: c"GPL".as_ptr() as u64,
-            ..ProgLoad::default()
-        };
-        let program = bpf(PROG_LOAD, &load).with_context(|| format!("can't load an empty program for {name}"))?;
-        let (program, target) = (program.as_raw_fd(), directory.as_raw_fd());
-        bpf(LINK_CREATE, &LinkCreate { program, target, attach_type, flags: 0 })
-            .with_context(|| format!("can't attach an empty program for {name}"))
+    let one = |hook: &Hook| {
+        let fd = program(hook)?;
+        let (program, target) = (fd.as_raw_fd(), directory.as_raw_fd());
+        bpf(LINK_CREATE, &LinkCreate { program, target, attach_type: hook.attach_type, flags: 0 })
+            .with_context(|| format!("can't attach a program for {}", hook.name))
     };
     HOOKS.iter().map(one).collect()
 }
 
-fn bpf<T>(command: c_long, attributes: &T) -> io::Result<OwnedFd> {
-    // SAFETY: both commands read the attributes, which are as long as said and point to data that outlives the call,
+/// Hands a program for that hook to the kernel.
+pub(crate) fn load(hook: &Hook, code: &[u64]) -> Result<OwnedFd> {
+    let load = ProgLoad {
+        kind: hook.kind,
+        attach_type: hook.attach_type,
+        instructions: u32::try_from(code.len())?,
+        code: code.as_ptr() as u64,
+        license: c"GPL".as_ptr() as u64,
+        ..ProgLoad::default()
+    };
+    bpf(PROG_LOAD, &load).with_context(|| format!("can't load a program for {}", hook.name))
+}
+
+/// One call of bpf() that answers with a file descriptor.
+pub(crate) fn bpf<T>(command: c_long, attributes: &T) -> io::Result<OwnedFd> {
+    // SAFETY: these commands read the attributes, which are as long as said and point to data that outlives the call,
     // and answer with a new file descriptor.
     unsafe {
         match RawFd::try_from(libc::syscall(libc::SYS_bpf, command, attributes, size_of::<T>())) {

@@ -3,6 +3,7 @@
 
 use crate::empty;
 use crate::keys::Keys;
+use crate::least::{self, Least};
 use crate::pins::Pins;
 use anyhow::{Result, ensure};
 use bulkhead::datapath::Datapath;
@@ -17,6 +18,8 @@ pub(crate) enum Kind {
     None,
     /// Programs that allow everything at once.
     Empty,
+    /// Programs that do [the least](crate::least) for so many rules, and allow.
+    Least(Keys),
     /// Bulkhead with that many rules.
     Bulkhead(Keys),
 }
@@ -25,6 +28,7 @@ pub(crate) enum Kind {
 enum Hold {
     Nothing,
     Links { _links: Vec<OwnedFd> },
+    Least { _least: Least },
     Pins { pins: Box<Pins> },
 }
 
@@ -48,7 +52,7 @@ impl Lane {
     pub(crate) fn datapath(&mut self) -> Option<&mut Datapath> {
         match &mut self.hold {
             Hold::Pins { pins } => Some(pins.datapath()),
-            Hold::Nothing | Hold::Links { .. } => None,
+            Hold::Nothing | Hold::Links { .. } | Hold::Least { .. } => None,
         }
     }
 
@@ -61,6 +65,10 @@ impl Lane {
         let hold = match kind {
             Kind::None => Hold::Nothing,
             Kind::Empty => Hold::Links { _links: empty::attach(sandbox.cgroup().path())? },
+            Kind::Least(keys) => {
+                let least = least::attach(sandbox.cgroup().path(), keys.endpoints.into(), keys.rules())?;
+                Hold::Least { _least: least }
+            }
             Kind::Bulkhead(keys) => {
                 let mut pins = Pins::open(sandbox.cgroup(), keys)?;
                 pins.datapath().commit(&keys.image(sandbox.cgroup(), &client, &server)?)?;

@@ -14,6 +14,7 @@ mod flood;
 mod keys;
 mod lane;
 mod learnt;
+mod least;
 mod memory;
 mod numbers;
 mod pins;
@@ -57,6 +58,15 @@ impl Figure {
             added: Some(samples.paired(|lane| lane(2) - lane(0))),
             note: String::new(),
         }
+    }
+
+    /// Says beside it what the last lane's programs take, which do [the least].
+    ///
+    /// [the least]: least
+    fn beside_the_least(mut self, samples: &Samples, lane: usize) -> Self {
+        let (added, ratio) = (samples.paired(|l| l(lane) - l(0)), samples.paired(|l| l(lane) / l(0)));
+        self.note = format!("a program that only reads and counts at random places takes {added:+.0} ns, {ratio:.2} x");
+        self
     }
 
     /// Of Bulkhead alone.
@@ -127,6 +137,11 @@ fn compared_kinds(protocol: Protocol) -> [Kind; 3] {
     [Kind::None, Kind::Empty, Kind::Bulkhead(Keys::usual(protocol))]
 }
 
+fn with_the_least(protocol: Protocol) -> [Kind; 4] {
+    let [none, empty, bulkhead] = compared_kinds(protocol);
+    [none, empty, bulkhead, Kind::Least(Keys::usual(protocol))]
+}
+
 fn effort(factor: f64, rounds: u32, operations: u32) -> Effort {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a few hundred rounds")]
     let rounds = (f64::from(rounds) * factor).max(8.0) as u32;
@@ -135,18 +150,18 @@ fn effort(factor: f64, rounds: u32, operations: u32) -> Effort {
 
 fn udp_connect(factor: f64) -> Result<Vec<Figure>> {
     let keys = Keys::usual(Protocol::Udp);
-    let samples = rounds::run(&compared_kinds(Protocol::Udp), effort(factor, 80, 12_000), true, |lane| {
+    let samples = rounds::run(&with_the_least(Protocol::Udp), effort(factor, 80, 12_000), true, |lane| {
         Pair::alone(lane, |turn| work::connects_udp(turn, keys))
     })?;
-    Ok(vec![Figure::compared("udp-connect", &samples)])
+    Ok(vec![Figure::compared("udp-connect", &samples).beside_the_least(&samples, 3)])
 }
 
 fn tcp_connect(factor: f64) -> Result<Vec<Figure>> {
     let keys = Keys::usual(Protocol::Tcp);
-    let samples = rounds::run(&compared_kinds(Protocol::Tcp), effort(factor, 40, 3000), false, |lane| {
+    let samples = rounds::run(&with_the_least(Protocol::Tcp), effort(factor, 40, 3000), false, |lane| {
         Pair::with_listeners(lane, keys, |turn| work::listens(turn, keys), |turn| work::connects_tcp(turn, keys))
     })?;
-    Ok(vec![Figure::compared("tcp-connect", &samples)])
+    Ok(vec![Figure::compared("tcp-connect", &samples).beside_the_least(&samples, 3)])
 }
 
 fn talk(name: &'static str, protocol: Protocol, factor: f64) -> Result<Vec<Figure>> {
@@ -167,12 +182,19 @@ fn udp_ping_pong(factor: f64) -> Result<Vec<Figure>> {
 
 /// What a verdict costs with many rules, as a multiple of what it costs with few.
 fn verdict(factor: f64) -> Result<Vec<Figure>> {
-    let kinds = [Kind::None, Kind::Empty, Kind::Bulkhead(Keys::MANY), Kind::Bulkhead(Keys::FEW)];
+    let (few, many) = (Keys::FEW, Keys::MANY);
+    let kinds =
+        [Kind::None, Kind::Empty, Kind::Bulkhead(many), Kind::Bulkhead(few), Kind::Least(many), Kind::Least(few)];
     let samples = rounds::run(&kinds, effort(factor, 40, 12_000), true, |lane| {
-        let keys = if let Kind::Bulkhead(keys) = lane.kind { keys } else { Keys::MANY };
+        let keys = if let Kind::Bulkhead(keys) | Kind::Least(keys) = lane.kind { keys } else { Keys::MANY };
         Pair::alone(lane, |turn| work::connects_udp(turn, keys))
     })?;
-    let ratio = samples.paired(|lane| (lane(2) - lane(0)) / (lane(3) - lane(0)));
-    eprintln!("    10 rules: {:.0} ns, 100,000 rules: {:.0} ns", samples.median(3), samples.median(2));
-    Ok(vec![Figure { ratio: Some(ratio), ..Figure::compared("verdict", &samples) }])
+    let flat = |many: usize, few: usize| samples.paired(|lane| (lane(many) - lane(0)) / (lane(few) - lane(0)));
+    let note = format!(
+        "10 rules: {:.0} ns, 100,000 rules: {:.0} ns; of a program that only reads and counts at random places {:.2} x",
+        samples.median(3),
+        samples.median(2),
+        flat(4, 5)
+    );
+    Ok(vec![Figure { ratio: Some(flat(2, 3)), note, ..Figure::compared("verdict", &samples) }])
 }
