@@ -7,12 +7,15 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`pod`] | what of a pod matters |
+//! | [`node`] | what of a node matters |
 //! | [`cgroup`] | where the kubelet puts pods |
 //! | [`services`] | Service addresses and who answers there |
 //! | [`builtin`] | what a cluster needs, as named policies |
 //! | [`view`] | all objects together, laid over the configuration |
 //! | [`crd`] | the custom resources |
 //! | [`watch`] | the objects, kept in step |
+//! | [`kept`] | what of them is kept |
+//! | [`peers`] | what agents say of other nodes' pods |
 //! | [`publish`] | this node's pods, for the other nodes |
 //! | [`conditions`] | what becomes of a policy, from what the nodes say |
 //! | [`lease`] | who sums that up |
@@ -25,7 +28,10 @@ pub mod cgroup;
 pub mod conditions;
 pub mod crd;
 pub mod lease;
+pub mod kept;
 pub mod leave;
+pub mod node;
+pub mod peers;
 pub mod pod;
 pub mod publish;
 pub mod services;

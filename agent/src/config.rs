@@ -112,7 +112,7 @@ pub enum Who {
         /// The posture that its side is judged by here.
         posture: Posture,
         /// Its named ports.
-        ports: BTreeMap<String, (u8, u16)>,
+        ports: Arc<BTreeMap<String, (u8, u16)>>,
     },
     /// A class.
     Class(Class),
@@ -143,7 +143,7 @@ pub struct Service {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Backend {
     /// A workload.
-    Identity(Identity),
+    Identity(Arc<Identity>),
     /// Somebody without a SPIFFE ID.
     Class(Class),
 }

@@ -115,6 +115,9 @@ pub struct Service {
 pub struct Inventory {
     /// Every identity that can stand at an end of a connection, by its number.
     pub identities: BTreeMap<PeerId, IdentityFacts>,
+    /// Those of them that run elsewhere only. What two of these may do to each other is no business of this node's, and so
+    /// isn't compiled.
+    pub elsewhere: BTreeSet<PeerId>,
     /// The cgroups of this node's workloads.
     pub cgroups: Vec<WorkloadCgroup>,
     /// The cgroups that carry the programs.

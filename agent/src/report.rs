@@ -5,12 +5,12 @@
 
 use crate::flows::PeerName;
 use crate::image::Image;
-use crate::inventory::Inventory;
+use crate::inventory::{IdentityFacts, Inventory};
 use bulkhead_common::maps::RuleKey;
 use bulkhead_common::verdict::{Flow, block_mask, judge};
 use bulkhead_common::{Class, PeerId, proto};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The protocols that rules can name.
 const PROTOCOLS: [u8; 4] = [proto::TCP, proto::UDP, proto::SCTP, proto::UDPLITE];
@@ -27,9 +27,9 @@ pub struct Report {
 /// The lateral-movement surface.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Surface {
-    /// How many identities there are.
+    /// How many identities run here.
     pub identities: u64,
-    /// Ordered pairs of two identities: what could reach what in a flat network.
+    /// Ordered pairs of such an identity and another one: what could reach what in a flat network.
     pub pairs: u64,
     /// Pairs of which the first can open a connection to the second, on any port, by the verdict in force.
     pub direct: u64,
@@ -69,7 +69,10 @@ pub struct Reach {
     pub reachable: u64,
     /// How many can connect to it.
     pub exposed_to: u64,
-    /// How many it could connect to, if everything that is audited were enforced.
+    /// Whom it could connect to, if everything that is audited were enforced.
+    #[serde(default)]
+    pub audited: Vec<PeerName>,
+    /// How many those are.
     pub audited_direct: u64,
     /// How many it could get to then.
     pub audited_reachable: u64,
@@ -77,46 +80,88 @@ pub struct Reach {
     pub outside: Vec<String>,
 }
 
-/// The report of a ruleset.
+/// Whom one identity can connect to, before it is counted.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+struct Links {
+    now: Vec<PeerName>,
+    audited: Vec<PeerName>,
+    outside: Vec<String>,
+}
+
+/// The report of a ruleset: of the identities that run here. Where others do, ways on from those aren't known.
 pub fn report(image: &Image, inventory: &Inventory) -> Report {
-    let peers: Vec<PeerId> = inventory.identities.keys().copied().collect();
-    let names: Vec<PeerName> = inventory
-        .identities
-        .values()
-        .map(|f| PeerName { id: f.identity.to_string(), namespace: f.identity.namespace.clone() })
-        .collect();
-    let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
-    let (mut now, mut audited) = (Matrix::new(peers.len()), Matrix::new(peers.len()));
-    for (i, from) in peers.iter().enumerate() {
-        for (j, to) in peers.iter().enumerate().filter(|(j, _)| *j != i) {
+    let name = |f: &IdentityFacts| PeerName { id: f.identity.to_string(), namespace: f.identity.namespace.clone() };
+    let all: Vec<(PeerId, PeerName)> = inventory.identities.iter().map(|(peer, f)| (*peer, name(f))).collect();
+    let mut links = BTreeMap::new();
+    for (from, name) in all.iter().filter(|(peer, _)| !inventory.elsewhere.contains(peer)) {
+        let mut of = Links::default();
+        for (to, other) in all.iter().filter(|(to, _)| to != from) {
             let open = open(image, *from, *to);
-            now.set(i, j, open.now);
-            audited.set(i, j, open.audited);
+            of.now.extend(open.now.then(|| other.clone()));
+            of.audited.extend(open.audited.then(|| other.clone()));
         }
+        let classes = Class::ALL.into_iter().filter(|c| open(image, *from, c.id()).now);
+        of.outside = classes.map(|c| c.as_str().to_owned()).collect();
+        links.insert(name.clone(), of);
     }
+    counted(&links, all.into_iter().map(|(_, name)| name).collect())
+}
+
+/// What several nodes report, as one: each tells of the identities that run there.
+pub fn merged(reports: impl IntoIterator<Item = Report>) -> Report {
+    let mut links: BTreeMap<PeerName, Links> = BTreeMap::new();
+    let mut all = BTreeSet::new();
+    for reach in reports.into_iter().flat_map(|r| r.identities) {
+        let Reach { identity, direct, audited, outside, .. } = reach;
+        all.insert(identity.clone());
+        all.extend(direct.iter().chain(&audited).cloned());
+        let of = links.entry(identity).or_default();
+        of.now.extend(direct);
+        of.audited.extend(audited);
+        of.outside.extend(outside);
+    }
+    for of in links.values_mut() {
+        for list in [&mut of.now, &mut of.audited] {
+            list.sort();
+            list.dedup();
+        }
+        of.outside.sort();
+        of.outside.dedup();
+    }
+    counted(&links, all)
+}
+
+fn counted(links: &BTreeMap<PeerName, Links>, all: BTreeSet<PeerName>) -> Report {
+    let all: Vec<PeerName> = all.into_iter().collect();
+    let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+    let matrix = |of: fn(&Links) -> &Vec<PeerName>| {
+        let mut matrix = Matrix::new(all.len());
+        for (name, links) in links {
+            let Ok(i) = all.binary_search(name) else { continue };
+            of(links).iter().filter_map(|other| all.binary_search(other).ok()).for_each(|j| matrix.set(i, j));
+        }
+        matrix
+    };
+    let (now, audited) = (matrix(|l| &l.now), matrix(|l| &l.audited));
     let (reach_now, reach_audited) = (now.closure(), audited.closure());
-    let mut identities: Vec<Reach> = names
-        .iter()
-        .enumerate()
-        .map(|(i, name)| Reach {
+    let row = |(name, links): (&PeerName, &Links)| {
+        let i = all.binary_search(name).ok()?;
+        Some(Reach {
             identity: name.clone(),
-            direct: now.row(i).map(|j| names[j].clone()).collect(),
+            direct: links.now.clone(),
             reachable: count(reach_now.row(i).count()),
-            exposed_to: count((0..peers.len()).filter(|j| now.has(*j, i)).count()),
-            audited_direct: count(audited.row(i).count()),
+            exposed_to: count((0..all.len()).filter(|j| now.has(*j, i)).count()),
+            audited: links.audited.clone(),
+            audited_direct: count(links.audited.len()),
             audited_reachable: count(reach_audited.row(i).count()),
-            outside: Class::ALL
-                .into_iter()
-                .filter(|c| open(image, peers[i], c.id()).now)
-                .map(|c| c.as_str().to_owned())
-                .collect(),
+            outside: links.outside.clone(),
         })
-        .collect();
+    };
+    let mut identities: Vec<Reach> = links.iter().filter_map(row).collect();
     identities.sort_by(|a, b| b.reachable.cmp(&a.reachable).then_with(|| a.identity.cmp(&b.identity)));
-    let n = count(peers.len());
     let surface = Surface {
-        identities: n,
-        pairs: n.saturating_mul(n.saturating_sub(1)),
+        identities: count(identities.len()),
+        pairs: count(identities.len()).saturating_mul(count(all.len().saturating_sub(1))),
         direct: now.ones(),
         reachable: reach_now.ones(),
         audited_direct: audited.ones(),
@@ -176,10 +221,8 @@ impl Matrix {
         Self { size, width, bits: vec![0; size * width] }
     }
 
-    fn set(&mut self, row: usize, column: usize, on: bool) {
-        if on {
-            self.bits[row * self.width + column / 64] |= 1 << (column % 64);
-        }
+    fn set(&mut self, row: usize, column: usize) {
+        self.bits[row * self.width + column / 64] |= 1 << (column % 64);
     }
 
     fn has(&self, row: usize, column: usize) -> bool {

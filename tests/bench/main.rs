@@ -11,6 +11,7 @@ mod commit;
 mod counted;
 mod empty;
 mod flood;
+mod k8s;
 mod keys;
 mod lane;
 mod learnt;
@@ -87,7 +88,7 @@ impl Figure {
 /// How a figure is taken: the factor says how many times the usual rounds.
 type Take = fn(f64) -> Result<Vec<Figure>>;
 
-const FIGURES: [(&str, Take); 13] = [
+const FIGURES: [(&str, Take); 15] = [
     ("udp-connect", udp_connect),
     ("tcp-connect", tcp_connect),
     ("tcp-request", tcp_request),
@@ -101,6 +102,8 @@ const FIGURES: [(&str, Take); 13] = [
     ("denied-flood", flood::take),
     ("agent-memory", memory::take),
     ("suggest-graph", learnt::take),
+    ("k8s-react", k8s::react),
+    ("k8s-scale", k8s::scale),
 ];
 
 fn main() -> Result<()> {

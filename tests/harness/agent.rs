@@ -3,7 +3,7 @@
 //! Whatever it left is taken off on drop, also after a panic.
 
 use crate::enforced::id;
-use crate::{Estate, wait_at_most};
+use crate::{ApiServer, Estate, wait_at_most};
 use bulkhead::datapath;
 use bulkhead::sources::hierarchy::Hierarchy;
 use rustix::process::{Signal, set_parent_process_death_signal};
@@ -27,6 +27,8 @@ pub struct Agent {
     folder: tempfile::TempDir,
     child: Option<Child>,
     starts: u32,
+    /// Of an agent in a cluster: how it reaches the API server.
+    kubeconfig: Option<PathBuf>,
 }
 
 impl Agent {
@@ -37,16 +39,9 @@ impl Agent {
 
     /// The same with other SPIFFE IDs: that of a workload by its name.
     pub fn named(estate: &Estate, more: &str, id: impl Fn(&str) -> String) -> Self {
-        let this = Self { folder: tempfile::tempdir().expect("a folder"), child: None, starts: 0 };
-        fs::create_dir(this.policies()).expect("a folder");
         let mount = Hierarchy::find().expect("cgroup2").mount;
         let below = |path: &Path| format!("/{}", path.strip_prefix(&mount).expect("below the mount").display());
-        let at = this.folder.path().display();
-        let mut text = format!(
-            "instance: test\nattach: [{}]\nsocket: {at}/sock\nstate: {at}/state\nbpffs: {at}/bpf\n\
-             policies: [{at}/policies]\n{more}\nworkloads:\n",
-            below(estate.sandbox().cgroup().path())
-        );
+        let mut text = format!("{more}\nworkloads:\n");
         for w in estate.workloads() {
             let (name, cgroup) = (w.name(), below(w.cgroup().path()));
             let addresses: Vec<String> = w.addresses().iter().map(|a| format!("\"{a}\"")).collect();
@@ -56,6 +51,28 @@ impl Agent {
                 addresses.join(", ")
             ));
         }
+        Self::at(estate.sandbox().cgroup().path(), &text)
+    }
+
+    /// Writes a configuration for a node of the cluster that this API server is of, with the pods below this cgroup.
+    pub fn of_node(node: &str, pods: &Path, server: &ApiServer, more: &str) -> Self {
+        let mut this = Self::at(pods, &format!("cluster: {{node: {node}, trustDomain: test}}\n{more}\n"));
+        this.kubeconfig = Some(server.kubeconfig(this.folder()));
+        this
+    }
+
+    /// The parts of a configuration that every agent has, and these lines.
+    fn at(attach: &Path, lines: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let this = Self { folder, child: None, starts: 0, kubeconfig: None };
+        fs::create_dir(this.policies()).expect("a folder");
+        let mount = Hierarchy::find().expect("cgroup2").mount;
+        let attach = attach.strip_prefix(&mount).expect("below the mount").display();
+        let at = this.folder.path().display();
+        let text = format!(
+            "instance: test\nattach: [/{attach}]\nsocket: {at}/sock\nstate: {at}/state\nbpffs: {at}/bpf\n\
+             policies: [{at}/policies]\n{lines}"
+        );
         fs::write(this.config(), text).expect("a file");
         this
     }
@@ -100,6 +117,7 @@ impl Agent {
     fn spawn(&self, arguments: &[&str], errors: Stdio) -> Child {
         let mut command = Command::new(binary());
         command.arg("agent").arg("--config").arg(self.config()).args(arguments);
+        command.envs(self.kubeconfig.iter().map(|path| ("KUBECONFIG", path)));
         // SAFETY: the closure makes one system call and allocates nothing.
         unsafe { command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?)) };
         command.stderr(errors).spawn().expect("BULKHEAD names an executable")

@@ -1,14 +1,16 @@
-//! What the tests on the real kernel stand on: throw-away workloads ([`sandbox`]), waiting with a deadline, and asking
-//! whether something got through.
+//! What the tests on the real kernel stand on: throw-away workloads ([`sandbox`]), waiting with a deadline, asking
+//! whether something got through, and an API server ([`api_server`]).
 //!
 //! Everything is removed when it is dropped, also after a panic. A missing privilege is a failure that says so.
 
 pub mod agent;
+pub mod api_server;
 pub mod enforced;
 pub mod talk;
 pub mod vandal;
 
 pub use agent::Agent;
+pub use api_server::ApiServer;
 pub use bulkhead::probe::sandbox::{self, Process, Reply, Sandbox, Workload};
 pub use enforced::Enforced;
 pub use talk::{number, numbers};

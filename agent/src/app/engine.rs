@@ -87,7 +87,11 @@ pub struct Engine<K: Kernel> {
     saved: Option<Roster>,
     /// Shared with the names of what was compiled last.
     rules: Arc<RuleTable>,
+    /// How many numbers of rules had been given out when they were stored.
+    rules_stored: Option<u64>,
     policies: Policies,
+    /// Whether the last good texts are to be stored.
+    policies_unstored: bool,
     reading: policies::Reading,
     scan: Scan,
     host: BTreeSet<Addr>,
@@ -167,7 +171,9 @@ impl<K: Kernel> Engine<K> {
             saved: None,
             roster,
             rules: Arc::new(rules),
+            rules_stored: None,
             policies,
+            policies_unstored: false,
             reading: policies::Reading::default(),
             scan: Scan::default(),
             host: BTreeSet::new(),
@@ -231,6 +237,7 @@ impl<K: Kernel> Engine<K> {
         self.kernel.attach().map_err(Failure::Attach)?;
         self.ready = true;
         self.note_boot(&Clock::now()).map_err(Failure::Other)?;
+        self.store_policies();
         // While nobody looked, something may have gone on that the ruleset doesn't let pass.
         self.cut(Reach::Everything, Instant::now());
         self.check();
@@ -282,6 +289,7 @@ impl<K: Kernel> Engine<K> {
                     let settled = tokio::task::block_in_place(|| {
                         let settled = self.kernel.settle();
                         self.cut_again();
+                        self.store_policies();
                         heap::trim();
                         settled
                     });
@@ -311,6 +319,7 @@ impl<K: Kernel> Engine<K> {
                         }
                         self.check();
                         self.verify();
+                        self.store_policies();
                     });
                 }
                 _ = follow.tick() => {
@@ -388,8 +397,11 @@ impl<K: Kernel> Engine<K> {
             self.compiled = true;
             return Ok(None);
         }
-        let rules = serde_json::to_vec(&(self.kernel.generation(), &*self.rules))?;
-        self.state.put(RULES, &rules)?;
+        if self.rules_stored != Some(self.rules.given()) {
+            let rules = serde_json::to_vec(&(self.kernel.generation(), &*self.rules))?;
+            self.state.put(RULES, &rules)?;
+            self.rules_stored = Some(self.rules.given());
+        }
         let done = self.kernel.commit(&compiled.image).context("committing the ruleset")?;
         tracing::info!(
             epoch = done.epoch,

@@ -210,9 +210,9 @@ impl Known {
     }
 }
 
-/// Whom the policy concerns, among all there are.
+/// Whom the policy concerns, among those who may run here.
 fn concerned(policy: &Policy, inventory: &Inventory) -> BTreeSet<PeerId> {
-    let all = inventory.identities.iter();
+    let all = inventory.identities.iter().filter(|(peer, _)| !inventory.elsewhere.contains(peer));
     all.filter(|(_, facts)| reference::concerns(policy, &End::Workload(facts))).map(|(peer, _)| *peer).collect()
 }
 

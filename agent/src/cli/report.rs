@@ -163,6 +163,7 @@ mod tests {
             direct: vec![name(1)],
             reachable: 3,
             exposed_to: 1,
+            audited: vec![name(1)],
             audited_direct: 1,
             audited_reachable: 1,
             outside: vec!["world".to_owned(), "node-dns".to_owned()],

@@ -3,9 +3,10 @@
 //! A node is expected to have a policy in force if pods live there that it concerns, which their `NodeEndpoints` tell. It
 //! is in step once its own report names the object's present generation; a node that hasn't reported yet isn't.
 
-use super::crd::{NodeEndpoints, PolicyStatus, SegmentationNode, SegmentationNodeSpec};
+use super::crd::{PolicyStatus, SegmentationNode, SegmentationNodeSpec};
+use super::peers::NodePeers;
 use super::view::Document;
-use crate::identity::{Identity, SpiffeId};
+use crate::identity::Identity;
 use crate::inventory::{IdentityFacts, Posture};
 use crate::policy::reference::{End, concerns};
 use crate::policy::{self, Diagnostic, Mode, Policy};
@@ -30,22 +31,23 @@ pub struct Fleet {
 
 impl Fleet {
     /// Of the nodes that exist; what others left behind doesn't count.
-    pub fn new(nodes: &BTreeSet<String>, reports: &[Arc<SegmentationNode>], endpoints: &[Arc<NodeEndpoints>]) -> Self {
+    pub fn new(nodes: &BTreeSet<String>, reports: &[Arc<SegmentationNode>], peers: &[Arc<NodePeers>]) -> Self {
         let exists = |name: &Option<String>| name.clone().filter(|n| nodes.contains(n));
         let reports = reports
             .iter()
             .filter_map(|r| Some((exists(&r.metadata.name)?, r.spec.clone())))
             .collect::<BTreeMap<_, _>>();
-        let mut at: BTreeMap<Identity, BTreeSet<String>> = BTreeMap::new();
-        for e in endpoints {
-            let Some(node) = exists(&e.metadata.name) else { continue };
-            for w in &e.spec.workloads {
-                // An ID that is none concerns no policy.
-                let ids: BTreeSet<SpiffeId> = w.ids.iter().filter_map(|id| id.parse().ok()).collect();
-                at.entry(Identity { namespace: w.namespace.clone(), ids }).or_default().insert(node.clone());
+        let mut at: BTreeMap<&Identity, BTreeSet<String>> = BTreeMap::new();
+        for of in peers.iter().filter(|p| nodes.contains(&*p.node)) {
+            for pod in &of.pods {
+                at.entry(&pod.identity).or_default().insert(of.node.to_string());
             }
         }
-        let facts = |identity| IdentityFacts { identity, posture: Posture::Observe, ports: BTreeMap::new() };
+        let facts = |identity: &Identity| IdentityFacts {
+            identity: identity.clone(),
+            posture: Posture::Observe,
+            ports: BTreeMap::new(),
+        };
         Self { reports, residents: at.into_iter().map(|(identity, nodes)| (facts(identity), nodes)).collect() }
     }
 

@@ -4,10 +4,10 @@
 //! somebody took Bulkhead off the cluster, which is known from the API server: the DaemonSet that made the agent's pod is
 //! gone or going, or its namespace is. No answer, a refusal or any doubt means that it stays.
 
+use super::kept::Kept;
 use super::pod::Pod;
 use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::{Namespace, Pod as PodObject};
-use kube::runtime::reflector::{ObjectRef, Store};
+use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client, ResourceExt};
 use std::time::Duration;
 
@@ -19,8 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// What is known of the agent's own objects.
 pub struct Leave {
     client: Client,
-    pods: Store<PodObject>,
-    namespaces: Store<Namespace>,
+    pods: Kept<Option<Pod>>,
+    namespaces: Kept<Namespace>,
 }
 
 /// What made the agent's pod.
@@ -43,14 +43,14 @@ enum Said {
 }
 
 impl Leave {
-    pub(super) fn new(client: Client, pods: Store<PodObject>, namespaces: Store<Namespace>) -> Self {
+    pub(super) fn new(client: Client, pods: Kept<Option<Pod>>, namespaces: Kept<Namespace>) -> Self {
         Self { client, pods, namespaces }
     }
 
     /// Whether Bulkhead is being taken off this cluster. Asks the API server, a few seconds at most.
     pub async fn is_final(&self) -> bool {
         let Some(maker) = std::env::var(POD_UID).ok().and_then(|uid| self.maker(&uid)) else { return false };
-        let own = self.namespaces.get(&ObjectRef::new(&maker.namespace));
+        let own = self.namespaces.get("", &maker.namespace);
         let ending = own.is_some_and(|n| n.metadata.deletion_timestamp.is_some());
         let said = if ending { Said::Unclear("its namespace is going".to_owned()) } else { self.ask(&maker).await };
         let last = decide(&maker, ending, &said);
@@ -59,8 +59,8 @@ impl Leave {
     }
 
     fn maker(&self, uid: &str) -> Option<Maker> {
-        let pod = self.pods.find(|p| p.metadata.uid.as_deref() == Some(uid))?;
-        maker(&pod)
+        let pod = self.pods.find(|p| p.as_ref().is_some_and(|p| p.object_uid == uid))?;
+        pod.as_ref().as_ref().and_then(maker)
     }
 
     async fn ask(&self, maker: &Maker) -> Said {
@@ -77,13 +77,9 @@ impl Leave {
 }
 
 /// The DaemonSet that made a pod.
-fn maker(pod: &PodObject) -> Option<Maker> {
-    let by = pod.metadata.owner_references.iter().flatten().find(|r| r.controller == Some(true))?;
-    (by.kind == "DaemonSet").then(|| Maker {
-        namespace: Pod::of(pod).map(|p| p.namespace).unwrap_or_default(),
-        name: by.name.clone(),
-        uid: by.uid.clone(),
-    })
+fn maker(pod: &Pod) -> Option<Maker> {
+    let (name, uid) = pod.daemon_set.clone()?;
+    Some(Maker { namespace: pod.namespace.clone(), name, uid })
 }
 
 /// Another one of the same name is there to stay: its agents take over.
@@ -124,7 +120,7 @@ mod tests {
                 "{{metadata: {{name: p, namespace: s, uid: u, ownerReferences: [{{apiVersion: v, kind: {kind}, \
                  name: agent, uid: a, controller: true}}]}}}}"
             );
-            serde_json::from_value::<PodObject>(crate::cluster::tests::yaml(&text)).expect("a pod")
+            Pod::of(&serde_json::from_value(crate::cluster::tests::yaml(&text)).expect("a pod")).expect("whole")
         };
         assert_eq!(maker(&pod("DaemonSet")).map(|m| (m.namespace, m.uid)), Some(("s".to_owned(), "a".to_owned())));
         assert_eq!(maker(&pod("ReplicaSet")), None);

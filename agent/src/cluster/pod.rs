@@ -7,6 +7,7 @@ use crate::config::Filling;
 use crate::policy::model::protocol_number;
 use bulkhead_common::{Addr, proto};
 use k8s_openapi::api::core::v1::{Container, Pod as Object, Probe};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -43,6 +44,10 @@ pub struct Pod {
     pub host_ports: BTreeSet<(u8, u16, u16)>,
     /// Whether it can talk to the API server in its own name.
     pub has_token: bool,
+    /// The UID that the API server knows it by.
+    pub object_uid: String,
+    /// Name and UID of the DaemonSet that made it, if one did.
+    pub daemon_set: Option<(String, String)>,
 }
 
 impl Pod {
@@ -70,6 +75,10 @@ impl Pod {
                 .filter(|s| !s.is_empty())
                 .unwrap_or_else(|| "default".to_owned()),
             owner: owner(object, &name),
+            object_uid: meta.uid.clone().unwrap_or_default(),
+            daemon_set: controller(object)
+                .filter(|by| by.kind == "DaemonSet")
+                .map(|by| (by.name.clone(), by.uid.clone())),
             name,
             node: spec.node_name.unwrap_or_default(),
             addresses: if host_network { Vec::new() } else { addresses },
@@ -161,12 +170,14 @@ fn number(port: &IntOrString, names: &BTreeMap<String, u16>) -> Option<u16> {
     }
 }
 
+fn controller(object: &Object) -> Option<&OwnerReference> {
+    object.metadata.owner_references.iter().flatten().find(|r| r.controller == Some(true))
+}
+
 /// What runs the pod. A ReplicaSet is named after its Deployment and the hash of the pod's template, a CronJob's Job
 /// after the CronJob and the minute.
 fn owner(object: &Object, name: &str) -> String {
-    let Some(by) = object.metadata.owner_references.iter().flatten().find(|r| r.controller == Some(true)) else {
-        return format!("Pod/{name}");
-    };
+    let Some(by) = controller(object) else { return format!("Pod/{name}") };
     let label = |key: &str| object.metadata.labels.as_ref().and_then(|l| l.get(key));
     if by.kind == "ReplicaSet"
         && let Some(hash) = label("pod-template-hash")

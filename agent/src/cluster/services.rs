@@ -5,7 +5,7 @@ use super::pod::{address, protocol};
 use bulkhead_common::Addr;
 use bulkhead_common::maps::AddrPort;
 use k8s_openapi::api::core::v1::Service as Object;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::discovery::v1::{EndpointConditions, EndpointPort, EndpointSlice};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The label that names a slice's Service.
@@ -26,17 +26,48 @@ pub struct Front {
     pub backends: BTreeSet<(Addr, u16)>,
 }
 
+/// What of an EndpointSlice matters.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Slice {
+    namespace: String,
+    service: String,
+    /// Name, IP protocol and number.
+    ports: Box<[(String, u8, u16)]>,
+    /// Those that may answer.
+    addresses: Box<[Addr]>,
+}
+
+impl Slice {
+    /// Takes what matters. `None` if it belongs to no Service.
+    pub fn of(object: &EndpointSlice) -> Option<Self> {
+        let meta = &object.metadata;
+        let service = meta.labels.as_ref()?.get(OF_SERVICE)?.clone();
+        let port = |p: &EndpointPort| {
+            let number = u16::try_from(p.port?).ok()?;
+            Some((p.name.clone().unwrap_or_default(), protocol(p.protocol.as_deref())?, number))
+        };
+        // `ready` that isn't there means ready; one that is ending and still serves may get connections as well.
+        let may_answer = |c: Option<&EndpointConditions>| {
+            c.is_none_or(|c| c.ready.unwrap_or(true) || c.serving.unwrap_or(false))
+        };
+        let answering = object.endpoints.iter().filter(|e| may_answer(e.conditions.as_ref()));
+        Some(Self {
+            namespace: meta.namespace.clone()?,
+            service,
+            ports: object.ports.iter().flatten().filter_map(port).collect(),
+            addresses: answering.flat_map(|e| &e.addresses).filter_map(|a| address(a)).collect(),
+        })
+    }
+}
+
 /// The ports of all Services. Headless ones and names for other hosts have no address of their own.
 pub fn fronts<'a>(
     services: impl IntoIterator<Item = &'a Object>,
-    slices: impl IntoIterator<Item = &'a EndpointSlice>,
+    slices: impl IntoIterator<Item = &'a Slice>,
 ) -> Vec<Front> {
-    let mut by_service: BTreeMap<(&str, &str), Vec<&EndpointSlice>> = BTreeMap::new();
+    let mut by_service: BTreeMap<(&str, &str), Vec<&Slice>> = BTreeMap::new();
     for slice in slices {
-        let meta = &slice.metadata;
-        if let (Some(namespace), Some(name)) = (&meta.namespace, meta.labels.as_ref().and_then(|l| l.get(OF_SERVICE))) {
-            by_service.entry((namespace, name)).or_default().push(slice);
-        }
+        by_service.entry((&slice.namespace, &slice.service)).or_default().push(slice);
     }
     let mut all = Vec::new();
     for service in services {
@@ -76,23 +107,10 @@ pub fn fronts<'a>(
 }
 
 /// Who is ready to answer at the port of that name.
-fn backends<'a>(
-    slices: &'a [&EndpointSlice],
-    name: Option<&'a str>,
-    proto: u8,
-) -> impl Iterator<Item = (Addr, u16)> + 'a {
+fn backends<'a>(slices: &'a [&Slice], name: Option<&'a str>, proto: u8) -> impl Iterator<Item = (Addr, u16)> + 'a {
     slices.iter().flat_map(move |slice| {
-        let port = slice.ports.iter().flatten().find(|p| {
-            p.name.as_deref().unwrap_or_default() == name.unwrap_or_default()
-                && protocol(p.protocol.as_deref()) == Some(proto)
-        });
-        let number = port.and_then(|p| u16::try_from(p.port?).ok());
-        // `ready` that isn't there means ready; one that is ending and still serves may get connections as well.
-        let may_answer = |c: Option<&k8s_openapi::api::discovery::v1::EndpointConditions>| {
-            c.is_none_or(|c| c.ready.unwrap_or(true) || c.serving.unwrap_or(false))
-        };
-        let answering = slice.endpoints.iter().filter(move |e| may_answer(e.conditions.as_ref()));
-        answering.flat_map(|e| &e.addresses).filter_map(move |a| Some((address(a)?, number?)))
+        let port = slice.ports.iter().find(|(n, p, _)| n == name.unwrap_or_default() && *p == proto);
+        port.into_iter().flat_map(|(_, _, number)| slice.addresses.iter().map(|a| (*a, *number)))
     })
 }
 
@@ -104,8 +122,8 @@ mod tests {
     fn read(services: &[&str], slices: &[&str]) -> Vec<Front> {
         let services: Vec<Object> =
             services.iter().map(|t| serde_json::from_value(yaml(t)).expect("a service")).collect();
-        let slices: Vec<EndpointSlice> =
-            slices.iter().map(|t| serde_json::from_value(yaml(t)).expect("a slice")).collect();
+        let slice = |t: &&str| Slice::of(&serde_json::from_value(yaml(t)).expect("a slice")).expect("a Service's");
+        let slices: Vec<Slice> = slices.iter().map(slice).collect();
         fronts(&services, &slices)
     }
 

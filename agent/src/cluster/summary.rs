@@ -5,7 +5,8 @@
 //! all of 5,000 nodes together ask once a second, and if the first ones are gone the next is soon there.
 
 use super::conditions::{Fleet, is_only_counts, newly_refused, status};
-use super::crd::{NodeEndpoints, POLICIES, PolicyStatus, SegmentationNode};
+use super::crd::{POLICIES, PolicyStatus, SegmentationNode};
+use super::kept::Kept;
 use super::lease::{self, Hold, Seat};
 use super::publish::MANAGER;
 use super::view::Document;
@@ -15,13 +16,11 @@ use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams, PostParams};
-use kube::runtime::reflector::Store;
 use kube::runtime::watcher;
 use kube::{Client, Resource};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
@@ -83,8 +82,8 @@ struct Sums {
     node: String,
     peers: Peers,
     kinds: Spawn,
-    reports: Store<SegmentationNode>,
-    policies: Vec<(ApiResource, Store<DynamicObject>)>,
+    reports: Kept<SegmentationNode>,
+    policies: Vec<(ApiResource, Kept<DynamicObject>)>,
     /// What was last written of each object, by its UID.
     written: BTreeMap<String, Written>,
 }
@@ -101,16 +100,18 @@ impl Sums {
         let mut kinds = Spawn::new();
         let every = watcher::Config::default;
         let reports =
-            kinds.kind("segmentationnodes", Api::all(client.clone()), (), every(), |n: &mut SegmentationNode| {
+            kinds.kind("segmentationnodes", Api::all(client.clone()), every(), |mut n: SegmentationNode| {
                 strip(n.meta_mut());
+                n
             });
         let policies = POLICIES.iter().map(|kind| {
             let resource = kind.resource();
             let api = Api::all_with(client.clone(), &resource);
-            let store = kinds.kind(kind.plural, api, resource.clone(), every(), |p: &mut DynamicObject| {
+            let kept = kinds.kind(kind.plural, api, every(), |mut p: DynamicObject| {
                 strip(&mut p.metadata);
+                p
             });
-            (resource, store)
+            (resource, kept)
         });
         let policies = policies.collect();
         Self {
@@ -140,15 +141,12 @@ impl Sums {
 
     /// Writes what differs.
     async fn round(&mut self, seat: &mut Seat) -> Hold {
-        let fleet = {
-            let endpoints: Vec<Arc<NodeEndpoints>> = self.peers.endpoints();
-            Fleet::new(&self.peers.nodes(), &self.reports.state(), &endpoints)
-        };
-        let stores = self.policies.iter().map(|(_, store)| store);
-        let living: BTreeSet<String> = stores.flat_map(|s| s.state()).filter_map(|o| o.metadata.uid.clone()).collect();
+        let fleet = Fleet::new(&self.peers.nodes(), &self.reports.all(), &self.peers.endpoints());
+        let all = self.policies.iter().flat_map(|(_, kept)| kept.all());
+        let living: BTreeSet<String> = all.filter_map(|o| o.metadata.uid.clone()).collect();
         self.written.retain(|uid, _| living.contains(uid));
-        for (resource, store) in &self.policies {
-            for object in store.state() {
+        for (resource, kept) in &self.policies {
+            for object in kept.all() {
                 let Some(document) = Document::of(&object) else { continue };
                 let version = &object.metadata.resource_version;
                 let uid = &document.revision.uid;

@@ -4,23 +4,27 @@
 //! the posture as it was. Where two objects contradict each other, nobody gets what both claim: that address or cgroup is
 //! unknown, which allows nothing where anything is enforced, and it is said.
 
+mod claims;
+
 use super::builtin;
 use super::cgroup::Pods;
-use super::crd::{NodeEndpoints, NodeWorkload};
-use super::pod::{self, Pod};
-use super::services::{self, Front};
+use super::crd::NodeWorkload;
+use super::node::Node;
+use super::peers::{NodePeers, Ports};
+use super::pod::Pod;
+use super::services::{self, Front, Slice};
 use crate::config::{Backend, Cluster, Config, Peer, Position, Service as Facade, Who, Workload, narrow, widen_prefix};
 use crate::identity::{Identity, SpiffeId};
 use crate::inventory::{Place, Posture};
-use crate::policy::model::{protocol_name, protocol_number};
+use crate::policy::model::protocol_name;
 use bulkhead_common::maps::{AddrPort, PrefixKey};
 use bulkhead_common::{Addr, Class, proto};
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod as PodObject, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use claims::{Claim, Claims, Named};
+use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::core::DynamicObject;
 use serde_json::json;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 /// The label that gives a namespace its posture.
@@ -38,13 +42,13 @@ const NODE_PORTS: usize = 16_384;
 #[derive(Clone, Debug, Default)]
 pub struct Objects {
     /// This node's pods.
-    pub pods: Vec<Arc<PodObject>>,
+    pub pods: Vec<Arc<Option<Pod>>>,
     /// What the agents say of their nodes' pods.
-    pub node_endpoints: Vec<Arc<NodeEndpoints>>,
+    pub peers: Vec<Arc<NodePeers>>,
     /// All Services.
     pub services: Vec<Arc<Service>>,
-    /// All EndpointSlices.
-    pub slices: Vec<Arc<EndpointSlice>>,
+    /// All EndpointSlices of Services.
+    pub slices: Vec<Arc<Option<Slice>>>,
     /// All namespaces.
     pub namespaces: Vec<Arc<Namespace>>,
     /// All nodes.
@@ -52,7 +56,7 @@ pub struct Objects {
     /// The ranges of Services' addresses.
     pub service_cidrs: Vec<Arc<ServiceCIDR>>,
     /// Policies, of both kinds.
-    pub policies: Vec<Arc<DynamicObject>>,
+    pub policies: Vec<Arc<Option<Document>>>,
 }
 
 /// What they come to.
@@ -69,32 +73,27 @@ pub struct View {
     /// By namespace.
     pub postures: BTreeMap<String, Posture>,
     /// The policies' texts, by name.
-    pub texts: BTreeMap<String, String>,
+    pub texts: BTreeMap<String, Arc<str>>,
     /// Which forms of the objects those are, by the same names; what is built in has none.
     pub revisions: BTreeMap<String, Revision>,
     /// What other nodes are to know of this one.
     pub published: Vec<NodeWorkload>,
     /// What looks wrong.
     pub warnings: Vec<String>,
+    /// Addresses of classes, while it is worked out.
+    classes: BTreeMap<Addr, Class>,
 }
 
 impl View {
-    /// The configuration with everything that the cluster adds. What the file says itself comes first.
-    pub fn over(&self, config: &Config) -> Config {
+    /// The configuration with everything that the cluster adds, taken out of here. What the file says itself comes first.
+    pub fn over(&mut self, config: &Config) -> Config {
         let mut config = config.clone();
-        config.workloads.extend(self.workloads.iter().cloned());
-        config.endpoints.extend(self.endpoints.iter().cloned());
-        config.services.extend(self.services.iter().cloned());
-        config.ranges.extend(&self.ranges);
+        config.workloads.append(&mut self.workloads);
+        config.endpoints.append(&mut self.endpoints);
+        config.services.append(&mut self.services);
+        config.ranges.append(&mut self.ranges);
         config
     }
-}
-
-/// Who claims an address.
-#[derive(Clone, Debug)]
-struct Claim {
-    uid: String,
-    identity: Identity,
 }
 
 /// Works the view out. `postures` are those of the last view.
@@ -109,24 +108,25 @@ pub fn view(
     view.read_postures(settings, objects, config.posture, postures);
     let pods = view.own_pods(settings, objects);
     view.read_workloads(&pods, pods_at);
-    let mut claims: BTreeMap<Addr, Vec<Claim>> = BTreeMap::new();
+    let mut claims = Vec::new();
     for (pod, identity) in &pods {
-        for a in &pod.addresses {
-            claims.entry(*a).or_default().push(Claim { uid: pod.uid.clone(), identity: identity.clone() });
-        }
+        let mine = |addr: &Addr| Claim { addr: *addr, uid: &pod.uid, identity: Arc::clone(identity) };
+        claims.extend(pod.addresses.iter().map(mine));
     }
     let ports = view.read_peers(settings, objects, &mut claims);
+    let claims = Claims::of(claims);
     view.settle_claims(&claims, &ports);
     view.read_nodes(settings, objects);
     view.read_ranges(objects);
     let dns = view.read_services(objects, &claims);
     view.read_policies(objects);
     let facts = builtin::Facts {
-        pods: pods.iter().flat_map(|(pod, identity)| identity.ids.iter().map(move |id| (pod, id))).collect(),
+        pods: pods.iter().flat_map(|(pod, identity)| identity.ids.iter().map(move |id| (*pod, id))).collect(),
         dns,
         node_dns: config.endpoints.iter().any(|p| matches!(p.who, Who::Class(Class::NodeDns))),
     };
-    view.texts.extend(builtin::texts(&settings.built_ins, &facts));
+    let built_in = builtin::texts(&settings.built_ins, &facts).into_iter();
+    view.texts.extend(built_in.map(|(name, text)| (name, text.into())));
     view
 }
 
@@ -181,28 +181,33 @@ impl View {
     }
 
     /// This node's pods that run or will, each with who it is.
-    fn own_pods(&mut self, settings: &Cluster, objects: &Objects) -> Vec<(Pod, Identity)> {
-        let mut by_uid: BTreeMap<String, Vec<Pod>> = BTreeMap::new();
-        for pod in objects.pods.iter().filter_map(|p| Pod::of(p)) {
+    fn own_pods<'a>(&mut self, settings: &Cluster, objects: &'a Objects) -> Vec<(&'a Pod, Arc<Identity>)> {
+        let mut by_uid: BTreeMap<&str, Vec<&Pod>> = BTreeMap::new();
+        for pod in objects.pods.iter().filter_map(|p| Option::as_ref(p)) {
             if pod.node == settings.node && !pod.over {
-                by_uid.entry(pod.uid.clone()).or_default().push(pod);
+                by_uid.entry(&pod.uid).or_default().push(pod);
             }
         }
+        let mut known: HashMap<(&str, SpiffeId), Arc<Identity>> = HashMap::new();
         let mut pods = Vec::new();
-        for (uid, mut same) in by_uid {
-            if let [first, second, ..] = &same[..] {
-                self.warn(format!(
-                    "pods {} and {} both say that they run under UID {uid}, so neither is known",
-                    first.title(),
-                    second.title()
-                ));
-                continue;
-            }
-            let Some(pod) = same.pop() else { continue };
+        for (uid, same) in by_uid {
+            let pod = match &same[..] {
+                [one] => *one,
+                [first, second, ..] => {
+                    self.warn(format!(
+                        "pods {} and {} both say that they run under UID {uid}, so neither is known",
+                        first.title(),
+                        second.title()
+                    ));
+                    continue;
+                }
+                [] => continue,
+            };
             match settings.template.id(pod.filling()) {
                 Ok(id) => {
-                    let identity = identity(&pod.namespace, [id]);
-                    pods.push((pod, identity));
+                    let one = || Arc::new(identity(&pod.namespace, [id.clone()]));
+                    let identity = known.entry((&pod.namespace, id.clone())).or_insert_with(one);
+                    pods.push((pod, Arc::clone(identity)));
                 }
                 Err(e) => self.warn(format!("pod {} stays unknown: {e}", pod.title())),
             }
@@ -210,13 +215,13 @@ impl View {
         pods
     }
 
-    fn read_workloads(&mut self, pods: &[(Pod, Identity)], pods_at: &[Pods]) {
-        let mut ports: BTreeMap<&Identity, Ports> = BTreeMap::new();
+    fn read_workloads(&mut self, pods: &[(&Pod, Arc<Identity>)], pods_at: &[Pods]) {
+        let mut named = Named::default();
         for (pod, identity) in pods {
-            ports.entry(identity).or_default().add(&pod.ports);
+            named.add(identity, &pod.ports);
         }
         for (pod, identity) in pods {
-            let ports = ports.get(identity).map(Ports::clear).unwrap_or_default();
+            let ports = named.of(identity);
             self.published.push(NodeWorkload {
                 uid: pod.uid.clone(),
                 namespace: pod.namespace.clone(),
@@ -227,9 +232,9 @@ impl View {
             self.workloads.push(Workload {
                 name: pod.title(),
                 posture: self.posture(&pod.namespace),
-                identity: identity.clone(),
+                identity: Identity::clone(identity),
                 cgroups: pods_at.iter().flat_map(|at| at.patterns(&pod.uid)).collect(),
-                ports,
+                ports: Ports::clone(&ports),
                 addresses: pod.addresses.clone(),
                 at: Position::default(),
             });
@@ -240,63 +245,50 @@ impl View {
     }
 
     /// What other nodes' agents say. Gives the named ports of each identity.
-    fn read_peers(
+    fn read_peers<'a>(
         &mut self,
         settings: &Cluster,
-        objects: &Objects,
-        claims: &mut BTreeMap<Addr, Vec<Claim>>,
-    ) -> BTreeMap<Identity, Ports> {
-        let mut ports: BTreeMap<Identity, Ports> = BTreeMap::new();
-        for object in &objects.node_endpoints {
-            let node = object.metadata.name.as_deref().unwrap_or_default();
-            if node == settings.node {
-                continue;
-            }
-            for w in &object.spec.workloads {
-                let ids: Result<BTreeSet<SpiffeId>, _> = w.ids.iter().map(|id| id.parse()).collect();
-                let ids = match ids {
-                    Ok(ids) if !ids.is_empty() => ids,
-                    Ok(_) => continue,
-                    Err(e) => {
-                        self.warn(format!("node {node} says of pod {}: {e}", w.uid));
-                        continue;
-                    }
-                };
-                let identity = identity(&w.namespace, ids);
-                let named = w.ports.iter().filter_map(|(name, text)| Some((name.clone(), read_port(text)?))).collect();
-                ports.entry(identity.clone()).or_default().add(&named);
-                for a in w.addresses.iter().filter_map(|text| pod::address(text)) {
-                    claims.entry(a).or_default().push(Claim { uid: w.uid.clone(), identity: identity.clone() });
-                }
+        objects: &'a Objects,
+        claims: &mut Vec<Claim<'a>>,
+    ) -> Named<'a> {
+        let mut named = Named::default();
+        for node in objects.peers.iter().filter(|p| *p.node != *settings.node) {
+            self.warnings.extend(node.faults.iter().cloned());
+            for pod in &node.pods {
+                named.add(&pod.identity, &pod.ports);
+                let claim = |addr: &Addr| Claim { addr: *addr, uid: &pod.uid, identity: Arc::clone(&pod.identity) };
+                claims.extend(pod.addresses.iter().map(claim));
             }
         }
-        ports
+        named.settle();
+        named
     }
 
     /// Gives each address to its one claimant; one with several identities is nobody's.
-    fn settle_claims(&mut self, claims: &BTreeMap<Addr, Vec<Claim>>, ports: &BTreeMap<Identity, Ports>) {
+    fn settle_claims(&mut self, claims: &Claims<'_>, ports: &Named<'_>) {
         let own: BTreeSet<Addr> = self.workloads.iter().flat_map(|w| w.addresses.iter().copied()).collect();
         let mut nobodys = BTreeSet::new();
-        for (addr, all) in claims {
-            let Some(first) = all.first() else { continue };
+        self.endpoints.reserve(claims.len());
+        for all in claims.by_address() {
+            let first = &all[0];
             if let Some(other) = all.iter().find(|c| c.identity != first.identity) {
-                nobodys.insert(*addr);
-                self.endpoints.push(Peer { place: Place::Addr(*addr), who: Who::Class(Class::Unknown) });
+                nobodys.insert(first.addr);
+                self.class(first.addr, Class::Unknown);
                 self.warn(format!(
                     "{} is claimed by {} (pod {}) and {} (pod {}), so it is nobody's",
-                    narrow(addr),
+                    narrow(&first.addr),
                     first.identity,
                     first.uid,
                     other.identity,
                     other.uid
                 ));
-            } else if !own.contains(addr) {
+            } else if !own.contains(&first.addr) {
                 self.endpoints.push(Peer {
-                    place: Place::Addr(*addr),
+                    place: Place::Addr(first.addr),
                     who: Who::Identity {
                         posture: self.posture(&first.identity.namespace),
-                        ports: ports.get(&first.identity).map(Ports::clear).unwrap_or_default(),
-                        identity: Arc::new(first.identity.clone()),
+                        ports: ports.of(&first.identity),
+                        identity: Arc::clone(&first.identity),
                     },
                 });
             }
@@ -306,21 +298,24 @@ impl View {
         }
     }
 
+    /// An address is of this class.
+    fn class(&mut self, addr: Addr, class: Class) {
+        self.endpoints.push(Peer { place: Place::Addr(addr), who: Who::Class(class) });
+        self.classes.insert(addr, class);
+    }
+
     fn read_nodes(&mut self, settings: &Cluster, objects: &Objects) {
-        for object in &objects.nodes {
-            let own = object.metadata.name.as_deref() == Some(&settings.node);
-            let class = if own { Class::Host } else { Class::RemoteNode };
-            for a in node_addresses(object) {
-                self.endpoints.push(Peer { place: Place::Addr(a), who: Who::Class(class) });
-            }
+        for node in &objects.nodes {
+            let class = if node.name == settings.node { Class::Host } else { Class::RemoteNode };
+            node.addresses.iter().for_each(|a| self.class(*a, class));
         }
     }
 
     fn read_ranges(&mut self, objects: &Objects) {
-        let pods = objects.nodes.iter().filter_map(|n| n.spec.as_ref()?.pod_cidrs.as_ref()).flatten();
+        let pods = objects.nodes.iter().flat_map(|n| n.pods.iter().copied());
         let services = objects.service_cidrs.iter().filter_map(|c| c.spec.as_ref()?.cidrs.as_ref()).flatten();
-        let ranges: BTreeSet<PrefixKey> =
-            pods.chain(services).filter_map(|text| text.parse().ok()).map(widen_prefix).collect();
+        let services = services.filter_map(|text| text.parse().ok()).map(widen_prefix);
+        let ranges: BTreeSet<PrefixKey> = pods.chain(services).collect();
         self.ranges = ranges.into_iter().collect();
     }
 
@@ -328,28 +323,21 @@ impl View {
     fn read_services(
         &mut self,
         objects: &Objects,
-        claims: &BTreeMap<Addr, Vec<Claim>>,
+        claims: &Claims<'_>,
     ) -> BTreeSet<(SpiffeId, u8, u16)> {
-        let class_at: BTreeMap<Addr, Class> = self
-            .endpoints
-            .iter()
-            .filter_map(|p| match (p.place, &p.who) {
-                (Place::Addr(a), Who::Class(c)) => Some((a, *c)),
-                _ => None,
-            })
-            .collect();
+        let class_at = std::mem::take(&mut self.classes);
         let ranges: BTreeSet<PrefixKey> = self.ranges.iter().copied().collect();
         let inside = |a: &Addr| ranges.iter().any(|r| crate::image::masked(a, r.bits) == r.addr);
-        let who = |a: &Addr| match (class_at.get(a), claims.get(a).and_then(|all| all.first())) {
+        let who = |a: &Addr| match (class_at.get(a), claims.first(a)) {
             (Some(c), _) => Backend::Class(*c),
-            (None, Some(claim)) => Backend::Identity(claim.identity.clone()),
+            (None, Some(claim)) => Backend::Identity(Arc::clone(&claim.identity)),
             (None, None) if inside(a) => Backend::Class(Class::Unknown),
             (None, None) => Backend::Class(Class::World),
         };
-        let nodes: Vec<Addr> = objects.nodes.iter().flat_map(|n| node_addresses(n)).collect();
+        let nodes: Vec<Addr> = objects.nodes.iter().flat_map(|n| n.addresses.iter().copied()).collect();
         let own: BTreeSet<Addr> = class_at.iter().filter(|(_, c)| **c == Class::Host).map(|(a, _)| *a).collect();
         let services = objects.services.iter().map(|s| &**s);
-        let fronts = services::fronts(services, objects.slices.iter().map(|s| &**s));
+        let fronts = services::fronts(services, objects.slices.iter().filter_map(|s| Option::as_ref(s)));
         let on_nodes = fronts.iter().filter(|f| f.node_port.is_some()).count();
         let everywhere = on_nodes * nodes.len() <= NODE_PORTS;
         if !everywhere {
@@ -393,10 +381,9 @@ impl View {
     }
 
     fn read_policies(&mut self, objects: &Objects) {
-        for object in &objects.policies {
-            let Some(document) = Document::of(object) else { continue };
-            self.revisions.insert(document.title.clone(), document.revision);
-            self.texts.insert(document.title, document.text);
+        for document in objects.policies.iter().filter_map(|d| Option::as_ref(d)) {
+            self.revisions.insert(document.title.clone(), document.revision.clone());
+            self.texts.insert(document.title.clone(), Arc::clone(&document.text));
         }
     }
 }
@@ -416,7 +403,7 @@ pub struct Document {
     /// Its kind, namespace if it has one, and name, with slashes between them: the file's name.
     pub title: String,
     /// What it says.
-    pub text: String,
+    pub text: Arc<str>,
     /// Which form that is.
     pub revision: Revision,
 }
@@ -440,7 +427,7 @@ impl Document {
         }
         let revision =
             Revision { uid: meta.uid.clone().unwrap_or_default(), generation: meta.generation.unwrap_or_default() };
-        Some(Self { title, text: text.to_string(), revision })
+        Some(Self { title, text: text.to_string().into(), revision })
     }
 }
 
@@ -448,38 +435,9 @@ fn word(text: &str) -> Option<Posture> {
     [Posture::Observe, Posture::Audit, Posture::Enforce].into_iter().find(|p| p.as_str() == text)
 }
 
-fn node_addresses(node: &Node) -> Vec<Addr> {
-    let addresses = node.status.iter().filter_map(|s| s.addresses.as_ref()).flatten();
-    addresses.filter_map(|a| pod::address(&a.address)).collect()
-}
-
 /// A port as agents tell each other.
 fn written(proto: u8, port: u16) -> String {
     format!("{}/{port}", protocol_name(proto))
-}
-
-fn read_port(text: &str) -> Option<(u8, u16)> {
-    let (name, port) = text.split_once('/')?;
-    Some((protocol_number(name)?, port.parse().ok()?))
-}
-
-/// Named ports of one identity, gathered from all that have it. A name that means two things means nothing.
-#[derive(Clone, Debug, Default)]
-struct Ports(BTreeMap<String, Option<(u8, u16)>>);
-
-impl Ports {
-    fn add(&mut self, more: &BTreeMap<String, (u8, u16)>) {
-        for (name, port) in more {
-            let kept = self.0.entry(name.clone()).or_insert(Some(*port));
-            if *kept != Some(*port) {
-                *kept = None;
-            }
-        }
-    }
-
-    fn clear(&self) -> BTreeMap<String, (u8, u16)> {
-        self.0.iter().filter_map(|(name, port)| Some((name.clone(), (*port)?))).collect()
-    }
 }
 
 #[cfg(test)]

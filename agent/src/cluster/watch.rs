@@ -1,27 +1,30 @@
 //! The objects of the API server, kept in step.
 //!
-//! Each kind has a watch and a store of its own. A list replaces a store's content at once, so half of one is never seen;
-//! while a watch is broken its store keeps what it had, and the fault is told. Nothing here decides anything.
+//! Each kind has a watch of its own, and of each object what matters is kept ([`super::kept`]); while a watch is broken
+//! that stays, and the fault is told. Nothing here decides anything.
 
 use super::backoff::Waits;
 use super::crd::{NodeEndpoints, POLICIES};
+use super::kept::Kept;
 use super::leave::Leave;
-use super::view::Objects;
+use super::node::Node;
+use super::peers::{NodePeers, Reader};
+use super::pod::Pod;
+use super::services::Slice;
+use super::view::{Document, Objects};
 use crate::config::Cluster;
 use futures_util::StreamExt;
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
+use k8s_openapi::api::core::v1::{Namespace, Node as NodeObject, Pod as PodObject, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{Api, DynamicObject, ObjectMeta};
-use kube::runtime::reflector::{self, Store};
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt, watcher as watch};
 use kube::{Client, Resource};
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
-use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::watch as signal;
 use tokio::task::JoinSet;
@@ -37,39 +40,45 @@ struct Health {
 
 /// All watches of an agent. They end when this is dropped.
 pub struct Watch {
-    pods: Store<Pod>,
-    node_endpoints: Store<NodeEndpoints>,
-    services: Store<Service>,
-    slices: Store<EndpointSlice>,
-    namespaces: Store<Namespace>,
-    nodes: Store<Node>,
-    service_cidrs: Store<ServiceCIDR>,
-    policies: Vec<Store<DynamicObject>>,
+    pods: Kept<Option<Pod>>,
+    peers: Kept<NodePeers>,
+    services: Kept<Service>,
+    slices: Kept<Option<Slice>>,
+    namespaces: Kept<Namespace>,
+    nodes: Kept<Node>,
+    service_cidrs: Kept<ServiceCIDR>,
+    policies: Vec<Kept<Option<Document>>>,
     kinds: Spawn,
 }
 
 /// The other nodes, as the watches have them.
 #[derive(Clone)]
 pub struct Peers {
-    nodes: Store<Node>,
-    endpoints: Store<NodeEndpoints>,
+    nodes: Kept<Node>,
+    endpoints: Kept<NodePeers>,
 }
 
 impl Peers {
     /// The names of all nodes.
     pub fn nodes(&self) -> BTreeSet<String> {
-        self.nodes.state().iter().filter_map(|n| n.metadata.name.clone()).collect()
+        self.nodes.all().iter().map(|n| n.name.clone()).collect()
     }
 
     /// What the agents say of their nodes' pods.
-    pub fn endpoints(&self) -> Vec<Arc<NodeEndpoints>> {
-        self.endpoints.state()
+    pub fn endpoints(&self) -> Vec<Arc<NodePeers>> {
+        self.endpoints.all()
     }
 
     /// That something belongs to this node: it goes when the node does.
     pub fn owner(&self, node: &str) -> Option<Vec<OwnerReference>> {
-        let node = self.nodes.find(|n| n.metadata.name.as_deref() == Some(node))?;
-        Some(vec![node.owner_ref(&())?])
+        let node = self.nodes.get("", node)?;
+        Some(vec![OwnerReference {
+            api_version: "v1".to_owned(),
+            kind: "Node".to_owned(),
+            name: node.name.clone(),
+            uid: node.uid.clone(),
+            ..OwnerReference::default()
+        }])
     }
 }
 
@@ -79,40 +88,24 @@ impl Watch {
         let mut spawn = Spawn::new();
         let own = watcher::Config::default().fields(&format!("spec.nodeName={}", settings.node));
         let every = watcher::Config::default;
-        let pods = spawn.kind("pods", Api::all(client.clone()), (), own, |p: &mut Pod| {
-            strip(&mut p.metadata);
-            if let Some(status) = &mut p.status {
-                status.conditions = None;
-                status.container_statuses = None;
-                status.init_container_statuses = None;
-            }
-        });
-        let node_endpoints = spawn.kind("nodeendpoints", Api::all(client.clone()), (), every(), bare);
-        let services = spawn.kind("services", Api::all(client.clone()), (), every(), bare);
-        let slices = spawn.kind("endpointslices", Api::all(client.clone()), (), every(), bare);
-        let namespaces = spawn.kind("namespaces", Api::all(client.clone()), (), every(), bare);
-        let nodes = spawn.kind("nodes", Api::all(client.clone()), (), every(), |n: &mut Node| {
-            strip(&mut n.metadata);
-            if let Some(status) = &mut n.status {
-                status.images = None;
-                status.conditions = None;
-            }
-        });
-        let service_cidrs = spawn.kind("servicecidrs", Api::all(client.clone()), (), every(), bare);
+        let pods = spawn.kind("pods", Api::all(client.clone()), own, |p: PodObject| Pod::of(&p));
+        let mut reader = Reader::default();
+        let peers = spawn
+            .kind("nodeendpoints", Api::all(client.clone()), every(), move |e: NodeEndpoints| reader.read(&e));
+        let services = spawn.kind("services", Api::all(client.clone()), every(), bare);
+        let slices =
+            spawn.kind("endpointslices", Api::all(client.clone()), every(), |s: EndpointSlice| Slice::of(&s));
+        let namespaces = spawn.kind("namespaces", Api::all(client.clone()), every(), bare);
+        let nodes = spawn.kind("nodes", Api::all(client.clone()), every(), |n: NodeObject| Node::of(&n));
+        let service_cidrs = spawn.kind("servicecidrs", Api::all(client.clone()), every(), bare);
         let policies = POLICIES
             .iter()
             .map(|kind| {
-                let resource = kind.resource();
-                let api = Api::all_with(client.clone(), &resource);
-                spawn.kind(kind.plural, api, resource, every(), |p: &mut DynamicObject| {
-                    strip(&mut p.metadata);
-                    if let Some(all) = p.data.as_object_mut() {
-                        all.remove("status");
-                    }
-                })
+                let api = Api::all_with(client.clone(), &kind.resource());
+                spawn.kind(kind.plural, api, every(), |p: DynamicObject| Document::of(&p))
             })
             .collect();
-        Self { pods, node_endpoints, services, slices, namespaces, nodes, service_cidrs, policies, kinds: spawn }
+        Self { pods, peers, services, slices, namespaces, nodes, service_cidrs, policies, kinds: spawn }
     }
 
     /// Tells when something changed, again and again.
@@ -143,7 +136,7 @@ impl Watch {
 
     /// The nodes, and what their agents say of their pods.
     pub fn peers(&self) -> Peers {
-        Peers { nodes: self.nodes.clone(), endpoints: self.node_endpoints.clone() }
+        Peers { nodes: self.nodes.clone(), endpoints: self.peers.clone() }
     }
 
     /// What tells whether enforcement ends with the agent.
@@ -153,21 +146,23 @@ impl Watch {
 
     /// All objects as they are now.
     pub fn objects(&self) -> Objects {
+        let policies = self.policies.iter().flat_map(Kept::all);
         Objects {
-            pods: self.pods.state(),
-            node_endpoints: self.node_endpoints.state(),
-            services: self.services.state(),
-            slices: self.slices.state(),
-            namespaces: self.namespaces.state(),
-            nodes: self.nodes.state(),
-            service_cidrs: self.service_cidrs.state(),
-            policies: self.policies.iter().flat_map(Store::state).collect(),
+            pods: self.pods.all(),
+            peers: self.peers.all(),
+            services: self.services.all(),
+            slices: self.slices.all(),
+            namespaces: self.namespaces.all(),
+            nodes: self.nodes.all(),
+            service_cidrs: self.service_cidrs.all(),
+            policies: policies.collect(),
         }
     }
 }
 
-fn bare<K: Resource>(object: &mut K) {
+fn bare<K: Resource>(mut object: K) -> K {
     strip(object.meta_mut());
+    object
 }
 
 /// Takes off what is large and never looked at.
@@ -195,48 +190,54 @@ impl Spawn {
         self.health.lock().unwrap_or_else(PoisonError::into_inner).missing.clone()
     }
 
-    /// Watches one kind.
-    pub(super) fn kind<K>(
+    /// Watches one kind, and keeps of each object what `take` makes of it.
+    pub(super) fn kind<K, T>(
         &mut self,
         name: &'static str,
         api: Api<K>,
-        dynamic: K::DynamicType,
         config: watcher::Config,
-        small: impl Fn(&mut K) + Send + 'static,
-    ) -> Store<K>
+        mut take: impl FnMut(K) -> T + Send + 'static,
+    ) -> Kept<T>
     where
-        K: Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
-        K::DynamicType: Eq + Hash + Clone + Send + Sync,
+        K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
+        T: PartialEq + Send + Sync + 'static,
     {
-        let writer = reflector::store::Writer::new(dynamic);
-        let store = writer.as_reader();
+        let kept = Kept::default();
+        let held = kept.clone();
         self.health.lock().unwrap_or_else(PoisonError::into_inner).missing.push(name);
         let (tell, health) = (self.tell.clone(), Arc::clone(&self.health));
         self.tasks.spawn(async move {
-            let events = watch(api, config).backoff(Waits::default()).modify(small).reflect(writer);
+            let events = watch(api, config).backoff(Waits::default());
             let mut events = std::pin::pin!(events);
             while let Some(event) = events.next().await {
-                {
-                    let mut health = health.lock().unwrap_or_else(PoisonError::into_inner);
-                    match &event {
-                        Ok(Event::InitDone) => {
+                let fault = match event {
+                    Ok(event) => {
+                        let (listed, going_on) =
+                            (matches!(event, Event::InitDone), matches!(event, Event::Init | Event::InitApply(_)));
+                        let changed = held.take(event, &mut take);
+                        if going_on {
+                            continue;
+                        }
+                        let mut health = health.lock().unwrap_or_else(PoisonError::into_inner);
+                        if listed {
                             health.missing.retain(|n| *n != name);
-                            health.faults.remove(name);
                         }
-                        // Before a list is complete the store hasn't changed.
-                        Ok(Event::Init | Event::InitApply(_)) => continue,
-                        Ok(Event::Apply(_) | Event::Delete(_)) => drop(health.faults.remove(name)),
-                        Err(e) => {
-                            let why = e.to_string();
-                            if health.faults.insert(name, why.clone()).as_ref() != Some(&why) {
-                                tracing::warn!("{name} can't be watched, what was known of them stays: {why}");
-                            }
+                        if health.faults.remove(name).is_none() && !changed {
+                            continue;
                         }
+                        None
+                    }
+                    Err(e) => Some(e.to_string()),
+                };
+                if let Some(why) = fault {
+                    let mut health = health.lock().unwrap_or_else(PoisonError::into_inner);
+                    if health.faults.insert(name, why.clone()).as_ref() != Some(&why) {
+                        tracing::warn!("{name} can't be watched, what was known of them stays: {why}");
                     }
                 }
                 tell.send_modify(|n| *n = n.wrapping_add(1));
             }
         });
-        store
+        kept
     }
 }

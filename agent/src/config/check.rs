@@ -412,7 +412,7 @@ impl Check<'_> {
                 let namespace = namespace.unwrap_or_default();
                 let known = workloads.iter().find(|w| w.identity.ids == ids && w.identity.namespace == namespace);
                 let posture = known.map_or_else(|| posture(None, &namespace), |w| w.posture);
-                Who::Identity { identity: self.once(Identity { namespace, ids }), posture, ports: BTreeMap::new() }
+                Who::Identity { identity: self.once(Identity { namespace, ids }), posture, ports: Arc::default() }
             }
             (None, Some(c)) => match Class::from_name(&c.value) {
                 Some(c) => Who::Class(c),

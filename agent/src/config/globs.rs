@@ -8,7 +8,8 @@ use std::fmt;
 #[derive(Clone)]
 pub struct CgroupGlob {
     text: String,
-    matcher: GlobMatcher,
+    /// `None`: it is a path, and means that alone.
+    matcher: Option<GlobMatcher>,
     /// Where it stands in the file.
     pub at: super::Position,
 }
@@ -49,13 +50,16 @@ impl CgroupGlob {
                 "begin with a fixed segment, such as /system.slice/name.service or /name.slice/*",
             ));
         }
+        if !has_wildcard(trimmed) {
+            return Ok(Self { text: trimmed.to_owned(), matcher: None, at });
+        }
         let glob = GlobBuilder::new(trimmed)
             .literal_separator(true)
             // systemd writes characters of a unit's name as \x2d, so a backslash stands for itself.
             .backslash_escape(false)
             .build()
             .map_err(|e| bad(format!("`{text}` isn't a pattern: {}", e.kind()), "use *, ?, **, [a-z] or {a,b}"))?;
-        Ok(Self { text: trimmed.to_owned(), matcher: glob.compile_matcher(), at })
+        Ok(Self { text: trimmed.to_owned(), matcher: Some(glob.compile_matcher()), at })
     }
 
     /// The pattern as written, without a slash at its end.
@@ -65,7 +69,15 @@ impl CgroupGlob {
 
     /// Whether the cgroup at this path (from the root of the hierarchy, with a leading slash) is meant.
     pub fn matches(&self, path: &str) -> bool {
-        self.matcher.is_match(path)
+        match &self.matcher {
+            Some(matcher) => matcher.is_match(path),
+            None => self.text == path,
+        }
+    }
+
+    /// The one path that it means, if it means no more.
+    pub fn as_path(&self) -> Option<&str> {
+        self.matcher.is_none().then_some(&self.text)
     }
 
     /// Whether a cgroup below this path could be meant, so that it is worth looking there.

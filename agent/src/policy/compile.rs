@@ -79,7 +79,7 @@ pub enum Warning {
 pub fn compile(set: &PolicySet, inventory: &Inventory, table: &mut RuleTable) -> Compiled {
     table.begin();
     let mut peers = Peers::new(set, inventory, table);
-    let clauses = clauses::clauses(set, &mut peers, table);
+    let clauses = clauses::clauses(set, inventory, &mut peers, table);
     table.end();
     let baselines = baselines(set, inventory, &mut peers);
     let open = Open::of(set.overrides(), inventory);

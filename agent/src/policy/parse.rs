@@ -23,14 +23,14 @@ pub struct Rejected {
 }
 
 /// One document of a file.
-pub type Document = Result<Policy, Rejected>;
+pub type Document = Result<Arc<Policy>, Rejected>;
 
 /// Reads a file of policies: YAML, one document or several, in the order of the file.
 pub fn read(file: &str, text: &str) -> Vec<Document> {
     let file: Arc<str> = file.into();
     let taken = |(lines_before, part): &(u32, String)| match document(&file, part) {
         Ok(mut policy) => {
-            policy.move_down(*lines_before);
+            Arc::make_mut(&mut policy).move_down(*lines_before);
             Ok(policy)
         }
         Err(mut rejected) => {
@@ -50,7 +50,7 @@ pub fn parse(file: &str, text: &str) -> Result<Vec<Policy>, Vec<Diagnostic>> {
     let (mut policies, mut diagnostics) = (Vec::new(), Vec::new());
     for document in read(file, text) {
         match document {
-            Ok(policy) => policies.push(policy),
+            Ok(policy) => policies.push(Arc::unwrap_or_clone(policy)),
             Err(rejected) => diagnostics.extend(rejected.diagnostics),
         }
     }
@@ -110,10 +110,10 @@ fn head(file: &Arc<str>, text: &str) -> Result<Kind, Rejected> {
 fn document(file: &Arc<str>, text: &str) -> Document {
     let guess = text.lines().find_map(|line| Kind::from_name(line.strip_prefix("kind:")?.trim()));
     if let Some(policy) = guess.and_then(|kind| of_kind(file, text, kind).ok()) {
-        return Ok(policy);
+        return Ok(Arc::new(policy));
     }
     let kind = head(file, text)?;
-    of_kind(file, text, kind).map_err(|diagnostics| {
+    of_kind(file, text, kind).map(Arc::new).map_err(|diagnostics| {
         let name = serde_saphyr::from_str(text).ok().and_then(|outline| convert::outlined_name(kind, outline));
         let isolated = serde_saphyr::from_str(text).ok().and_then(|outline| convert::isolated(file, kind, outline));
         Rejected { file: Arc::clone(file), name, isolated: isolated.map(Box::new), diagnostics }

@@ -66,7 +66,7 @@ impl IdPattern {
     }
 
     /// The same for the text of an ID.
-    pub(super) fn matches_text(&self, id: &str) -> bool {
+    pub(crate) fn matches_text(&self, id: &str) -> bool {
         if self.is_exact() {
             return *self.0 == *id;
         }

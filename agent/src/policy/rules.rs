@@ -93,6 +93,8 @@ const KEPT_COMMITS: u64 = 16;
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(from = "Saved", into = "Saved")]
 pub struct RuleTable {
+    /// How many numbers were given out since it was read.
+    given: u64,
     commit: u64,
     last: u32,
     rules: BTreeMap<u32, (RuleRef, u64)>,
@@ -120,6 +122,7 @@ impl From<Saved> for RuleTable {
     fn from(saved: Saved) -> Self {
         let key = |r: &RuleRef| (Arc::clone(&r.policy), r.section, Arc::clone(&r.text));
         Self {
+            given: 0,
             commit: 0,
             last: saved.last,
             numbers: saved.rules.iter().map(|(n, rule)| (key(rule), *n)).collect(),
@@ -139,6 +142,11 @@ impl RuleTable {
     /// Which part of the world a peer is.
     pub fn part(&self, peer: PeerId) -> Option<IpNet> {
         self.parts.get(&peer).copied()
+    }
+
+    /// How many numbers were given out since it was read: as long as this is the same, what is on disk says enough.
+    pub const fn given(&self) -> u64 {
+        self.given
     }
 
     /// Begins a compilation: rules named from here on are in use, the others are forgotten in time.
@@ -177,6 +185,7 @@ impl RuleTable {
                 break;
             }
         }
+        self.given += 1;
         self.rules.insert(self.last, (rule, self.commit));
         self.numbers.insert(key, self.last);
         self.last
@@ -188,6 +197,7 @@ impl RuleTable {
             return peer;
         }
         let next = self.parts.last_key_value().map_or(PeerId::FIRST_CIDR, |(last, _)| PeerId(last.0.saturating_add(1)));
+        self.given += 1;
         self.parts.insert(next, net);
         self.part_numbers.insert(net, next);
         next

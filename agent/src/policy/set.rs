@@ -75,7 +75,7 @@ impl PolicySet {
                 Err(r) => rejected.push(r),
                 Ok(policy) => match policies.get(&*policy.name) {
                     None => {
-                        policies.insert(Arc::clone(&policy.name), Arc::new(policy));
+                        policies.insert(Arc::clone(&policy.name), policy);
                     }
                     Some(first) => {
                         let place = format!("{}:{}:{}", first.file, first.name.line, first.name.column);

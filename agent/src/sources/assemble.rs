@@ -11,7 +11,9 @@ use crate::policy::{Diagnostic, Severity};
 use bulkhead_common::addr::V4_PREFIX_BITS;
 use bulkhead_common::maps::PrefixKey;
 use bulkhead_common::{Addr, Class, PeerId};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 /// Addresses of cloud metadata services: AWS, Azure, GCP (IPv4 and IPv6), and Alibaba.
 const METADATA: [Addr; 4] = [
@@ -147,12 +149,20 @@ pub fn assemble(
     }
 
     let mut peers = Vec::new();
+    // Most endpoints share their identity with others.
+    let mut shared: HashMap<*const Identity, PeerId> = HashMap::new();
     for Peer { place, who } in &config.endpoints {
         let owner = match who {
             Who::Class(c) => Owner::Class(*c),
             Who::Identity { identity, posture, ports } => {
-                let peer = roster.peer(identity)?;
-                peers.push((peer, identity, *posture, ports));
+                let peer = match shared.entry(Arc::as_ptr(identity)) {
+                    Entry::Occupied(known) => *known.get(),
+                    Entry::Vacant(new) => {
+                        let peer = roster.peer(identity)?;
+                        peers.push((peer, identity, *posture, ports));
+                        *new.insert(peer)
+                    }
+                };
                 Owner::Workload { peer, instance: 0 }
             }
         };
@@ -177,9 +187,13 @@ pub fn assemble(
             posture,
             ports: BTreeMap::new(),
         });
-        for (name, port) in ports {
+        for (name, port) in ports.iter() {
             facts.ports.entry(name.clone()).or_insert(*port);
         }
+    }
+    if config.cluster.is_some() {
+        let own: BTreeSet<PeerId> = numbered.iter().copied().collect();
+        inventory.elsewhere = inventory.identities.keys().filter(|peer| !own.contains(peer)).copied().collect();
     }
     for service in &config.services {
         self::service(service, inventory, roster)?;

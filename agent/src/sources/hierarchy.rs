@@ -1,7 +1,8 @@
 //! The cgroup2 hierarchy: where it is mounted, which of its directories are workloads.
 
-use crate::config::{Config, Unlisted};
+use crate::config::{CgroupGlob, Config, Unlisted, Workload};
 use anyhow::Context;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -84,10 +85,11 @@ impl Hierarchy {
     /// A cgroup that goes away meanwhile is left out; the watch will tell of it.
     pub fn scan(&self, config: &Config, mut before_reading: impl FnMut(&Path)) -> Scan {
         let mut scan = Scan::default();
+        let wanted = Wanted::of(&config.workloads);
         for attach in &config.attach {
             match self.cgroup(attach) {
                 Ok(c) => {
-                    self.walk(config, &c.path, &mut scan, &mut before_reading);
+                    self.walk(config, &wanted, &c.path, &mut scan, &mut before_reading);
                     scan.attach.push(c);
                 }
                 Err(_) => {
@@ -103,7 +105,14 @@ impl Hierarchy {
         scan
     }
 
-    fn walk(&self, config: &Config, path: &str, scan: &mut Scan, before_reading: &mut impl FnMut(&Path)) {
+    fn walk(
+        &self,
+        config: &Config,
+        wanted: &Wanted<'_>,
+        path: &str,
+        scan: &mut Scan,
+        before_reading: &mut impl FnMut(&Path),
+    ) {
         let directory = self.directory(path);
         before_reading(&directory);
         let Ok(entries) = std::fs::read_dir(&directory) else { return };
@@ -114,21 +123,57 @@ impl Hierarchy {
             // A name that isn't UTF-8 can't match a pattern; it stays an unknown workload.
             let Ok(name) = entry.file_name().into_string() else { continue };
             let child = format!("{}/{name}", path.trim_end_matches('/'));
-            let mut takers =
-                config.workloads.iter().enumerate().filter(|(_, w)| w.cgroups.iter().any(|g| g.matches(&child)));
-            if let Some((index, _)) = takers.next() {
-                scan.contested.extend(takers.map(|(other, _)| (child.clone(), other)));
+            let mut takers = wanted.takers(&child).into_iter();
+            if let Some(index) = takers.next() {
+                scan.contested.extend(takers.map(|other| (child.clone(), other)));
                 if let Ok(c) = self.cgroup(&child) {
                     scan.workloads.push((c, index));
                 }
-            } else if config.workloads.iter().flat_map(|w| &w.cgroups).any(|g| g.may_match_below(&child)) {
-                self.walk(config, &child, scan, before_reading);
+            } else if wanted.may_be_below(&child) {
+                self.walk(config, wanted, &child, scan, before_reading);
             } else if config.unlisted == Unlisted::Host
                 && let Ok(c) = self.cgroup(&child)
             {
                 scan.unlisted.push(c);
             }
         }
+    }
+}
+
+/// The cgroups that are looked for. A pod's are paths, of which there may be thousands, so those are looked up.
+struct Wanted<'a> {
+    /// Path and workload, in order.
+    paths: HashMap<&'a str, Vec<usize>>,
+    /// Whatever lies above one of those.
+    above: HashSet<&'a str>,
+    patterns: Vec<(usize, &'a CgroupGlob)>,
+}
+
+impl<'a> Wanted<'a> {
+    fn of(workloads: &'a [Workload]) -> Self {
+        let mut this = Self { paths: HashMap::new(), above: HashSet::new(), patterns: Vec::new() };
+        for (index, glob) in workloads.iter().enumerate().flat_map(|(n, w)| w.cgroups.iter().map(move |g| (n, g))) {
+            let Some(path) = glob.as_path() else {
+                this.patterns.push((index, glob));
+                continue;
+            };
+            this.paths.entry(path).or_default().push(index);
+            let mut rest = path;
+            while let Some((above, _)) = rest.rsplit_once('/').filter(|(above, _)| this.above.insert(above)) {
+                rest = above;
+            }
+        }
+        this
+    }
+
+    /// The workloads whose cgroup this is, in order.
+    fn takers(&self, path: &str) -> BTreeSet<usize> {
+        let by_pattern = self.patterns.iter().filter(|(_, g)| g.matches(path)).map(|(index, _)| *index);
+        self.paths.get(path).into_iter().flatten().copied().chain(by_pattern).collect()
+    }
+
+    fn may_be_below(&self, path: &str) -> bool {
+        self.above.contains(path) || self.patterns.iter().any(|(_, g)| g.may_match_below(path))
     }
 }
 

@@ -2,7 +2,7 @@
 //! the agent was down doesn't take its policies out of force.
 
 use super::state::State;
-use crate::policy::{self, Diagnostic, PolicySet, Severity};
+use crate::policy::{self, Diagnostic, Document, PolicySet, Severity};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -67,8 +67,11 @@ impl Reading {
     }
 }
 
+/// What a text says.
+type Read = (Arc<str>, Arc<[Document]>);
+
 /// The policies in force, and what is wrong with the files.
-#[derive(Clone, PartialEq, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Policies {
     /// In force.
     pub set: PolicySet,
@@ -76,6 +79,8 @@ pub struct Policies {
     pub findings: Vec<Diagnostic>,
     /// The last text of each file in which every document was good.
     pub good: BTreeMap<String, Arc<str>>,
+    /// What the present texts say, so that only those that changed are read again.
+    read: BTreeMap<String, Read>,
 }
 
 impl Policies {
@@ -101,7 +106,7 @@ impl Policies {
     pub fn restore(good: BTreeMap<String, Arc<str>>) -> Self {
         let documents = good.iter().flat_map(|(file, text)| policy::read(file, text));
         let (set, _) = PolicySet::assemble(documents, &PolicySet::default());
-        Self { set, findings: Vec::new(), good }
+        Self { set, good, ..Self::default() }
     }
 
     /// What is in force after this reading.
@@ -109,15 +114,16 @@ impl Policies {
     pub fn after(&self, reading: &Reading) -> Self {
         let mut good = self.good.clone();
         good.retain(|file, _| reading.texts.contains_key(file) || within(&reading.unreadable, file));
-        let mut documents = Vec::new();
         let mut findings = Vec::new();
+        let mut read: BTreeMap<String, Read> = BTreeMap::new();
         for (file, text) in &reading.texts {
-            let read = policy::read(file, text);
-            if read.iter().all(Result::is_ok) {
+            let said = self.say(file, text);
+            if said.1.iter().all(Result::is_ok) {
                 good.insert(file.clone(), Arc::clone(text));
             }
-            documents.extend(read);
+            read.insert(file.clone(), said);
         }
+        let mut documents: Vec<Document> = read.values().flat_map(|(_, documents)| documents.iter().cloned()).collect();
         for (file, why) in &reading.unreadable {
             findings.push(Diagnostic {
                 file: file.as_str().into(),
@@ -128,13 +134,22 @@ impl Policies {
                 hint: Some("its last good form stays in force; put it back, or take it out of `policies`".to_owned()),
             });
         }
-        let kept: Vec<(&String, &Arc<str>)> = good.iter().filter(|(f, _)| !reading.texts.contains_key(*f)).collect();
-        for (file, text) in kept {
-            documents.extend(policy::read(file, text));
+        for (file, text) in good.iter().filter(|(file, _)| !reading.texts.contains_key(*file)) {
+            let said = self.say(file, text);
+            documents.extend(said.1.iter().cloned());
+            read.insert(file.clone(), said);
         }
         let (set, more) = PolicySet::assemble(documents, &self.set);
         findings.extend(more);
-        Self { set, findings, good }
+        Self { set, findings, good, read }
+    }
+
+    /// What a text says; read again only if it isn't the one that was read last.
+    fn say(&self, file: &str, text: &Arc<str>) -> Read {
+        match self.read.get(file) {
+            Some((known, documents)) if known == text => (Arc::clone(text), Arc::clone(documents)),
+            _ => (Arc::clone(text), policy::read(file, text).into()),
+        }
     }
 }
 

@@ -39,7 +39,8 @@ impl Cluster {
     fn view(&mut self, base: &Config) -> Config {
         let Some(settings) = &base.cluster else { return base.clone() };
         let objects = self.watch.objects();
-        let view = view::view(settings, &objects, base, &self.pods_at, &self.view.postures);
+        let mut view = view::view(settings, &objects, base, &self.pods_at, &self.view.postures);
+        let config = view.over(base);
         for new in view.warnings.iter().filter(|w| !self.view.warnings.contains(w)) {
             tracing::warn!("{new}");
         }
@@ -51,11 +52,11 @@ impl Cluster {
             }
             differs
         });
-        self.view.over(base)
+        config
     }
 
     fn texts(&self) -> impl Iterator<Item = (String, Arc<str>)> {
-        self.view.texts.iter().map(|(name, text)| (name.clone(), text.as_str().into()))
+        self.view.texts.iter().map(|(name, text)| (name.clone(), Arc::clone(text)))
     }
 
     /// The policies among the objects, by the names of [`Self::texts`].
@@ -165,16 +166,25 @@ impl<K: Kernel> Engine<K> {
         }
         if reading != self.reading || self.image.is_none() {
             let next = self.policies.after(&reading);
-            for f in &next.findings {
+            for f in next.findings.iter().filter(|f| !self.policies.findings.contains(f)) {
                 tracing::error!("{f}");
             }
-            if next.good != self.policies.good {
-                next.store(&self.state)?;
-            }
+            self.policies_unstored |= next.good != self.policies.good;
             self.policies = next;
             self.reading = reading;
         }
         Ok(())
+    }
+
+    /// Stores the last good texts, once what they say is in force: that needn't wait for the disk.
+    pub(super) fn store_policies(&mut self) {
+        if !self.policies_unstored {
+            return;
+        }
+        match self.policies.store(&self.state) {
+            Ok(()) => self.policies_unstored = false,
+            Err(e) => tracing::error!("the last good policies can't be stored: {e:#}"),
+        }
     }
 
     /// Some fields hold for an agent's whole life; a file that changes one of them isn't taken.

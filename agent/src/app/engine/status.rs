@@ -6,19 +6,26 @@ use super::super::snapshot::Snapshot;
 use super::Engine;
 use crate::config::Workload;
 use crate::flows;
+use crate::identity::Identity;
 use crate::inventory::IdentityFacts;
 use crate::policy;
 use crate::serve::api::{Finding, ObjectStatus, Overridden, Override, PolicyStatus, Status, WorkloadStatus};
-use std::collections::BTreeSet;
+use bulkhead_common::PeerId;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 impl<K: Kernel> Engine<K> {
     /// The state of affairs, for everybody else.
     pub fn snapshot(&self) -> Snapshot {
         let overrides = self.in_force.overrides();
-        let identities = &self.inventory.identities;
-        let facts_of = |w: &Workload| identities.values().find(|f| f.identity == w.identity);
-        let number_of = |w: &Workload| identities.iter().find(|(_, f)| f.identity == w.identity).map(|(n, _)| *n);
+        let known: HashMap<&Identity, (PeerId, &IdentityFacts)> =
+            self.inventory.identities.iter().map(|(n, facts)| (&facts.identity, (*n, facts))).collect();
+        let facts_of = |w: &Workload| known.get(&w.identity).map(|(_, facts)| *facts);
+        let number_of = |w: &Workload| known.get(&w.identity).map(|(n, _)| *n);
+        let mut cgroups: BTreeMap<usize, Vec<String>> = BTreeMap::new();
+        for i in &self.instances {
+            cgroups.entry(i.workload).or_default().push(i.path.clone());
+        }
         let workloads = self.config.workloads.iter().enumerate().map(|(index, w)| WorkloadStatus {
             name: w.name.clone(),
             identity: flows::PeerName { id: w.identity.to_string(), namespace: w.identity.namespace.clone() },
@@ -26,7 +33,7 @@ impl<K: Kernel> Engine<K> {
             revoked: overrides.revokes(&w.identity).is_some(),
             break_glass: overrides.opens(&w.identity),
             outside: number_of(w).map_or(0, |n| self.kernel.outside_share(n)),
-            cgroups: self.instances.iter().filter(|i| i.workload == index).map(|i| i.path.clone()).collect(),
+            cgroups: cgroups.remove(&index).unwrap_or_default(),
         });
         let expiring = policy::expiry::findings(&self.policies.set, super::super::clock::now());
         let findings = self
@@ -49,11 +56,12 @@ impl<K: Kernel> Engine<K> {
             generation: revision.generation,
             in_force: self.compiled && !refused.contains(name.as_str()),
         });
+        let named = Named::of(&self.config.workloads);
         let policies = self.in_force.iter().map(|p| PolicyStatus {
             name: p.name.to_string(),
             file: p.file.to_string(),
             mode: p.mode.as_str().to_owned(),
-            selects: self.config.workloads.iter().filter(|w| selects(p, w)).map(|w| w.name.clone()).collect(),
+            selects: named.selected(p).into_iter().map(str::to_owned).collect(),
         });
         let mut faults = self.source_faults.clone();
         faults.extend(self.kernel_faults.iter().chain(&self.cuts.faults).cloned());
@@ -107,10 +115,32 @@ impl<K: Kernel> Engine<K> {
     }
 }
 
-/// Whether a policy selects a workload of the configuration.
-fn selects(policy: &policy::Policy, w: &Workload) -> bool {
-    let facts = IdentityFacts { identity: w.identity.clone(), posture: w.posture, ports: w.ports.clone() };
-    policy::reference::selects(policy, &policy::reference::End::Workload(&facts))
+/// The workloads of the configuration by their IDs, in order.
+struct Named<'a> {
+    workloads: &'a [Workload],
+    by_id: Vec<(&'a str, usize)>,
+}
+
+impl<'a> Named<'a> {
+    fn of(workloads: &'a [Workload]) -> Self {
+        let ids = workloads.iter().enumerate().flat_map(|(n, w)| w.identity.ids.iter().map(move |id| (id.as_str(), n)));
+        let mut by_id: Vec<_> = ids.collect();
+        by_id.sort_unstable();
+        Self { workloads, by_id }
+    }
+
+    /// The names of those that a policy selects, in the configuration's order: as `policy::reference::selects` says.
+    fn selected(&self, policy: &policy::Policy) -> Vec<&'a str> {
+        let mut all = BTreeSet::new();
+        for pattern in &policy.selector {
+            let start = self.by_id.partition_point(|(id, _)| *id < pattern.literal_prefix());
+            let near = self.by_id[start..].iter().take_while(|(id, _)| id.starts_with(pattern.literal_prefix()));
+            all.extend(near.filter(|(id, _)| pattern.matches_text(id)).map(|(_, n)| *n));
+        }
+        let meant = all.into_iter().filter_map(|n| self.workloads.get(n));
+        let here = |w: &&Workload| policy.namespace().is_none_or(|ns| ns == w.identity.namespace);
+        meant.filter(here).map(|w| w.name.as_str()).collect()
+    }
 }
 
 fn overridden(overrides: &Overrides) -> Overridden {
@@ -134,4 +164,48 @@ fn overridden(overrides: &Overrides) -> Overridden {
         reason: String::new(),
     });
     Overridden { revoked: revoked.collect(), break_glass: break_glass.collect(), enforced: enforced.collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::reference::{End, selects};
+
+    /// The quick way and the plain one say the same.
+    #[test]
+    fn whom_a_policy_selects_is_what_the_reference_says() {
+        let config = crate::config::parse(
+            "f",
+            "workloads:\n- {name: a, id: spiffe://t/ns/s/sa/a, namespace: s, cgroup: /x/a}\n\
+             - {name: b, id: spiffe://t/ns/s/sa/b, namespace: s, cgroup: /x/b}\n\
+             - {name: other, id: spiffe://t/ns/o/sa/a, namespace: o, cgroup: /x/c}\n\
+             - {name: plain, id: spiffe://t/x, cgroup: /x/d}\n",
+        )
+        .unwrap_or_else(|e| panic!("{}", e[0]));
+        let named = Named::of(&config.workloads);
+        for (namespace, patterns) in [
+            ("s", "'spiffe://t/ns/s/sa/a'"),
+            ("s", "'spiffe://t/ns/*/sa/a'"),
+            ("s", "'spiffe://**'"),
+            ("o", "'spiffe://t/ns/s/sa/a', 'spiffe://t/ns/o/**'"),
+            ("s", "'spiffe://t/none'"),
+        ] {
+            let text = format!(
+                "apiVersion: bulkhead.dev/v1alpha1\nkind: SegmentationPolicy\n\
+                 metadata: {{name: p, namespace: {namespace}}}\n\
+                 spec: {{mode: audit, selector: {{ids: [{patterns}]}}, ingress: {{rules: []}}}}\n"
+            );
+            let policy = policy::parse("p", &text).unwrap_or_else(|e| panic!("{}", e[0])).remove(0);
+            let plain: Vec<&str> = config
+                .workloads
+                .iter()
+                .filter(|w| {
+                    let (identity, ports) = (w.identity.clone(), w.ports.clone());
+                    selects(&policy, &End::Workload(&IdentityFacts { identity, posture: w.posture, ports }))
+                })
+                .map(|w| w.name.as_str())
+                .collect();
+            assert_eq!(named.selected(&policy), plain, "{namespace} {patterns}");
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! From objects and reports to conditions.
 
-use super::super::crd::{NodeEndpointsSpec, NodePolicy, NodeWorkload};
+use super::super::crd::{NodeEndpoints, NodeEndpointsSpec, NodePolicy, NodeWorkload};
+use super::super::peers::Reader;
 use super::super::view::Revision;
 use super::*;
 use proptest::prelude::*;
@@ -14,7 +15,7 @@ fn policy(generation: i64, spec: &str) -> Document {
         "metadata": {"name": "web", "namespace": "shop"}, "spec": spec,
     });
     let revision = Revision { uid: "u1".to_owned(), generation };
-    Document { title: TITLE.to_owned(), text: text.to_string(), revision }
+    Document { title: TITLE.to_owned(), text: text.to_string().into(), revision }
 }
 
 fn good(generation: i64) -> Document {
@@ -37,16 +38,17 @@ fn report(node: &str, generation: i64, workloads: i64, error: Option<&str>) -> A
 }
 
 /// A node with a pod of this service account.
-fn home(node: &str, account: &str) -> Arc<NodeEndpoints> {
+fn home(node: &str, account: &str) -> Arc<NodePeers> {
     let workload = NodeWorkload {
         namespace: "shop".to_owned(),
         ids: vec![format!("spiffe://t/ns/shop/sa/{account}")],
         ..NodeWorkload::default()
     };
-    Arc::new(NodeEndpoints::new(node, NodeEndpointsSpec { published_by: node.to_owned(), workloads: vec![workload] }))
+    let spec = NodeEndpointsSpec { published_by: node.to_owned(), workloads: vec![workload] };
+    Arc::new(Reader::default().read(&NodeEndpoints::new(node, spec)))
 }
 
-fn fleet(reports: &[Arc<SegmentationNode>], homes: &[Arc<NodeEndpoints>]) -> Fleet {
+fn fleet(reports: &[Arc<SegmentationNode>], homes: &[Arc<NodePeers>]) -> Fleet {
     Fleet::new(&["n1", "n2", "n3"].map(str::to_owned).into(), reports, homes)
 }
 

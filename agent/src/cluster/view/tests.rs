@@ -1,6 +1,8 @@
 //! What objects come to, on the way to a verdict: each test goes from YAML to the image.
 
 use super::*;
+use crate::cluster::peers::Reader;
+use crate::cluster::pod;
 use crate::cluster::tests::yaml;
 use crate::sources::assemble::{Assembled, assemble};
 use crate::sources::hierarchy::{Cgroup, Scan, level};
@@ -9,6 +11,10 @@ use bulkhead_common::{Flow, Outcome, PeerId, verdict};
 
 const NODE: &str = "n1";
 const POD: &str = "6f1c2c3a-0b1d-4e2f-8a9b-0c1d2e3f4a5b";
+
+fn object<K: serde::de::DeserializeOwned>(value: serde_json::Value) -> K {
+    serde_json::from_value(value).expect("well-formed")
+}
 
 /// Objects as people write them.
 #[derive(Default)]
@@ -24,19 +30,20 @@ impl Estate {
     fn add(&mut self, text: &str) {
         let value = yaml(text);
         let kind = value["kind"].as_str().expect("a kind").to_owned();
-        macro_rules! into {
-            ($($kind:literal => $field:ident),*) => {
-                match kind.as_str() {
-                    $($kind => self.0.$field.push(Arc::new(serde_json::from_value(value).expect("well-formed"))),)*
-                    other => panic!("{other}"),
-                }
-            };
+        let all = &mut self.0;
+        match kind.as_str() {
+            "Pod" => all.pods.push(Arc::new(Pod::of(&object(value)))),
+            "NodeEndpoints" => all.peers.push(Arc::new(Reader::default().read(&object(value)))),
+            "Service" => all.services.push(Arc::new(object(value))),
+            "EndpointSlice" => all.slices.push(Arc::new(Slice::of(&object(value)))),
+            "Namespace" => all.namespaces.push(Arc::new(object(value))),
+            "Node" => all.nodes.push(Arc::new(Node::of(&object(value)))),
+            "ServiceCIDR" => all.service_cidrs.push(Arc::new(object(value))),
+            "SegmentationPolicy" | "ClusterSegmentationPolicy" => {
+                all.policies.push(Arc::new(Document::of(&object(value))));
+            }
+            other => panic!("{other}"),
         }
-        into!(
-            "Pod" => pods, "NodeEndpoints" => node_endpoints, "Service" => services, "EndpointSlice" => slices,
-            "Namespace" => namespaces, "Node" => nodes, "ServiceCIDR" => service_cidrs,
-            "SegmentationPolicy" => policies, "ClusterSegmentationPolicy" => policies
-        );
     }
 
     fn view(&self) -> View {
@@ -47,7 +54,7 @@ impl Estate {
 
     /// The whole way: view, configuration, inventory, policies, image. Each pod has the cgroup that it would have.
     fn image(&self) -> (View, crate::image::Image, Assembled) {
-        let view = self.view();
+        let mut view = self.view();
         let base = crate::config::parse("f", "posture: enforce\n").expect("fine");
         let config = view.over(&base);
         let cgroup = |path: String, id| Cgroup { level: level(&path), path, id };

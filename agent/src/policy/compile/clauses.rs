@@ -7,9 +7,10 @@ use super::super::model::{Peer, PortRange, PortSpec, Ports};
 use super::super::overrides::Overrides;
 use super::super::rules::{RuleRef, RuleTable, Section};
 use super::super::set::PolicySet;
+use super::pairs::Elsewhere;
 use super::peers::{PeerSet, Peers};
 use super::ports::Spans;
-use crate::inventory::IdentityFacts;
+use crate::inventory::{IdentityFacts, Inventory};
 use bulkhead_common::Class;
 use bulkhead_common::slots::Sides;
 
@@ -93,8 +94,16 @@ fn named_port(facts: &IdentityFacts, proto: u8, name: &str) -> Option<(u8, (u16,
 }
 
 /// All clauses of a set: first denies, then what allows, each in the order of policies, lists and items.
-pub(super) fn clauses<'a>(set: &'a PolicySet, peers: &mut Peers<'a>, table: &mut RuleTable) -> Vec<Clause<'a>> {
+/// Without those that are about nobody of this node.
+pub(super) fn clauses<'a>(
+    set: &'a PolicySet,
+    inventory: &Inventory,
+    peers: &mut Peers<'a>,
+    table: &mut RuleTable,
+) -> Vec<Clause<'a>> {
     let (mut denies, mut allows) = (Vec::new(), Vec::new());
+    let elsewhere = Elsewhere::of(inventory);
+    let is_here = |set: &PeerSet| set.any || set.ids.iter().any(|peer| elsewhere.is_here(*peer));
     for policy in set.iter() {
         let selected = peers.selected(policy);
         let lists = [
@@ -103,30 +112,41 @@ pub(super) fn clauses<'a>(set: &'a PolicySet, peers: &mut Peers<'a>, table: &mut
         ];
         for (section, rules, bits) in lists {
             for (index, rule) in rules.iter().flatten().enumerate() {
-                let number = table.number(RuleRef::of(policy, section, index, &rule.text, rule));
                 let others = peers.resolve(&rule.peers);
                 let (from, to) = match section {
                     Section::Ingress => (others, selected.clone()),
                     _ => (selected.clone(), others),
                 };
+                if !is_here(&from) && !is_here(&to) {
+                    continue;
+                }
+                let number = table.number(RuleRef::of(policy, section, index, &rule.text, rule));
                 let ports = PortSet::of(&rule.ports);
                 allows.push(Clause { number, deny: false, bits, from, to, ports, except: Vec::new(), revokes: false });
             }
         }
         let bits = policy.reach(Sides::ALL.0);
         for (index, edge) in policy.edges.iter().enumerate() {
+            let (from, to) = (peers.resolve(&edge.from), peers.resolve(&edge.to));
+            if !is_here(&from) && !is_here(&to) {
+                continue;
+            }
             allows.push(Clause {
                 number: table.number(RuleRef::of(policy, Section::Edges, index, &edge.text, edge)),
                 deny: false,
                 bits,
-                from: peers.resolve(&edge.from),
-                to: peers.resolve(&edge.to),
+                from,
+                to,
                 ports: PortSet::of(&edge.ports),
                 except: Vec::new(),
                 revokes: false,
             });
         }
         for (index, deny) in policy.denies.iter().enumerate() {
+            let (from, to) = (peers.resolve(&deny.from), peers.resolve(&deny.to));
+            if !is_here(&from) && !is_here(&to) {
+                continue;
+            }
             let mut named = |list: &'a Option<Vec<At<Peer>>>| list.as_ref().map(|l| peers.resolve(l));
             let except = deny.except.iter().map(|e| Exception {
                 from: named(&e.from),
@@ -138,8 +158,8 @@ pub(super) fn clauses<'a>(set: &'a PolicySet, peers: &mut Peers<'a>, table: &mut
                 number: table.number(RuleRef::of(policy, Section::Denies, index, &deny.text, deny)),
                 deny: true,
                 bits,
-                from: peers.resolve(&deny.from),
-                to: peers.resolve(&deny.to),
+                from,
+                to,
                 ports: PortSet::of(&deny.ports),
                 except,
                 revokes: false,

@@ -66,7 +66,7 @@ pub(super) fn entries(
     baselines: &BTreeMap<PeerId, Baseline>,
     open: &Open,
 ) -> Vec<(RuleKey, u64)> {
-    let mut meetings = Meetings::default();
+    let mut meetings = Meetings { elsewhere: Elsewhere::of(inventory), ..Meetings::default() };
     for (rank, clause) in (0..).zip(clauses) {
         meetings.add(rank, clause, &clause.from, &clause.to, peers, inventory);
         for e in &clause.except {
@@ -77,7 +77,12 @@ pub(super) fn entries(
             }
         }
     }
-    open.each_pair(peers, |src, dst| meetings.pairs.push((src, dst, NOBODY)));
+    let Meetings { pairs, elsewhere, .. } = &mut meetings;
+    open.each_pair(peers, |src, dst| {
+        if elsewhere.concerns_here(src, dst) {
+            pairs.push((src, dst, NOBODY));
+        }
+    });
     meetings.pairs.sort_unstable();
     meetings.pairs.dedup();
 
@@ -124,6 +129,7 @@ struct Meetings {
     to_any: BTreeMap<PeerId, Vec<Rank>>,
     /// By destination: what it says about any workload as source. In order of rank.
     from_any: BTreeMap<PeerId, Vec<Rank>>,
+    elsewhere: Elsewhere,
 }
 
 impl Meetings {
@@ -138,8 +144,9 @@ impl Meetings {
     ) {
         let egress = clause.bits & Sides::EGRESS != 0;
         let ingress = clause.bits & Sides::INGRESS != 0;
+        let elsewhere = &self.elsewhere;
         let mut meet = |s: PeerId, d: PeerId| {
-            if s.is_identity() || d.is_identity() {
+            if elsewhere.concerns_here(s, d) {
                 self.pairs.push((s, d, rank));
             }
         };
@@ -189,6 +196,36 @@ impl Meetings {
     fn of_pair(&self, src: PeerId, dst: PeerId) -> impl Iterator<Item = Rank> {
         let start = self.pairs.partition_point(|(s, d, _)| (*s, *d) < (src, dst));
         self.pairs[start..].iter().take_while(move |(s, d, _)| (*s, *d) == (src, dst)).map(|(_, _, rank)| *rank)
+    }
+}
+
+/// By number: whether an identity runs elsewhere only.
+#[derive(Default)]
+pub(super) struct Elsewhere(Vec<bool>);
+
+impl Elsewhere {
+    pub(super) fn of(inventory: &Inventory) -> Self {
+        let most = inventory.elsewhere.last().map_or(0, |last| last.0 as usize + 1);
+        let mut all = vec![false; most];
+        for peer in &inventory.elsewhere {
+            if let Some(one) = all.get_mut(peer.0 as usize) {
+                *one = true;
+            }
+        }
+        Self(all)
+    }
+
+    /// Whether a workload of this node may be judged as this. One that isn't known yet is looked up as the class.
+    pub(super) fn is_here(&self, peer: PeerId) -> bool {
+        match peer.class() {
+            Some(class) => matches!(class, Class::Unknown | Class::Host),
+            None => peer.is_identity() && !self.0.get(peer.0 as usize).copied().unwrap_or(false),
+        }
+    }
+
+    /// Whether rules have a say in this pair, and this node may see a connection of it.
+    fn concerns_here(&self, src: PeerId, dst: PeerId) -> bool {
+        (src.is_identity() || dst.is_identity()) && (self.is_here(src) || self.is_here(dst))
     }
 }
 
