@@ -22,6 +22,7 @@
 //! | [`judge`] | a policy set that can be asked about the links of a history |
 //! | [`effect`] | two policy sets compared by what they allow |
 //! | [`suggest`] | rules for what was seen, with the evidence and the proof |
+//! | [`import`] | policies of other kinds read as ours |
 //! | [`simulate`] | what another policy set would have done to what was seen |
 //! | [`config`] | the agent's file |
 //! | [`cluster`] | the API server's objects: pods, Services, policies |
@@ -45,6 +46,7 @@ pub mod graph;
 pub mod history;
 pub mod identity;
 pub mod image;
+pub mod import;
 pub mod inventory;
 pub mod judge;
 pub mod plan;
