@@ -7,6 +7,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`pod`] | what of a pod matters |
+//! | [`census`] | who there is, for an import |
 //! | [`cgroup`] | where the kubelet puts pods |
 //! | [`services`] | Service addresses and who answers there |
 //! | [`builtin`] | what a cluster needs, as named policies |
@@ -21,6 +22,7 @@
 
 mod backoff;
 pub mod builtin;
+pub mod census;
 pub mod cgroup;
 pub mod conditions;
 pub mod crd;

@@ -5,7 +5,7 @@
 
 use super::estate::{Estate, Scope};
 use super::model::{
-    Action, Clause, Errs, Everything, Findings, Isolation, Ordered, Peer, Pods, Port, Source, Tier, Unless,
+    Action, Clause, Errs, Everything, Findings, Isolation, Ordered, Peer, Pods, Port, Source, Tier,
 };
 use super::network::net;
 use super::selector::Selector;
@@ -109,7 +109,7 @@ struct Rule<'r, 'm> {
 }
 
 /// Who connects, and who doesn't.
-type Who = (Vec<(Spot, Peer)>, Vec<Unless>);
+type Who = (Vec<(Spot, Peer)>, Vec<Vec<(Spot, Peer)>>);
 
 impl Rule<'_, '_> {
     /// Says what becomes of a condition on requests. Gives whether the rule goes on without it.
@@ -183,7 +183,7 @@ impl Rule<'_, '_> {
         for (name, plain) in WHO_NOT.into_iter().zip(WHO) {
             if let Some(v) = fields.take(name) {
                 let at = v.spot.clone();
-                unless.push(Unless::Peers(self.peers(reader, plain, v)));
+                unless.push(self.peers(reader, plain, v));
                 if self.action == Action::Accept {
                     let reason = "a rule can't allow everybody but some, so nothing is allowed by this item: name those \
                                   who may";

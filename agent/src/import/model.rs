@@ -82,15 +82,8 @@ pub(super) struct Clause {
     pub(super) peers: Vec<(Spot, Peer)>,
     /// `None`: all.
     pub(super) ports: Option<Vec<(Spot, Port)>>,
-    /// What a deny doesn't mean: peers, or ports.
-    pub(super) unless: Vec<Unless>,
-}
-
-/// What a deny doesn't mean.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum Unless {
-    Peers(Vec<(Spot, Peer)>),
-    Ports(Vec<(Spot, Port)>),
+    /// Whom a deny doesn't mean: lists of peers.
+    pub(super) unless: Vec<Vec<(Spot, Peer)>>,
 }
 
 /// A policy that leaves those whom it selects only what it allows.

@@ -7,7 +7,7 @@
 //!   Where an earlier rule passes on some of what it accepts, it is left out, unless it is passed on altogether.
 
 use super::estate::Pick;
-use super::model::{Action, Clause, Errs, Everything, Isolation, Ordered, Source, Tier, Unless};
+use super::model::{Action, Clause, Errs, Everything, Isolation, Ordered, Source, Tier};
 use super::resolve::{Ports, Resolver, covers, overlap, patterns, patterns_overlap, ports_cover, ports_overlap};
 use super::tree::Spot;
 use crate::policy::IdPattern;
@@ -263,15 +263,9 @@ fn steps<'a>(all: &'a Everything, picks: &'a [Pick], side: Side, r: &mut Resolve
                 let ports = r.allowed_ports(source, &clause.ports, &whose(&peers, subject.whole.clone()))?;
                 (!peers.is_empty()).then_some(Half { peers, ports })
             });
-            let unless = clause.unless.iter().filter_map(|unless| match unless {
-                Unless::Peers(peers) => {
-                    let peers = r.allowed(source, peers);
-                    (!peers.is_empty()).then(|| except(side, None, Some(peers), None))
-                }
-                Unless::Ports(ports) => {
-                    let ports = r.allowed_ports(source, &Some(ports.clone()), &subject.whole)?;
-                    Some(except(side, None, None, ports))
-                }
+            let unless = clause.unless.iter().filter_map(|peers| {
+                let peers = r.allowed(source, peers);
+                (!peers.is_empty()).then(|| except(side, None, Some(peers), None))
             });
             steps.push(Step {
                 policy: n,
