@@ -87,11 +87,11 @@ impl Pick {
 
 /// What a port's name means to some identities.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub(super) struct Meaning {
+pub(crate) struct Meaning {
     /// Identities whose pods don't agree, or mean two things by it.
-    pub(super) unclear: BTreeSet<SpiffeId>,
+    pub(crate) unclear: BTreeSet<SpiffeId>,
     /// Every port that any of their pods means.
-    pub(super) ports: BTreeSet<(u8, u16)>,
+    pub(crate) ports: BTreeSet<(u8, u16)>,
 }
 
 impl Estate {
@@ -125,7 +125,7 @@ impl Estate {
     }
 
     /// Whether anybody said who there is.
-    pub(super) fn is_given(&self) -> bool {
+    pub(crate) fn is_given(&self) -> bool {
         self.given
     }
 
@@ -136,7 +136,7 @@ impl Estate {
     }
 
     /// Everybody in a namespace, or in all.
-    pub(super) fn glob(&self, namespace: Option<&str>) -> Option<IdPattern> {
+    pub(crate) fn glob(&self, namespace: Option<&str>) -> Option<IdPattern> {
         self.template.glob(namespace)
     }
 
@@ -198,12 +198,36 @@ impl Estate {
     }
 
     /// The IDs of those who fit, with their namespaces.
-    pub(super) fn ids(&self, fits: impl Fn(&str, &SpiffeId) -> bool) -> BTreeSet<SpiffeId> {
+    pub(crate) fn ids(&self, fits: impl Fn(&str, &SpiffeId) -> bool) -> BTreeSet<SpiffeId> {
         self.pods.iter().filter(|p| fits(&p.namespace, &p.id)).map(|p| p.id.clone()).collect()
     }
 
+    /// The namespace of an identity, and labels that all its pods have and no other pod of the namespace has: as few as
+    /// can be. `None`: there are none. Labels of these names don't count.
+    pub(crate) fn apart(&self, id: &SpiffeId, without: &[&str]) -> Option<(String, Labels)> {
+        let namespace = &self.pods.iter().find(|p| p.id == *id)?.namespace;
+        let (own, others): (Vec<&Pod>, Vec<&Pod>) =
+            self.pods.iter().filter(|p| p.namespace == *namespace && !p.host_network).partition(|p| p.id == *id);
+        let shared: Vec<(&String, &String)> = own
+            .first()?
+            .labels
+            .iter()
+            .filter(|(k, v)| !without.contains(&k.as_str()) && own.iter().all(|p| p.labels.get(*k) == Some(v)))
+            .collect();
+        let apart = |chosen: &[(&String, &String)]| {
+            others.iter().all(|p| chosen.iter().any(|(k, v)| p.labels.get(*k) != Some(v)))
+        };
+        let labels = |chosen: &[(&String, &String)]| chosen.iter().map(|(k, v)| ((*k).clone(), (*v).clone())).collect();
+        let single = shared.iter().find(|one| apart(&[**one]));
+        let chosen: Labels = match single {
+            Some(one) => labels(&[*one]),
+            None => Some(&shared).filter(|all| !all.is_empty() && apart(all)).map(|all| labels(all))?,
+        };
+        Some((namespace.clone(), chosen))
+    }
+
     /// The names of namespaces that fit.
-    pub(super) fn namespaces(&self, fits: impl Fn(&str) -> bool) -> Vec<String> {
+    pub(crate) fn namespaces(&self, fits: impl Fn(&str) -> bool) -> Vec<String> {
         self.namespaces.keys().filter(|n| fits(n)).cloned().collect()
     }
 
@@ -213,13 +237,13 @@ impl Estate {
     }
 
     /// The IDs of pods with an address there.
-    pub(super) fn inside(&self, net: &IpNet, except: &[IpNet]) -> BTreeSet<SpiffeId> {
+    pub(crate) fn inside(&self, net: &IpNet, except: &[IpNet]) -> BTreeSet<SpiffeId> {
         let fits = |a: &IpAddr| net.contains(a) && !except.iter().any(|e| e.contains(a));
         self.pods.iter().filter(|p| p.addresses.iter().any(fits)).map(|p| p.id.clone()).collect()
     }
 
     /// Whether a node has an address there.
-    pub(super) fn nodes_inside(&self, net: &IpNet, except: &[IpNet]) -> bool {
+    pub(crate) fn nodes_inside(&self, net: &IpNet, except: &[IpNet]) -> bool {
         let fits = |a: &IpAddr| net.contains(a) && !except.iter().any(|e| e.contains(a));
         self.pods.iter().any(|p| p.node_addresses.iter().any(fits))
     }
@@ -231,7 +255,7 @@ impl Estate {
     }
 
     /// What a port's name means to those whom any of these patterns matches; `None`: to anybody.
-    pub(super) fn meaning(&self, name: &str, whose: Option<&[IdPattern]>) -> Meaning {
+    pub(crate) fn meaning(&self, name: &str, whose: Option<&[IdPattern]>) -> Meaning {
         let mut by_id: BTreeMap<&SpiffeId, BTreeSet<BTreeSet<(u8, u16)>>> = BTreeMap::new();
         for pod in &self.pods {
             if whose.is_none_or(|all| all.iter().any(|p| p.matches(&pod.id))) {

@@ -33,6 +33,7 @@ const PURE: &[&str] = &[
     "agent/src/effect",
     "agent/src/suggest",
     "agent/src/import",
+    "agent/src/export",
     "agent/src/simulate",
     "agent/src/graph",
     "agent/src/report",
