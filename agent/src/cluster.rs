@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`pod`] | what of a pod matters |
 //! | [`node`] | what of a node matters |
+//! | [`census`] | who there is, for an import |
 //! | [`cgroup`] | where the kubelet puts pods |
 //! | [`services`] | Service addresses and who answers there |
 //! | [`builtin`] | what a cluster needs, as named policies |
@@ -24,6 +25,7 @@
 
 mod backoff;
 pub mod builtin;
+pub mod census;
 pub mod cgroup;
 pub mod conditions;
 pub mod crd;

@@ -22,6 +22,8 @@
 //! | [`judge`] | a policy set that can be asked about the links of a history |
 //! | [`effect`] | two policy sets compared by what they allow |
 //! | [`suggest`] | rules for what was seen, with the evidence and the proof |
+//! | [`export`] | our policies in the words of other kinds |
+//! | [`import`] | policies of other kinds read as ours |
 //! | [`simulate`] | what another policy set would have done to what was seen |
 //! | [`config`] | the agent's file |
 //! | [`cluster`] | the API server's objects: pods, Services, policies |
@@ -40,11 +42,13 @@ pub mod datapath;
 pub mod declog;
 pub mod dns;
 pub mod effect;
+pub mod export;
 pub mod flows;
 pub mod graph;
 pub mod history;
 pub mod identity;
 pub mod image;
+pub mod import;
 pub mod inventory;
 pub mod judge;
 pub mod plan;

@@ -115,7 +115,7 @@ impl Fleet {
         // An API server that hangs up is an error like any other.
         let _deaf = client::Deaf::new();
         client::block_on(async {
-            let client = self.client().await?;
+            let client = connect(self.context.as_deref()).await?;
             let api: Api<Pod> = Api::namespaced(client, &self.agents_in);
             let list = api.list(&ListParams::default().labels(LABELS)).await;
             let pods = list.with_context(|| format!("listing the agents' pods in {}", self.agents_in))?.items;
@@ -163,22 +163,6 @@ impl Fleet {
         })
     }
 
-    async fn client(&self) -> anyhow::Result<Client> {
-        let config = match &self.context {
-            None => {
-                Config::infer().await.context("no kubeconfig (KUBECONFIG or ~/.kube/config) and no pod's account")?
-            }
-            Some(context) => {
-                let options = KubeConfigOptions { context: Some(context.clone()), ..KubeConfigOptions::default() };
-                let file = Kubeconfig::read().context("reading the kubeconfig")?;
-                Config::from_custom_kubeconfig(file, &options)
-                    .await
-                    .with_context(|| format!("the kubeconfig's context {context}"))?
-            }
-        };
-        Client::try_from(config).context("the kubeconfig can't be used")
-    }
-
     /// What all agents have seen in the last so many seconds, each connection once.
     pub(super) fn history(&self, since: Option<Duration>) -> anyhow::Result<(History, BTreeMap<String, String>)> {
         let mut command = words(&["graph", "--as", "history"]);
@@ -190,6 +174,21 @@ impl Fleet {
         }
         Ok((History::merged(all.into_values()), failed))
     }
+}
+
+/// The API server that the kubeconfig names, in that context or the present one.
+pub(super) async fn connect(context: Option<&str>) -> anyhow::Result<Client> {
+    let config = match context {
+        None => Config::infer().await.context("no kubeconfig (KUBECONFIG or ~/.kube/config) and no pod's account")?,
+        Some(context) => {
+            let options = KubeConfigOptions { context: Some(context.to_owned()), ..KubeConfigOptions::default() };
+            let file = Kubeconfig::read().context("reading the kubeconfig")?;
+            Config::from_custom_kubeconfig(file, &options)
+                .await
+                .with_context(|| format!("the kubeconfig's context {context}"))?
+        }
+    };
+    Client::try_from(config).context("the kubeconfig can't be used")
 }
 
 /// Arguments.

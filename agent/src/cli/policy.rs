@@ -2,7 +2,10 @@
 
 mod check;
 mod diff;
+mod estate;
+mod export;
 mod files;
+mod import;
 mod simulate;
 mod suggest;
 mod test;
@@ -40,6 +43,24 @@ pub(super) enum Command {
         are written.\n\n\
         Exit codes: 0 they allow the same, 1 they don't, 2 couldn't be read.")]
     Diff(diff::Args),
+    /// Read NetworkPolicies, the tiers around them, or Istio's AuthorizationPolicies as policies
+    #[command(after_help = "Examples:\n  \
+        kubectl get networkpolicies -A -o yaml | bulkhead policy import --cluster --out imported/ -\n  \
+        bulkhead policy import --pods pods.json netpol/*.yaml > imported.yaml\n  \
+        bulkhead policy import --pods pods.json --json mesh.yaml | jq .findings\n\n\
+        pods.json is `kubectl get pods,namespaces,endpointslices -A -o json`. Labels stand for who there is now.\n\
+        What isn't carried as it is goes to standard error; it makes the result stricter, or is marked LOOSER.\n\
+        docs/importing.md has the whole table.\n\n\
+        Exit codes: 0 everything was carried, 1 something wasn't, 2 a file couldn't be read: nothing is written.")]
+    Import(import::Args),
+    /// Write policies as NetworkPolicies or as Istio's AuthorizationPolicies
+    #[command(after_help = "Examples:\n  \
+        bulkhead policy export --as networkpolicy --cluster policies/ > networkpolicies.yaml\n  \
+        bulkhead policy export --as authorizationpolicy --pods pods.json --out mesh/ policies/*.yaml\n\n\
+        pods.json is `kubectl get pods,namespaces -A -o json`: labels are found in it that tell identities apart.\n\
+        What can't be said there goes to standard error, with which way it errs. docs/importing.md has the table.\n\n\
+        Exit codes: 0 everything was said, 1 something can't be, 2 a file couldn't be read: nothing is written.")]
+    Export(export::Args),
     /// Run tables of cases against policy files, and tell which rules none of them touches
     #[command(after_help = "Examples:\n  bulkhead policy test tests.yaml --policies policies/\n  \
         bulkhead policy test tests/*.yaml --config bulkhead.yaml --min-coverage 80\n\n\
@@ -54,6 +75,8 @@ pub(super) fn run(command: &Command) -> super::Result {
         Command::Suggest(args) => suggest::run(args),
         Command::Simulate(args) => simulate::run(args),
         Command::Diff(args) => diff::run(args),
+        Command::Import(args) => import::run(args),
+        Command::Export(args) => export::run(args),
         Command::Test(args) => test::run(args),
     }
 }

@@ -4,6 +4,7 @@
 //! the pod; everything else stands for itself. A template that could not give a valid ID is refused when it is read.
 
 use crate::identity::{BadSpiffeId, SpiffeId};
+use crate::policy::IdPattern;
 
 /// What a template is filled with.
 #[derive(Clone, Copy, Debug)]
@@ -118,6 +119,22 @@ impl Template {
             .collect();
         text.parse()
     }
+
+    /// The pattern of everybody in a namespace, or in all: what varies within it is a wildcard. `None` where that is only
+    /// a part of a segment, for which there is no pattern.
+    pub fn glob(&self, namespace: Option<&str>) -> Option<IdPattern> {
+        let text: String = self
+            .parts
+            .iter()
+            .map(|part| match part {
+                Part::Text(t) => t.as_str(),
+                Part::Field(Field::TrustDomain) => &self.trust_domain,
+                Part::Field(Field::Namespace) => namespace.unwrap_or("*"),
+                Part::Field(Field::ServiceAccount | Field::Pod | Field::Owner) => "*",
+            })
+            .collect();
+        text.parse().ok()
+    }
 }
 
 #[cfg(test)]
@@ -132,6 +149,14 @@ mod tests {
         let id = |t: &str| Template::new(t, "example.org").expect("a template").id(POD).expect("an ID").to_string();
         assert_eq!(id(DEFAULT), "spiffe://example.org/ns/shop/sa/web");
         assert_eq!(id("spiffe://fixed/{namespace}/{owner}/{pod}"), "spiffe://fixed/shop/front/web-1");
+    }
+
+    #[test]
+    fn a_pattern_stands_for_everybody_in_a_namespace() {
+        let glob = |t: &str, n| Template::new(t, "example.org").expect("a template").glob(n).map(|g| g.to_string());
+        assert_eq!(glob(DEFAULT, Some("shop")).as_deref(), Some("spiffe://example.org/ns/shop/sa/*"));
+        assert_eq!(glob(DEFAULT, None).as_deref(), Some("spiffe://example.org/ns/*/sa/*"));
+        assert_eq!(glob("spiffe://t/{namespace}-{owner}", None), None, "parts of segments can't be wildcards");
     }
 
     #[test]

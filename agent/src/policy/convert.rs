@@ -435,7 +435,7 @@ pub(crate) fn is_object_name(name: &str) -> bool {
 }
 
 /// RFC 6335, 5.1, as Kubernetes takes it for the names of ports.
-fn is_port_name(name: &str) -> bool {
+pub(crate) fn is_port_name(name: &str) -> bool {
     let known = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     name.len() <= 15
         && name.bytes().all(known)

@@ -59,7 +59,7 @@ pub fn parse(file: &str, text: &str) -> Result<Vec<Policy>, Vec<Diagnostic>> {
 
 /// The documents of a stream, each with the number of lines before it. YAML allows `---` at the start of a line
 /// nowhere else (1.2.2, 9.1.2).
-fn split(text: &str) -> Vec<(u32, String)> {
+pub(crate) fn split(text: &str) -> Vec<(u32, String)> {
     let mut parts = Vec::new();
     let mut part = (0, String::new());
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
@@ -132,7 +132,7 @@ fn object<S: DeserializeOwned>(file: &Arc<str>, text: &str) -> Result<Object<S>,
 }
 
 /// What the YAML reader says, in our words where it is about our fields.
-pub(super) fn yaml_fault(file: &Arc<str>, error: &Error) -> Diagnostic {
+pub(crate) fn yaml_fault(file: &Arc<str>, error: &Error) -> Diagnostic {
     let number = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
     let at = match error.location() {
         Some(l) => At { value: (), line: number(l.line()), column: number(l.column()) },

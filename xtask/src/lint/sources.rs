@@ -32,6 +32,8 @@ const PURE: &[&str] = &[
     "agent/src/judge",
     "agent/src/effect",
     "agent/src/suggest",
+    "agent/src/import",
+    "agent/src/export",
     "agent/src/simulate",
     "agent/src/graph",
     "agent/src/report",

@@ -48,20 +48,26 @@ pub(in crate::cli) struct Args {
 
 /// [`Mode`], as clap wants it.
 #[derive(Clone, Copy, clap::ValueEnum)]
-enum Word {
+pub(super) enum Word {
     /// They say what they would deny
     Audit,
     /// They deny
     Enforce,
 }
 
+impl From<Word> for Mode {
+    fn from(word: Word) -> Self {
+        match word {
+            Word::Audit => Self::Audit,
+            Word::Enforce => Self::Enforce,
+        }
+    }
+}
+
 pub(super) fn run(args: &Args) -> crate::cli::Result {
     let present = present(args.config.as_deref())?;
     let history = args.source.read()?;
-    let mode = match args.mode {
-        Word::Audit => Mode::Audit,
-        Word::Enforce => Mode::Enforce,
-    };
+    let mode = Mode::from(args.mode);
     let wish = Wish {
         only: args.only.iter().cloned().collect(),
         mode,
