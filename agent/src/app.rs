@@ -103,6 +103,7 @@ pub async fn run<K: Kernel>(
     let cluster = config.cluster.clone();
     let (instance, bpffs) = (config.instance.clone(), config.bpffs.clone());
     let attach = config.attach.clone();
+    let folder = state.clone();
     let mut engine =
         Engine::new(file, config, hierarchy, state, kernel).map_err(Failure::Other)?.with(accounts.clone());
     let mut end = std::pin::pin!(end);
@@ -113,15 +114,15 @@ pub async fn run<K: Kernel>(
             .context("the API server's address isn't known (is there a service account or KUBECONFIG?)")
             .map_err(Failure::Other)?;
         let watch = Watch::start(&client, &settings);
-        // Until everything was listed once, what is in force stays in force.
-        tokio::select! {
-            () = &mut end => return Ok(()),
-            () = listed(&watch) => {}
-        }
         let peers = watch.peers();
         leave = (!settings.keep_when_deleted).then(|| watch.leave(&client));
         let (publish, workloads) = watch::channel(Arc::default());
         engine = engine.in_cluster(engine::Cluster::new(watch, &attach, publish));
+        // Until everything was listed once, what is in force stays in force.
+        tokio::select! {
+            () = &mut end => return Ok(()),
+            done = engine.await_lists() => done?,
+        }
         published = Some((client, settings.node, peers, workloads));
     }
     engine.first().await?;
@@ -205,21 +206,12 @@ pub async fn run<K: Kernel>(
         tasks.shutdown().await;
     }
     if last {
+        folder.drop_text(engine::LEFT).map_err(Failure::Other)?;
         let off =
             datapath::uninstall(&instance, &bpffs).context("taking off what is in force").map_err(Failure::Other)?;
         tracing::info!(pins = off.removed.len(), "nothing is contained on this node any more");
     }
     outcome
-}
-
-/// Waits until every kind of object was listed once, and says which weren't while it takes long.
-async fn listed(watch: &Watch) {
-    loop {
-        match tokio::time::timeout(DRAIN, watch.synced()).await {
-            Ok(()) => return,
-            Err(_) => tracing::warn!("waiting for the API server's lists of: {}", watch.missing().join(", ")),
-        }
-    }
 }
 
 /// Puts in force what the files, or their last good forms, say now, and ends: for a machine that has just been started,

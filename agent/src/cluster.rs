@@ -22,6 +22,7 @@
 //! | [`lease`] | who sums that up |
 //! | [`summary`] | the status of policies, written by that one |
 //! | [`leave`] | whether enforcement ends with the agent |
+//! | [`left`] | what the node knew of itself, for an agent that finds nothing in force |
 
 mod backoff;
 pub mod builtin;
@@ -32,6 +33,7 @@ pub mod crd;
 pub mod lease;
 pub mod kept;
 pub mod leave;
+pub mod left;
 pub mod node;
 pub mod peers;
 pub mod pod;

@@ -10,7 +10,7 @@ mod look;
 mod obey;
 mod status;
 
-pub(crate) use look::Cluster;
+pub(crate) use look::{Cluster, LEFT};
 
 use super::clock::Clock;
 use super::failure::Failure;
@@ -54,6 +54,8 @@ const SETTLE: Duration = Duration::from_millis(20);
 const CHECK: Duration = Duration::from_secs(2);
 /// Every so many checks, everything is looked at without a wake-up.
 const FULL_LOOK: u32 = 5;
+/// How long the API server's lists may take before that is said, again and again.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// How many combinations of labels get a series of refused connections of their own.
 const SERIES: usize = 2000;
 /// What the host's own processes below an attach point may do: no policy selects them, so everything.
@@ -92,6 +94,8 @@ pub struct Engine<K: Kernel> {
     policies: Policies,
     /// Whether the last good texts are to be stored.
     policies_unstored: bool,
+    /// What was last written down of what this node knows of itself.
+    written_down: Option<look::Hash>,
     reading: policies::Reading,
     scan: Scan,
     host: BTreeSet<Addr>,
@@ -174,6 +178,7 @@ impl<K: Kernel> Engine<K> {
             rules_stored: None,
             policies,
             policies_unstored: false,
+            written_down: None,
             reading: policies::Reading::default(),
             scan: Scan::default(),
             host: BTreeSet::new(),
@@ -227,19 +232,44 @@ impl<K: Kernel> Engine<K> {
         self
     }
 
-    /// The first full look, the first ruleset, and then the programs are attached.
+    /// Where nothing is in force: puts in force what this node knew of itself, so that it isn't open until the API
+    /// server has told. Then waits until every kind of object was listed once.
+    ///
+    /// # Errors
+    /// When what is known can't be put in force.
+    pub(crate) async fn await_lists(&mut self) -> Result<(), Failure> {
+        if self.kernel.in_force().is_none() && self.remember().map_err(Failure::Other)? {
+            tracing::warn!("nothing is in force here: what this node knew of itself is, until the API server has told");
+            self.first().await?;
+        }
+        if let Some(cluster) = &self.cluster {
+            let watch = cluster.watch();
+            while tokio::time::timeout(PATIENCE, watch.synced()).await.is_err() {
+                tracing::warn!("waiting for the API server's lists of: {}", watch.missing().join(", "));
+            }
+        }
+        self.learn();
+        Ok(())
+    }
+
+    /// The first full look, the first ruleset, and then the programs are attached. Once they are, only the former.
     ///
     /// # Errors
     /// When any of it fails: a start must be whole.
     pub async fn first(&mut self) -> Result<(), Failure> {
         self.look(Dirty::ALL).map_err(Failure::Other)?;
         self.put_in_force().map_err(Failure::Load)?;
-        self.kernel.attach().map_err(Failure::Attach)?;
-        self.ready = true;
-        self.note_boot(&Clock::now()).map_err(Failure::Other)?;
+        if !self.ready {
+            self.kernel.attach().map_err(Failure::Attach)?;
+            self.ready = true;
+            self.note_boot(&Clock::now()).map_err(Failure::Other)?;
+        }
         self.store_policies();
-        // While nobody looked, something may have gone on that the ruleset doesn't let pass.
-        self.cut(Reach::Everything, Instant::now());
+        // While nobody looked, something may have gone on that the ruleset doesn't let pass. Whose peers aren't known yet is
+        // stopped, but not ended.
+        if !self.is_remembering() {
+            self.cut(Reach::Everything, Instant::now());
+        }
         self.check();
         Ok(())
     }
@@ -264,9 +294,13 @@ impl<K: Kernel> Engine<K> {
         let mut follow = interval(Duration::from_millis(100));
         follow.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut rounds, mut emitting, mut commits) = (0_u32, false, self.commits);
+        self.write_down();
         loop {
             tokio::select! {
-                _ = stopped.changed() => return Ok(()),
+                _ = stopped.changed() => {
+                    self.write_down();
+                    return Ok(());
+                }
                 dirty = async {
                     tokio::select! {
                         dirty = self.watcher.changed() => dirty,
@@ -315,6 +349,7 @@ impl<K: Kernel> Engine<K> {
                         let again = self.tend_or_tell() || again;
                         if again {
                             self.step(Dirty::ALL);
+                            self.write_down();
                             heap::trim();
                         }
                         self.check();

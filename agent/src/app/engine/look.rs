@@ -2,8 +2,9 @@
 
 use super::{Engine, LAST_CONFIG};
 use crate::app::kernel::Kernel;
-use crate::cluster::cgroup::Pods;
+use crate::cluster::cgroup::{self, Pods};
 use crate::cluster::crd::NodeWorkload;
+use crate::cluster::left::Left;
 use crate::cluster::view::{self, Revision, View};
 use crate::cluster::watch::Watch;
 use crate::config::{self, Config};
@@ -16,9 +17,14 @@ use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::watch as signal;
 
+/// Under what name it is stored what the node knows of itself.
+pub(crate) const LEFT: &str = "node.json";
+
 /// A cluster's node: its objects, and what they came to at the last look.
 pub(crate) struct Cluster {
     watch: Watch,
+    /// What was known before the API server told anything, as long as it goes by that.
+    left: Option<Left>,
     pods_at: Vec<Pods>,
     view: View,
     publish: signal::Sender<Arc<Vec<NodeWorkload>>>,
@@ -28,7 +34,16 @@ impl Cluster {
     /// The pods are below these cgroups; what other nodes are to know goes into `publish`.
     pub(crate) fn new(watch: Watch, attach: &[String], publish: signal::Sender<Arc<Vec<NodeWorkload>>>) -> Self {
         let pods_at = attach.iter().filter_map(|path| Pods::at(path)).collect();
-        Self { watch, pods_at, view: View::default(), publish }
+        Self { watch, left: None, pods_at, view: View::default(), publish }
+    }
+
+    pub(crate) const fn watch(&self) -> &Watch {
+        &self.watch
+    }
+
+    /// Whether it goes by what was known before the API server told anything.
+    pub(super) const fn is_remembering(&self) -> bool {
+        self.left.is_some()
     }
 
     pub(super) fn changes(&self) -> signal::Receiver<u64> {
@@ -38,6 +53,9 @@ impl Cluster {
     /// The configuration with what the objects say now.
     fn view(&mut self, base: &Config) -> Config {
         let Some(settings) = &base.cluster else { return base.clone() };
+        if let Some(known) = self.left.as_ref().and_then(|left| left.over(base).ok()) {
+            return known;
+        }
         let objects = self.watch.objects();
         let mut view = view::view(settings, &objects, base, &self.pods_at, &self.view.postures);
         let config = view.over(base);
@@ -110,11 +128,60 @@ impl<K: Kernel> Engine<K> {
                 }
             });
             unwatched?;
+            // A pod that came since isn't among what was known; the agent's own has to reach the API server.
+            if self.is_remembering()
+                && let Some(own) = cgroup::own(&self.hierarchy, &self.config.attach)
+                && !self.scan.workloads.iter().any(|(c, _)| c.id == own.id)
+            {
+                self.scan.unlisted.push(own);
+            }
         }
         if dirty.addresses {
             self.host = addresses::host().context("reading the host's addresses")?;
         }
         Ok(())
+    }
+
+    /// Goes by what the node knew of itself when an agent last ran, if that was written down; gives whether it does.
+    pub(super) fn remember(&mut self) -> anyhow::Result<bool> {
+        let Some(cluster) = &mut self.cluster else { return Ok(false) };
+        let Some(text) = self.state.text(LEFT)? else { return Ok(false) };
+        let left = serde_json::from_str::<Left>(&text).map_err(|e| e.to_string());
+        match left.and_then(|left| left.over(&self.base).map(|_| left)) {
+            Ok(left) => cluster.left = Some(left),
+            Err(e) => tracing::error!("{LEFT} in the state folder is damaged, so nothing is known until the lists are there: {e}"),
+        }
+        Ok(cluster.left.is_some())
+    }
+
+    pub(super) fn is_remembering(&self) -> bool {
+        self.cluster.as_ref().is_some_and(Cluster::is_remembering)
+    }
+
+    /// From now on it goes by the objects.
+    pub(super) fn learn(&mut self) {
+        if let Some(cluster) = &mut self.cluster {
+            cluster.left = None;
+        }
+    }
+
+    /// Writes down what the node knows of itself, if that isn't what was written last.
+    pub(super) fn write_down(&mut self) {
+        if self.cluster.is_none() || self.is_remembering() || !self.ready {
+            return;
+        }
+        let left = Left::of(&self.config, &self.base);
+        let stored = serde_json::to_string(&left).map_err(anyhow::Error::from).and_then(|text| {
+            let written = Some(hash(&text));
+            if self.written_down != written {
+                self.state.put(LEFT, text.as_bytes())?;
+                self.written_down = written;
+            }
+            Ok(())
+        });
+        if let Err(e) = stored {
+            tracing::error!("what this node knows of itself can't be written down for its next start: {e:#}");
+        }
     }
 
     /// Reads the configuration and the policies; what isn't good leaves the last good one.
@@ -162,7 +229,10 @@ impl<K: Kernel> Engine<K> {
         });
         unwatched?;
         if let Some(cluster) = &self.cluster {
-            reading.texts.extend(cluster.texts());
+            match cluster.left {
+                Some(_) => reading.texts.extend(self.policies.good.clone()),
+                None => reading.texts.extend(cluster.texts()),
+            }
         }
         if reading != self.reading || self.image.is_none() {
             let next = self.policies.after(&reading);
