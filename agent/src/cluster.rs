@@ -8,7 +8,9 @@
 //! |---|---|
 //! | [`pod`] | what of a pod matters |
 //! | [`cgroup`] | where the kubelet puts pods |
+//! | [`sandboxes`] | which addresses they were given |
 //! | [`services`] | Service addresses and who answers there |
+//! | [`callers`] | whom the API server calls |
 //! | [`builtin`] | what a cluster needs, as named policies |
 //! | [`view`] | all objects together, laid over the configuration |
 //! | [`crd`] | the custom resources |
@@ -21,6 +23,7 @@
 
 mod backoff;
 pub mod builtin;
+pub mod callers;
 pub mod cgroup;
 pub mod conditions;
 pub mod crd;
@@ -28,6 +31,7 @@ pub mod lease;
 pub mod leave;
 pub mod pod;
 pub mod publish;
+pub mod sandboxes;
 pub mod services;
 pub mod summary;
 pub mod view;

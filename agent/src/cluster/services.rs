@@ -16,6 +16,10 @@ const OF_SERVICE: &str = "kubernetes.io/service-name";
 pub struct Front {
     /// `namespace/name:port`.
     pub title: String,
+    /// The Service's namespace and name.
+    pub service: (String, String),
+    /// The port at the Service's own addresses.
+    pub port: u16,
     /// Where it is reached.
     pub places: Vec<AddrPort>,
     /// The port of a node's address at which it is reached, too.
@@ -67,7 +71,16 @@ pub fn fronts<'a>(
                 let backends = backends(slices, port.name.as_deref(), proto).filter(|(a, _)| a.is_v4() != family);
                 let title =
                     format!("{namespace}/{name}:{}", port.name.as_deref().map_or(number.to_string(), str::to_owned));
-                all.push(Front { title, places, node_port, proto, backends: backends.collect() });
+                let service = (namespace.clone(), name.clone());
+                all.push(Front {
+                    title,
+                    service,
+                    port: number,
+                    places,
+                    node_port,
+                    proto,
+                    backends: backends.collect(),
+                });
             }
         }
     }

@@ -4,10 +4,11 @@
 //! while a watch is broken its store keeps what it had, and the fault is told. Nothing here decides anything.
 
 use super::backoff::Waits;
+use super::callers::{self, Caller};
 use super::crd::{NodeEndpoints, POLICIES};
 use super::leave::Leave;
 use super::view::Objects;
-use crate::config::Cluster;
+use crate::config::{BuiltIn, Cluster};
 use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -45,6 +46,7 @@ pub struct Watch {
     nodes: Store<Node>,
     service_cidrs: Store<ServiceCIDR>,
     policies: Vec<Store<DynamicObject>>,
+    callers: Vec<Store<Caller>>,
     kinds: Spawn,
 }
 
@@ -112,7 +114,27 @@ impl Watch {
                 })
             })
             .collect();
-        Self { pods, node_endpoints, services, slices, namespaces, nodes, service_cidrs, policies, kinds: spawn }
+        let called = settings.built_ins.contains(&BuiltIn::Webhooks);
+        let callers = callers::kinds()
+            .into_iter()
+            .filter(|_| called)
+            .map(|(name, resource)| {
+                let api = Api::all_with(client.clone(), &resource);
+                spawn.if_possible(name, api, resource, every(), bare)
+            })
+            .collect();
+        Self {
+            pods,
+            node_endpoints,
+            services,
+            slices,
+            namespaces,
+            nodes,
+            service_cidrs,
+            policies,
+            callers,
+            kinds: spawn,
+        }
     }
 
     /// Tells when something changed, again and again.
@@ -161,6 +183,7 @@ impl Watch {
             namespaces: self.namespaces.state(),
             nodes: self.nodes.state(),
             service_cidrs: self.service_cidrs.state(),
+            callers: self.callers.iter().flat_map(Store::state).collect(),
             policies: self.policies.iter().flat_map(Store::state).collect(),
         }
     }
@@ -208,6 +231,38 @@ impl Spawn {
         K: Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
         K::DynamicType: Eq + Hash + Clone + Send + Sync,
     {
+        self.watch(name, api, dynamic, config, small, true)
+    }
+
+    /// Watches one kind that can be done without: where it can't be listed nobody waits for it.
+    pub(super) fn if_possible<K>(
+        &mut self,
+        name: &'static str,
+        api: Api<K>,
+        dynamic: K::DynamicType,
+        config: watcher::Config,
+        small: impl Fn(&mut K) + Send + 'static,
+    ) -> Store<K>
+    where
+        K: Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+        K::DynamicType: Eq + Hash + Clone + Send + Sync,
+    {
+        self.watch(name, api, dynamic, config, small, false)
+    }
+
+    fn watch<K>(
+        &mut self,
+        name: &'static str,
+        api: Api<K>,
+        dynamic: K::DynamicType,
+        config: watcher::Config,
+        small: impl Fn(&mut K) + Send + 'static,
+        needed: bool,
+    ) -> Store<K>
+    where
+        K: Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+        K::DynamicType: Eq + Hash + Clone + Send + Sync,
+    {
         let writer = reflector::store::Writer::new(dynamic);
         let store = writer.as_reader();
         self.health.lock().unwrap_or_else(PoisonError::into_inner).missing.push(name);
@@ -227,6 +282,9 @@ impl Spawn {
                         Ok(Event::Init | Event::InitApply(_)) => continue,
                         Ok(Event::Apply(_) | Event::Delete(_)) => drop(health.faults.remove(name)),
                         Err(e) => {
+                            if !needed {
+                                health.missing.retain(|n| *n != name);
+                            }
                             let why = e.to_string();
                             if health.faults.insert(name, why.clone()).as_ref() != Some(&why) {
                                 tracing::warn!("{name} can't be watched, what was known of them stays: {why}");
