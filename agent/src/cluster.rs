@@ -10,7 +10,9 @@
 //! | [`node`] | what of a node matters |
 //! | [`census`] | who there is, for an import |
 //! | [`cgroup`] | where the kubelet puts pods |
+//! | [`sandboxes`] | which addresses they were given |
 //! | [`services`] | Service addresses and who answers there |
+//! | [`callers`] | whom the API server calls |
 //! | [`builtin`] | what a cluster needs, as named policies |
 //! | [`view`] | all objects together, laid over the configuration |
 //! | [`crd`] | the custom resources |
@@ -25,17 +27,19 @@
 
 mod backoff;
 pub mod builtin;
+pub mod callers;
 pub mod census;
 pub mod cgroup;
 pub mod conditions;
 pub mod crd;
-pub mod lease;
 pub mod kept;
+pub mod lease;
 pub mod leave;
 pub mod node;
 pub mod peers;
 pub mod pod;
 pub mod publish;
+pub mod sandboxes;
 pub mod services;
 pub mod summary;
 pub mod view;

@@ -357,7 +357,9 @@ impl<K: Kernel> Engine<K> {
     fn draft(&mut self, policies: PolicySet, overrides: &Overrides) -> anyhow::Result<Draft> {
         let name = self.file.display().to_string();
         let mut assembled = assemble(&name, &self.config, &self.scan, &self.host, &mut self.roster)?;
-        let set = overrides.apply(policy::expiry::at(policies, super::clock::now()), &mut assembled.inventory);
+        let lowered = self.cluster.as_ref().map(|c| c.lowered().clone()).unwrap_or_default();
+        let policies = policy::expiry::at(policies, super::clock::now());
+        let set = overrides.apply(policies, &mut assembled.inventory, lowered);
         Ok(Draft { assembled, set })
     }
 

@@ -92,16 +92,16 @@ fn break_glass(bed: &mut Bed) -> Result<()> {
     bed.step("and ended", back, |bed| bed.everywhere(&["break-glass", "--end"]).map(drop))
 }
 
-/// The annotation that lowers a namespace at once.
+/// The annotation that lowers a namespace at once, whatever its label and the policies say, and both ends with it.
 fn lower(bed: &mut Bed) -> Result<()> {
     let back = bed.truth().clone();
-    // The other ends still enforce, so only what stays within the namespace opens; and what policies isolate stays so.
     let opened = match &back {
         Truth::All => Truth::All,
         Truth::Only(pairs) => {
-            let lowered = || WORKLOADS.iter().filter(|w| w.namespace == "billing").map(|w| w.name);
-            let within = lowered().flat_map(|from| lowered().map(move |to| (from, to)));
-            Truth::Only(pairs.iter().copied().chain(within).collect())
+            let all = WORKLOADS.iter().flat_map(|from| WORKLOADS.iter().map(move |to| (from, to)));
+            let lowered = all.filter(|(from, to)| from.namespace == "billing" || to.namespace == "billing");
+            let lowered = lowered.map(|(from, to)| (from.name, to.name));
+            Truth::Only(pairs.iter().copied().chain(lowered).collect())
         }
     };
     let annotate =

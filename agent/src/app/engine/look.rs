@@ -4,14 +4,16 @@ use super::{Engine, LAST_CONFIG};
 use crate::app::kernel::Kernel;
 use crate::cluster::cgroup::Pods;
 use crate::cluster::crd::NodeWorkload;
+use crate::cluster::sandboxes::{self, Sandboxes};
 use crate::cluster::view::{self, Revision, View};
 use crate::cluster::watch::Watch;
 use crate::config::{self, Config};
-use crate::policy::{Diagnostic, Severity};
+use crate::policy::{Diagnostic, Lowered, Severity};
 use crate::sources::watch::Dirty;
 use crate::sources::{addresses, policies};
 use anyhow::Context;
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::watch as signal;
@@ -20,6 +22,7 @@ use tokio::sync::watch as signal;
 pub(crate) struct Cluster {
     watch: Watch,
     pods_at: Vec<Pods>,
+    sandboxes: Sandboxes,
     view: View,
     publish: signal::Sender<Arc<Vec<NodeWorkload>>>,
 }
@@ -28,7 +31,7 @@ impl Cluster {
     /// The pods are below these cgroups; what other nodes are to know goes into `publish`.
     pub(crate) fn new(watch: Watch, attach: &[String], publish: signal::Sender<Arc<Vec<NodeWorkload>>>) -> Self {
         let pods_at = attach.iter().filter_map(|path| Pods::at(path)).collect();
-        Self { watch, pods_at, view: View::default(), publish }
+        Self { watch, pods_at, sandboxes: Sandboxes::default(), view: View::default(), publish }
     }
 
     pub(super) fn changes(&self) -> signal::Receiver<u64> {
@@ -39,8 +42,19 @@ impl Cluster {
     fn view(&mut self, base: &Config) -> Config {
         let Some(settings) = &base.cluster else { return base.clone() };
         let objects = self.watch.objects();
-        let mut view = view::view(settings, &objects, base, &self.pods_at, &self.view.postures);
+        let given = self.sandboxes.read(Path::new(sandboxes::FOLDER));
+        let here = view::Here { pods_at: &self.pods_at, given: &given, postures: &self.view.postures };
+        let mut view = view::view(settings, &objects, base, here);
         let config = view.over(base);
+        for (namespace, to) in view.lowered.iter().filter(|(n, to)| self.view.lowered.get(*n) != Some(to)) {
+            tracing::warn!(
+                "namespace {namespace} is lowered to {} by its annotation: nothing is enforced there",
+                to.as_str()
+            );
+        }
+        for namespace in self.view.lowered.keys().filter(|n| !view.lowered.contains_key(*n)) {
+            tracing::warn!("namespace {namespace} isn't lowered any more: enforcing again what is in force");
+        }
         for new in view.warnings.iter().filter(|w| !self.view.warnings.contains(w)) {
             tracing::warn!("{new}");
         }
@@ -53,6 +67,11 @@ impl Cluster {
             differs
         });
         config
+    }
+
+    /// Namespaces in which nothing is enforced.
+    pub(super) fn lowered(&self) -> &BTreeMap<String, Lowered> {
+        &self.view.lowered
     }
 
     fn texts(&self) -> impl Iterator<Item = (String, Arc<str>)> {
@@ -88,6 +107,9 @@ impl<K: Kernel> Engine<K> {
             self.kernel.set_tell_answers(self.base.dns)?;
         }
         if dirty.files || dirty.cluster {
+            if self.cluster.is_some() {
+                self.watcher.cluster(Path::new(sandboxes::FOLDER))?;
+            }
             self.config = match &mut self.cluster {
                 Some(cluster) => cluster.view(&self.base),
                 None => self.base.clone(),
