@@ -105,9 +105,10 @@ pub fn report(image: &Image, inventory: &Inventory) -> Report {
             exposed_to: count((0..peers.len()).filter(|j| now.has(*j, i)).count()),
             audited_direct: count(audited.row(i).count()),
             audited_reachable: count(reach_audited.row(i).count()),
+            // Nobody is reached as that one.
             outside: Class::ALL
                 .into_iter()
-                .filter(|c| open(image, peers[i], c.id()).now)
+                .filter(|c| *c != Class::SnatIngress && open(image, peers[i], c.id()).now)
                 .map(|c| c.as_str().to_owned())
                 .collect(),
         })

@@ -19,7 +19,7 @@ use crate::config::{Cluster, Config, Peer, Position, Service as Facade, Who, Wor
 use crate::identity::{Identity, SpiffeId};
 use crate::inventory::{Place, Posture};
 use crate::policy::Lowered;
-use crate::policy::model::{protocol_name, protocol_number};
+use crate::policy::model::protocol_number;
 use bulkhead_common::maps::PrefixKey;
 use bulkhead_common::{Addr, Class};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod as PodObject, Service};
@@ -62,6 +62,8 @@ pub struct Objects {
 pub struct View {
     /// This node's pods.
     pub workloads: Vec<Workload>,
+    /// Their UIDs, in the same order.
+    pub uids: Vec<String>,
     /// Everybody else.
     pub endpoints: Vec<Peer>,
     /// Addresses that stand for others.
@@ -237,13 +239,8 @@ impl View {
         }
         for (pod, identity) in pods {
             let ports = ports.get(identity).map(Ports::clear).unwrap_or_default();
-            self.published.push(NodeWorkload {
-                uid: pod.uid.clone(),
-                namespace: pod.namespace.clone(),
-                ids: identity.ids.iter().map(ToString::to_string).collect(),
-                addresses: pod.addresses.iter().map(|a| narrow(a).to_string()).collect(),
-                ports: pod.ports.iter().map(|(name, (p, n))| (name.clone(), written(*p, *n))).collect(),
-            });
+            self.published.push(pod.told(&identity.ids));
+            self.uids.push(pod.uid.clone());
             self.workloads.push(Workload {
                 name: pod.title(),
                 posture: self.posture(&pod.namespace),
@@ -251,6 +248,7 @@ impl View {
                 cgroups: pods_at.iter().flat_map(|at| at.patterns(&pod.uid)).collect(),
                 ports,
                 addresses: pod.addresses.clone(),
+                young: false,
                 at: Position::default(),
             });
         }
@@ -267,9 +265,18 @@ impl View {
         claims: &mut BTreeMap<Addr, Vec<Claim>>,
     ) -> BTreeMap<Identity, Ports> {
         let mut ports: BTreeMap<Identity, Ports> = BTreeMap::new();
+        let nodes: BTreeSet<&str> = objects.nodes.iter().filter_map(|n| n.metadata.name.as_deref()).collect();
         for object in &objects.node_endpoints {
             let node = object.metadata.name.as_deref().unwrap_or_default();
             if node == settings.node {
+                continue;
+            }
+            // What an agent says of a node that isn't its own counts for nodes that there are.
+            if object.spec.published_by != node && !nodes.contains(node) {
+                self.warn(format!(
+                    "{} says what pods run on {node}, which is no node, so it doesn't count",
+                    object.spec.published_by
+                ));
                 continue;
             }
             for w in &object.spec.workloads {
@@ -360,11 +367,6 @@ fn word(text: &str) -> Option<Posture> {
 fn node_addresses(node: &Node) -> Vec<Addr> {
     let addresses = node.status.iter().filter_map(|s| s.addresses.as_ref()).flatten();
     addresses.filter_map(|a| pod::address(&a.address)).collect()
-}
-
-/// A port as agents tell each other.
-fn written(proto: u8, port: u16) -> String {
-    format!("{}/{port}", protocol_name(proto))
 }
 
 fn read_port(text: &str) -> Option<(u8, u16)> {

@@ -10,7 +10,7 @@ use super::leave::Leave;
 use super::view::Objects;
 use crate::config::{BuiltIn, Cluster};
 use futures_util::StreamExt;
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
+use k8s_openapi::api::core::v1::{Container, Namespace, Node, Pod, PodSpec, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
@@ -83,11 +83,7 @@ impl Watch {
         let every = watcher::Config::default;
         let pods = spawn.kind("pods", Api::all(client.clone()), (), own, |p: &mut Pod| {
             strip(&mut p.metadata);
-            if let Some(status) = &mut p.status {
-                status.conditions = None;
-                status.container_statuses = None;
-                status.init_container_statuses = None;
-            }
+            strip_status(p);
         });
         let node_endpoints = spawn.kind("nodeendpoints", Api::all(client.clone()), (), every(), bare);
         let services = spawn.kind("services", Api::all(client.clone()), (), every(), bare);
@@ -139,7 +135,7 @@ impl Watch {
 
     /// Tells when something changed, again and again.
     pub fn changes(&self) -> signal::Receiver<u64> {
-        self.kinds.tell.subscribe()
+        self.kinds.changes()
     }
 
     /// Waits until every kind was listed once. Cancel it to stop waiting.
@@ -189,6 +185,30 @@ impl Watch {
     }
 }
 
+fn strip_status(pod: &mut Pod) {
+    if let Some(status) = &mut pod.status {
+        status.conditions = None;
+        status.container_statuses = None;
+        status.init_container_statuses = None;
+    }
+}
+
+/// Leaves of a pod only what tells who it is and where: there may be very many.
+pub(super) fn slim(pod: &mut Pod) {
+    strip(&mut pod.metadata);
+    strip_status(pod);
+    let Some(spec) = &mut pod.spec else { return };
+    let bare = |c: &Container| Container { name: c.name.clone(), ports: c.ports.clone(), ..Container::default() };
+    *spec = PodSpec {
+        node_name: spec.node_name.take(),
+        host_network: spec.host_network,
+        service_account_name: spec.service_account_name.take(),
+        containers: spec.containers.iter().map(bare).collect(),
+        init_containers: spec.init_containers.as_ref().map(|all| all.iter().map(bare).collect()),
+        ..PodSpec::default()
+    };
+}
+
 fn bare<K: Resource>(object: &mut K) {
     strip(object.meta_mut());
 }
@@ -211,6 +231,11 @@ pub(super) struct Spawn {
 impl Spawn {
     pub(super) fn new() -> Self {
         Self { tell: signal::channel(0).0, health: Arc::default(), tasks: JoinSet::new() }
+    }
+
+    /// Tells when something changed, again and again.
+    pub(super) fn changes(&self) -> signal::Receiver<u64> {
+        self.tell.subscribe()
     }
 
     /// The kinds that weren't listed yet.
