@@ -85,6 +85,8 @@ impl Ground {
         let mut sender = Process::spawn(None, Some(self.netns(who)), |turn| {
             let kind = if via == Via::Tcp { Type::STREAM } else { Type::DGRAM };
             let socket = Socket::new(Domain::for_address(to), kind, None)?;
+            // What was sent from there before may linger.
+            socket.set_reuse_address(true)?;
             turn.doing("binding");
             socket.bind(&any(v6, own).into())?;
             if via == Via::Udp {
