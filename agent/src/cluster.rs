@@ -11,6 +11,7 @@
 //! | [`census`] | who there is, for an import |
 //! | [`cgroup`] | where the kubelet puts pods |
 //! | [`sandboxes`] | which addresses they were given |
+//! | [`newcomers`] | which pods others may not know yet |
 //! | [`services`] | Service addresses and who answers there |
 //! | [`callers`] | whom the API server calls |
 //! | [`builtin`] | what a cluster needs, as named policies |
@@ -23,8 +24,10 @@
 //! | [`conditions`] | what becomes of a policy, from what the nodes say |
 //! | [`lease`] | who sums that up |
 //! | [`summary`] | the status of policies, written by that one |
+//! | `absent` | the pods of nodes that have no agent, told by that one too |
 //! | [`leave`] | whether enforcement ends with the agent |
 
+mod absent;
 mod backoff;
 pub mod builtin;
 pub mod callers;
@@ -35,6 +38,7 @@ pub mod crd;
 pub mod kept;
 pub mod lease;
 pub mod leave;
+pub mod newcomers;
 pub mod node;
 pub mod peers;
 pub mod pod;

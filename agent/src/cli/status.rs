@@ -64,7 +64,7 @@ fn lowered(namespace: &str, to: Lowered) -> String {
         Lowered::Audit => "nothing is enforced there",
         Lowered::Observe => "nothing is enforced there, nor told as would-deny",
     };
-    format!("LOWERED: namespace {namespace} to {} by its annotation: {told}", to.as_str())
+    format!("LOWERED: namespace {namespace} to {}: {told}", to.as_str())
 }
 
 /// A line for each node, and below them what is wrong, each once with the nodes where it is so.

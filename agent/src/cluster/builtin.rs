@@ -100,7 +100,8 @@ fn webhooks(facts: &Facts<'_>) -> Vec<Value> {
     }
     let mut from = vec![json!({"class": "kube-apiserver"})];
     if facts.api_server_here {
-        from.push(json!({"class": "host"}));
+        // Its own sockets lead to the Services' addresses, so it looks like somebody whom the node masquerades.
+        from.extend([json!({"class": "host"}), json!({"class": "snat-ingress"})]);
     }
     let edge = |(number, to)| json!({"from": from, "to": to, "ports": [port(proto::TCP, number)]});
     by_port.into_iter().map(edge).collect()

@@ -23,7 +23,6 @@ use crate::config::{Cluster, Config, Peer, Position, Service as Facade, Who, Wor
 use crate::identity::{Identity, SpiffeId};
 use crate::inventory::{Place, Posture};
 use crate::policy::Lowered;
-use crate::policy::model::protocol_name;
 use bulkhead_common::maps::PrefixKey;
 use bulkhead_common::{Addr, Class};
 use claims::{Claim, Claims, Named};
@@ -65,6 +64,8 @@ pub struct Objects {
 pub struct View {
     /// This node's pods.
     pub workloads: Vec<Workload>,
+    /// Their UIDs, in the same order.
+    pub uids: Vec<String>,
     /// Everybody else.
     pub endpoints: Vec<Peer>,
     /// Addresses that stand for others.
@@ -248,13 +249,8 @@ impl View {
         }
         for Own { pod, identity, addresses } in pods {
             let ports = named.of(identity);
-            self.published.push(NodeWorkload {
-                uid: pod.uid.clone(),
-                namespace: pod.namespace.clone(),
-                ids: identity.ids.iter().map(ToString::to_string).collect(),
-                addresses: addresses.iter().map(|a| narrow(a).to_string()).collect(),
-                ports: pod.ports.iter().map(|(name, (p, n))| (name.clone(), written(*p, *n))).collect(),
-            });
+            self.published.push(pod.told(&identity.ids, addresses));
+            self.uids.push(pod.uid.clone());
             self.workloads.push(Workload {
                 name: pod.title(),
                 posture: self.posture(&pod.namespace),
@@ -262,6 +258,7 @@ impl View {
                 cgroups: pods_at.iter().flat_map(|at| at.patterns(&pod.uid)).collect(),
                 ports: Ports::clone(&ports),
                 addresses: addresses.to_vec(),
+                young: false,
                 at: Position::default(),
             });
         }
@@ -273,7 +270,16 @@ impl View {
     /// What other nodes' agents say. Gives the named ports of each identity.
     fn read_peers<'a>(&mut self, settings: &Cluster, objects: &'a Objects, claims: &mut Vec<Claim<'a>>) -> Named<'a> {
         let mut named = Named::default();
+        let nodes: BTreeSet<&str> = objects.nodes.iter().map(|n| n.name.as_str()).collect();
         for node in objects.peers.iter().filter(|p| *p.node != *settings.node) {
+            // What an agent says of a node that isn't its own counts for nodes that there are.
+            if !node.is_its_own() && !nodes.contains(&*node.node) {
+                self.warn(format!(
+                    "{} says what pods run on {}, which is no node, so it doesn't count",
+                    node.published_by, node.node
+                ));
+                continue;
+            }
             self.warnings.extend(node.faults.iter().cloned());
             for pod in &node.pods {
                 named.add(&pod.identity, &pod.ports);
@@ -350,11 +356,6 @@ impl View {
 
 fn word(text: &str) -> Option<Posture> {
     [Posture::Observe, Posture::Audit, Posture::Enforce].into_iter().find(|p| p.as_str() == text)
-}
-
-/// A port as agents tell each other.
-fn written(proto: u8, port: u16) -> String {
-    format!("{}/{port}", protocol_name(proto))
 }
 
 #[cfg(test)]

@@ -120,7 +120,7 @@ impl Watch {
 
     /// Tells when something changed, again and again.
     pub fn changes(&self) -> signal::Receiver<u64> {
-        self.kinds.tell.subscribe()
+        self.kinds.changes()
     }
 
     /// Waits until every kind was listed once. Cancel it to stop waiting.
@@ -193,6 +193,11 @@ pub(super) struct Spawn {
 impl Spawn {
     pub(super) fn new() -> Self {
         Self { tell: signal::channel(0).0, health: Arc::default(), tasks: JoinSet::new() }
+    }
+
+    /// Tells when something changed, again and again.
+    pub(super) fn changes(&self) -> signal::Receiver<u64> {
+        self.tell.subscribe()
     }
 
     /// The kinds that weren't listed yet.

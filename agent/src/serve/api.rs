@@ -102,7 +102,7 @@ pub struct Overridden {
     pub break_glass: Vec<Override>,
     /// What was turned to enforce.
     pub enforced: Vec<Override>,
-    /// Namespaces in which nothing is enforced by their annotation.
+    /// Namespaces in which nothing is enforced, by their annotation or since an ambient mesh is there.
     #[serde(default)]
     pub lowered: BTreeMap<String, Lowered>,
 }

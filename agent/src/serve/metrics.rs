@@ -256,7 +256,7 @@ impl Collector for Page {
         gauge(
             e,
             "lowered_namespaces",
-            "Namespaces where their annotation turns enforcement off",
+            "Namespaces where enforcement is off, by annotation or for a mesh",
             count(o.lowered.len()),
         )?;
         let trials = o.enforced.iter().filter(|t| t.until.is_some()).count();

@@ -4,6 +4,7 @@ use super::{Engine, LAST_CONFIG};
 use crate::app::kernel::Kernel;
 use crate::cluster::cgroup::Pods;
 use crate::cluster::crd::NodeWorkload;
+use crate::cluster::newcomers::Newcomers;
 use crate::cluster::sandboxes::{self, Sandboxes};
 use crate::cluster::view::{self, Revision, View};
 use crate::cluster::watch::Watch;
@@ -16,6 +17,7 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 use tokio::sync::watch as signal;
 
 /// A cluster's node: its objects, and what they came to at the last look.
@@ -23,6 +25,7 @@ pub(crate) struct Cluster {
     watch: Watch,
     pods_at: Vec<Pods>,
     sandboxes: Sandboxes,
+    newcomers: Newcomers,
     view: View,
     publish: signal::Sender<Arc<Vec<NodeWorkload>>>,
 }
@@ -31,7 +34,8 @@ impl Cluster {
     /// The pods are below these cgroups; what other nodes are to know goes into `publish`.
     pub(crate) fn new(watch: Watch, attach: &[String], publish: signal::Sender<Arc<Vec<NodeWorkload>>>) -> Self {
         let pods_at = attach.iter().filter_map(|path| Pods::at(path)).collect();
-        Self { watch, pods_at, sandboxes: Sandboxes::default(), view: View::default(), publish }
+        let (sandboxes, newcomers, view) = (Sandboxes::default(), Newcomers::default(), View::default());
+        Self { watch, pods_at, sandboxes, newcomers, view, publish }
     }
 
     pub(super) fn changes(&self) -> signal::Receiver<u64> {
@@ -45,6 +49,11 @@ impl Cluster {
         let given = self.sandboxes.read(Path::new(sandboxes::FOLDER));
         let here = view::Here { pods_at: &self.pods_at, given: &given, postures: &self.view.postures };
         let mut view = view::view(settings, &objects, base, here);
+        let told = view.uids.iter().zip(&view.workloads).map(|(uid, w)| (uid.as_str(), !w.addresses.is_empty()));
+        let young = self.newcomers.among(told, Instant::now());
+        for (w, uid) in view.workloads.iter_mut().zip(&view.uids) {
+            w.young = young.contains(uid);
+        }
         let config = view.over(base);
         for (namespace, to) in view.lowered.iter().filter(|(n, to)| self.view.lowered.get(*n) != Some(to)) {
             tracing::warn!(
@@ -133,10 +142,21 @@ impl<K: Kernel> Engine<K> {
             });
             unwatched?;
         }
+        self.look_for_node();
         if dirty.addresses {
             self.host = addresses::host().context("reading the host's addresses")?;
         }
         Ok(())
+    }
+
+    /// Looks for meshes in a cluster's pods. Gives whether anything has changed.
+    pub(super) fn look_for_meshes(&mut self) -> bool {
+        self.cluster.is_some() && self.meshes.look(&self.hierarchy, &self.scan)
+    }
+
+    /// Looks which of a cluster's pods know the node's network namespace. Gives whether anything has changed.
+    pub(super) fn look_for_node(&mut self) -> bool {
+        self.cluster.is_some() && self.node_netns.look(&self.hierarchy, &self.scan)
     }
 
     /// Reads the configuration and the policies; what isn't good leaves the last good one.

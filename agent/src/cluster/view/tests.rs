@@ -158,6 +158,24 @@ spec:
 }
 
 #[test]
+fn who_tells_of_another_node_is_believed_if_there_is_such_a_node() {
+    let told = "
+kind: NodeEndpoints
+apiVersion: bulkhead.dev/v1alpha1
+metadata: {name: n2}
+spec:
+  publishedBy: n3
+  workloads: [{uid: b, namespace: shop, ids: ['spiffe://t/ns/shop/sa/web'], addresses: [10.0.1.1]}]";
+    let at = |objects: &[&str]| {
+        let (view, image, _) = Estate::new(objects).image();
+        let addr = pod::address("10.0.1.1").expect("an address");
+        (verdict::resolve(&image, &addr, proto::TCP, 80).peer.is_identity(), view.warnings.len())
+    };
+    assert_eq!(at(&[SHOP, told]), (false, 1));
+    assert_eq!(at(&[SHOP, told, "{kind: Node, metadata: {name: n2}}"]), (true, 0));
+}
+
+#[test]
 fn two_pods_of_one_uid_are_both_unknown() {
     let (a, b) = (pod("a", "web", POD, "10.0.0.1", ""), pod("b", "db", POD, "10.0.0.2", ""));
     let view = Estate::new(&[SHOP, &a, &b]).view();
