@@ -11,6 +11,7 @@
 //! | [`services`] | Service addresses and who answers there |
 //! | [`builtin`] | what a cluster needs, as named policies |
 //! | [`view`] | all objects together, laid over the configuration |
+//! | [`dump`] | the objects as kubectl prints them, for judging offline |
 //! | [`crd`] | the custom resources |
 //! | [`watch`] | the objects, kept in step |
 //! | [`publish`] | this node's pods, for the other nodes |
@@ -24,6 +25,7 @@ pub mod builtin;
 pub mod cgroup;
 pub mod conditions;
 pub mod crd;
+pub mod dump;
 pub mod lease;
 pub mod leave;
 pub mod pod;

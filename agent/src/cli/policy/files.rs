@@ -141,7 +141,7 @@ fn with_texts(files: &[PathBuf]) -> anyhow::Result<(PolicySet, BTreeMap<String, 
     Ok((set, texts))
 }
 
-fn refuse<T>(findings: &[Diagnostic]) -> anyhow::Result<T> {
+pub(super) fn refuse<T>(findings: &[Diagnostic]) -> anyhow::Result<T> {
     for finding in findings {
         eprintln!("{finding}");
     }
