@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::estate::{self, Truth, WORKLOADS};
 use super::evidence::Evidence;
-use super::grid::{self, Grid, items, now, text};
+use super::grid::{self, Grid, RECENT, items, now, text};
 use super::interrupt::{check, wait};
 use super::judge::{self, Lasting, Times, Tried};
 use super::oracle::{Above, Oracle};
@@ -273,7 +273,11 @@ impl Bed {
                 let way = grid.ways.get(key)?;
                 let shaky = [&way.from, &way.by, &kept.at].iter().any(|end| self.shaky.contains(*end));
                 let (from, at) = (grid.workload_of(&way.from), grid.workload_of(&kept.at));
-                Some(Lasting { opened: *opened, way, kept, from, at, shaky })
+                let unguarded = self.unguarded.is_some_and(|(node, since, to)| {
+                    let here = |name: &str| grid.node_of(name) == Some(node);
+                    (since..to + RECENT).contains(&kept.last) && here(&way.from) && here(&kept.at)
+                });
+                Some(Lasting { opened: *opened, way, kept, from, at, shaky, unguarded })
             });
             found.add_lasting(times, &self.truth, &after, lasting);
             found

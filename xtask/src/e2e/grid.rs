@@ -75,6 +75,9 @@ pub(super) struct Attempt {
     pub(super) heard: Vec<String>,
 }
 
+/// A connection that works has had a message within this time, in microseconds.
+pub(super) const RECENT: u64 = 2_000_000;
+
 /// A connection that lasts, or lasted.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Kept {
@@ -163,7 +166,9 @@ impl Grid {
                 })
             });
             for (to, by, address, port, masked, lasting) in direct.chain(by_service) {
-                if self.only.as_ref().is_some_and(|only| !only.allows(from.workload, to) || by == own(from.workload)) {
+                // By a way on which a node may stand for the member it isn't learned who connects.
+                let clear = |only: &Truth| only.allows(from.workload, to) && by != own(from.workload) && !masked;
+                if self.only.as_ref().is_some_and(|only| !clear(only)) {
                     continue;
                 }
                 let address =
@@ -277,7 +282,8 @@ impl Grid {
     /// Forgets attempts from before.
     pub(super) fn forget(&mut self, before: u64) {
         self.attempts = self.attempts.split_off(&(before, 0));
-        self.kept.retain(|_, kept| kept.last >= before);
+        // What broke was judged. What works has its last message from just before.
+        self.kept.retain(|_, kept| kept.broke.is_none() && kept.last + RECENT >= before);
     }
 }
 

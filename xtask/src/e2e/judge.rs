@@ -11,12 +11,12 @@
 //! tells how long the change took. From then on the new table holds, without exception.
 //!
 //! A connection that was opened before `start` and that both tables allow must still work at `end`; of one that the new
-//! table denies nothing may arrive from `settled` on.
+//! table denies nothing may arrive from `settled` on; of one that both deny nothing at all.
 
 use std::collections::BTreeSet;
 
 use super::estate::Truth;
-use super::grid::{Attempt, Kept, Way};
+use super::grid::{Attempt, Kept, RECENT, Way};
 
 /// How long a change may take to be in force.
 pub(super) const GRACE: u64 = 5_000_000;
@@ -142,6 +142,8 @@ pub(super) struct Lasting<'a> {
     /// The workload where its messages arrived.
     pub(super) at: &'a str,
     pub(super) shaky: bool,
+    /// As in [`Tried`].
+    pub(super) unguarded: bool,
 }
 
 impl Found {
@@ -157,10 +159,12 @@ impl Found {
             let (was, is) = (before.allows(c.from, c.at), after.allows(c.from, c.at));
             let silent = times.end.saturating_sub(c.kept.last);
             let mut words = None;
-            if !is && c.kept.last >= times.settled() {
+            let never = !was && !is && c.kept.last >= times.last && !c.unguarded;
+            let recent = c.kept.last + RECENT >= times.last;
+            if !is && c.kept.last >= times.settled() || never {
                 self.held_leaks += 1;
                 words = Some("still reaches");
-            } else if was && is && c.opened < times.start && c.kept.last >= times.last && !c.shaky {
+            } else if was && is && c.opened < times.start && recent && !c.shaky {
                 self.held += 1;
                 if c.kept.broke.is_some() || silent > SILENT {
                     self.held_lost += 1;
@@ -240,7 +244,8 @@ mod tests {
         };
         let judged = |from: &str, last: u64, broke: Option<&str>, before: &Truth| {
             let kept = Kept { last, at: "db-0".to_owned(), broke: broke.map(str::to_owned) };
-            let lasting = Lasting { opened: 500_000, way: &way, kept: &kept, from, at: "db", shaky: false };
+            let lasting =
+                Lasting { opened: 500_000, way: &way, kept: &kept, from, at: "db", shaky: false, unguarded: false };
             let mut found = Found::default();
             found.add_lasting(TIMES, before, &Truth::intended(), std::iter::once(lasting));
             (found.held, found.held_lost, found.held_leaks)
@@ -251,6 +256,7 @@ mod tests {
         assert_eq!(judged("cart", 4_000_000, None, &all), (1, 1, 0), "silent for five seconds");
         assert_eq!(judged("web", 6_900_000, Some("reset"), &all), (0, 0, 0), "cut in time");
         assert_eq!(judged("web", 7_000_000, None, &all), (0, 0, 1));
+        assert_eq!(judged("web", 500_000, None, &some), (0, 0, 1), "it was denied already");
     }
 
     #[test]

@@ -33,8 +33,9 @@ pub(super) fn tell(bed: &mut Bed, runs: usize) -> Result<()> {
         jobs::nightly(bed)
     })?;
     bed.harm("policies by hand in their place", |bed| {
-        bed.apply("policies", &policies("enforce"))?;
-        suggested.delete(bed)
+        let by_hand = policies("enforce");
+        bed.apply("policies", &by_hand)?;
+        suggest::delete_all_but(bed, &by_hand)
     })?;
     revoke(bed)?;
     delete_a_policy(bed)?;

@@ -7,10 +7,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 
 use super::bed::{Bed, folder};
 use super::estate::{NAMESPACES, Truth};
-use super::grid::now;
+use super::grid::{get, items, now, text};
 use super::interrupt::wait;
 use super::jobs;
 use crate::run::{self, note};
@@ -96,13 +97,20 @@ impl Suggested {
         }
         Ok(())
     }
+}
 
-    pub(super) fn delete(&self, bed: &Bed) -> Result<()> {
-        self.files.iter().try_for_each(|(namespace, _)| {
-            let file = folder().join(format!("suggested-{namespace}-enforce.yaml"));
-            bed.kubectl(&["delete", "-f", &file.to_string_lossy()]).map(drop)
-        })
-    }
+/// Deletes the namespaces' policies that aren't among these, which have taken their place.
+pub(super) fn delete_all_but(bed: &Bed, kept: &Value) -> Result<()> {
+    let names = |list: &Value| -> BTreeSet<(String, String)> {
+        let all = items(list).filter(|p| p["kind"] == "SegmentationPolicy").map(|p| &p["metadata"]);
+        all.map(|meta| (text(&meta["namespace"]), text(&meta["name"]))).collect()
+    };
+    let there = names(&get(&bed.state, &["segpol", "--all-namespaces"])?);
+    let stay = names(kept);
+    let gone: Vec<_> = there.difference(&stay).collect();
+    ensure!(!gone.is_empty(), "no suggested policy was there");
+    gone.into_iter()
+        .try_for_each(|(namespace, name)| bed.kubectl(&["delete", "segpol", name, "--namespace", namespace]).map(drop))
 }
 
 impl Bed {
