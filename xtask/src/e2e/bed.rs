@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::estate::{self, Truth, WORKLOADS};
 use super::evidence::Evidence;
@@ -81,7 +81,10 @@ impl Bed {
             last: now(),
             searched: 0,
         };
+        let name = format!("{}.{}.svc", estate::WEBHOOK.2, estate::NAMESPACES[0]);
+        let key = rcgen::generate_simple_self_signed([name]).context("can't make the webhook's certificate")?;
         bed.apply("estate", &estate::objects())?;
+        bed.apply("webhook", &estate::webhook(&key.cert.pem(), &key.signing_key.serialize_pem()))?;
         bed.settle()?;
         bed.warm_up()?;
         Ok(bed)
@@ -285,9 +288,32 @@ impl Bed {
         self.truth = after;
         self.grid.forget(times.end);
         self.last = times.end;
+        self.ask_webhook();
         let wrong = std::mem::take(&mut self.wrong);
         self.evidence.add(name, found, wrong, self.kills);
         Ok(())
+    }
+
+    /// The API server asks a pod of the estate, without whose answer nothing may be created: it must reach it, unless
+    /// that identity is withdrawn.
+    fn ask_webhook(&mut self) {
+        let name = estate::WEBHOOK.0;
+        let withdrawn = estate::workload(name).is_some_and(|w| self.above.revoked.contains(&w.id()));
+        let asked = self.created_with_webhook();
+        if asked.is_ok() == withdrawn {
+            let otherwise = asked.map_or_else(|error| format!("{error:#}"), |()| "it answers".to_owned());
+            self.wrong.push(format!("the API server asks {name} as a webhook: {otherwise}"));
+        }
+    }
+
+    /// Has the API server ask, once.
+    pub(super) fn created_with_webhook(&self) -> Result<()> {
+        let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {
+            "name": "asked", "namespace": estate::NAMESPACES[0], "labels": {(estate::ASKED): "yes"},
+        }});
+        let file = folder().join("asked.json");
+        run::write_if_changed(&file, object.to_string().as_bytes())?;
+        self.kubectl(&["create", "--dry-run=server", "-f", &file.to_string_lossy()]).map(drop)
     }
 
     /// What is meant to work now.

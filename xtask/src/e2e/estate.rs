@@ -5,7 +5,7 @@
 
 mod objects;
 
-pub(super) use objects::{endpoints_by_hand, objects, objects_of, policies};
+pub(super) use objects::{endpoints_by_hand, objects, objects_of, policies, webhook};
 
 use std::collections::BTreeSet;
 
@@ -23,6 +23,12 @@ pub(super) const BY_HAND: &str = "cache-by-hand";
 /// The keys of attempts that init containers make, and those of the CronJob: beyond any that the grid gives.
 pub(super) const FIRST_KEYS: u64 = 2_000_000_000;
 pub(super) const NIGHTLY_KEY: u64 = 3_000_000_000;
+/// The workload whose pods answer the API server's webhook, the port there, and the Service.
+pub(super) const WEBHOOK: (&str, u16, &str) = ("web", 8443, "webhook");
+/// Whoever has this label is asked about.
+pub(super) const ASKED: &str = "e2e-asked";
+/// Where the API server connects from.
+const CONTROL_PLANE: [&str; 2] = ["10.246.0.1/32", "fd00:246::1/128"];
 /// The folder of every node that members share with it.
 pub(super) const TALK: &str = "lib/talk";
 /// The label that makes a pod a member, its value being the workload's name.
@@ -199,7 +205,11 @@ mod tests {
         let text = policies("enforce").to_string();
         assert!(!text.contains("null"), "{text}");
         let edges = INTENDED.iter().filter(|p| !own_sides(p)).count();
-        assert_eq!(text.matches("\"from\":").count(), edges + 3, "edges, and who may reach the database");
+        assert_eq!(
+            text.matches("\"from\":").count(),
+            edges + 4,
+            "edges, the webhook's, and who may reach the database"
+        );
         assert!(!text.contains("intruder"), "nobody is meant to talk to it");
     }
 }

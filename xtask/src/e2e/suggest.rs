@@ -31,6 +31,7 @@ pub(super) struct Suggested {
 pub(super) fn learn(bed: &mut Bed) -> Result<Suggested> {
     let since = now();
     jobs::nightly(bed)?;
+    (0..OFTEN).try_for_each(|_| bed.created_with_webhook())?;
     let mut rare = 0;
     wait("every way that is meant to be gone often enough", Duration::from_secs(90), || {
         bed.grid.read()?;

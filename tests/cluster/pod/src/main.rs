@@ -8,6 +8,7 @@ mod ask;
 mod hold;
 mod serve;
 mod talk;
+mod webhook;
 
 use std::env;
 use std::net::SocketAddr;
@@ -26,6 +27,7 @@ pod once KEY tcp|udp ADDRESS:PORT
                                 try once, at the first instruction; print outcome and microseconds
 pod storm KEY SECONDS ADDRESS:PORT...
                                 try all by TCP, over and over, from the first instruction on; print how often
+pod webhook PORT FOLDER         let everything pass that an API server asks about; FOLDER has tls.crt and tls.key
 pod alive PORT                  exit code 1 unless what this pod runs answers there
 pod ask tcp|udp ADDRESS:PORT    print the answer; exit code 1 if there is none within 2 s
 pod resolve SERVER:PORT NAME    print the addresses of NAME, one per line";
@@ -57,6 +59,10 @@ fn run() -> Result<()> {
         }
         ["talk", port, folder, name] => {
             talk::start(port.parse().context("PORT is a number up to 65535")?, folder.as_ref(), name)?;
+            wait_for_the_end()
+        }
+        ["webhook", port, folder] => {
+            webhook::start(port.parse().context("PORT is a number up to 65535")?, folder.as_ref())?;
             wait_for_the_end()
         }
         ["once", key, protocol @ ("tcp" | "udp"), address] => {

@@ -1,10 +1,12 @@
 //! The estate as objects for the API server: namespaces, service accounts, pods, Services, policies.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use super::{
-    BY_HAND, DATABASE, EXTERNAL, Extra, INTENDED, Kind, MASQUERADED_PORT, MEMBER, NAMESPACES, NIGHTLY_KEY, NODE_PORT,
-    PORT, Probe, TALK, WORKLOADS, Workload, own_sides, workload,
+    ASKED, BY_HAND, CONTROL_PLANE, DATABASE, EXTERNAL, Extra, INTENDED, Kind, MASQUERADED_PORT, MEMBER, NAMESPACES,
+    NIGHTLY_KEY, NODE_PORT, PORT, Probe, TALK, WEBHOOK, WORKLOADS, Workload, own_sides, workload,
 };
 use crate::cluster::POD_IMAGE;
 
@@ -83,7 +85,7 @@ fn pod(w: &Workload) -> Value {
         "name": "first", "image": POD_IMAGE, "imagePullPolicy": "Never",
         "args": ["once", w.first_key().to_string(), "tcp", format!("{DATABASE}:{PORT}")],
     });
-    json!({
+    let mut pod = json!({
         "serviceAccountName": w.name,
         "hostNetwork": w.host_network,
         "terminationGracePeriodSeconds": 1,
@@ -107,7 +109,47 @@ fn pod(w: &Workload) -> Value {
             "volumeMounts": [{"name": "talk", "mountPath": "/talk"}],
         }],
         "volumes": [{"name": "talk", "hostPath": {"path": format!("/var/{TALK}"), "type": "DirectoryOrCreate"}}],
-    })
+    });
+    let (name, port, secret) = WEBHOOK;
+    if w.name == name {
+        let container = json!({
+            "name": "webhook", "image": POD_IMAGE, "imagePullPolicy": "Never",
+            "args": ["webhook", port.to_string(), "/tls"],
+            "volumeMounts": [{"name": "tls", "mountPath": "/tls", "readOnly": true}],
+        });
+        let volume = json!({"name": "tls", "secret": {"secretName": secret}});
+        for (list, item) in [("containers", container), ("volumes", volume)] {
+            pod[list].as_array_mut().into_iter().for_each(|all| all.push(item.clone()));
+        }
+    }
+    pod
+}
+
+/// The webhook: certificate, Service, and that nothing with the label is created in its namespace without it.
+pub(in crate::e2e) fn webhook(certificate: &str, key: &str) -> Value {
+    let (name, port, service) = WEBHOOK;
+    let namespace = workload(name).map_or("", |w| w.namespace);
+    let base64 = |text: &str| STANDARD.encode(text);
+    let items = json!([
+        {"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls",
+         "metadata": {"name": service, "namespace": namespace},
+         "data": {"tls.crt": base64(certificate), "tls.key": base64(key)}},
+        {"apiVersion": "v1", "kind": "Service", "metadata": {"name": service, "namespace": namespace},
+         "spec": {"selector": {(MEMBER): name}, "ports": [{"port": 443, "targetPort": port}]}},
+        {"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration",
+         "metadata": {"name": "e2e"},
+         "webhooks": [{
+             "name": "asked.e2e.bulkhead.dev", "failurePolicy": "Fail", "sideEffects": "None", "timeoutSeconds": 5,
+             "admissionReviewVersions": ["v1"],
+             "clientConfig": {
+                 "caBundle": base64(certificate),
+                 "service": {"name": service, "namespace": namespace, "port": 443},
+             },
+             "objectSelector": {"matchExpressions": [{"key": ASKED, "operator": "Exists"}]},
+             "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["configmaps"]}],
+         }]},
+    ]);
+    json!({"apiVersion": "v1", "kind": "List", "items": items})
 }
 
 /// The CronJob. When it would run by itself nobody is there any more: a run is made when it is wanted.
@@ -190,10 +232,13 @@ pub(in crate::e2e) fn policies(mode: &str) -> Value {
     let ports = json!([{"port": PORT}, {"protocol": "UDP", "port": PORT}]);
     let peer = |name: &str| workload(name).map_or(Value::Null, |w| json!([{"id": w.id()}]));
     let edge = |(from, to): &(&str, &str)| json!({"from": peer(from), "to": peer(to), "ports": ports});
+    let (name, port, _) = WEBHOOK;
+    let server = CONTROL_PLANE.map(|address| json!({"cidr": address}));
+    let asks = json!({"from": server, "to": peer(name), "ports": [{"port": port}]});
     let mut items = vec![json!({
         "apiVersion": "bulkhead.dev/v1alpha1", "kind": "ClusterSegmentationPolicy",
         "metadata": {"name": "story"},
-        "spec": {"mode": mode, "edges": INTENDED.iter().filter(|pair| !own_sides(pair)).map(edge).collect::<Vec<_>>()},
+        "spec": {"mode": mode, "edges": INTENDED.iter().filter(|pair| !own_sides(pair)).map(edge).chain([asks]).collect::<Vec<_>>()},
     })];
     for w in &WORKLOADS {
         let of = |own: fn(&(&'static str, &'static str)) -> &'static str,
