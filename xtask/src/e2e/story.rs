@@ -1,9 +1,13 @@
 //! From a cluster without Bulkhead to one that enforces, and what a person does with it then.
 
+use std::collections::BTreeSet;
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 
 use super::bed::Bed;
 use super::estate::{NAMESPACES, Truth, WORKLOADS, policies, workload};
+use super::interrupt::wait;
 use super::jobs;
 use super::suggest::{self, Suggested};
 use crate::run::step;
@@ -52,14 +56,19 @@ fn posture(bed: &mut Bed, word: &str) -> Result<()> {
     bed.kubectl(&words).map(drop)
 }
 
-/// What observation is for: each agent has seen its own pods talk.
+/// What observation is for: each agent has seen its own pods talk. It adds to its history every ten seconds.
 fn graph(bed: &mut Bed) -> Result<()> {
     for agent in bed.agents()? {
-        let (said, code) = bed.bulkhead(&agent, &["graph"])?;
-        ensure!(code == 0, "on {} the graph can't be had: {said}", agent.node);
-        for member in bed.grid.members.iter().filter(|m| m.node == agent.node) {
-            ensure!(said.contains(member.workload), "the graph of {} has no {}:\n{said}", agent.node, member.workload);
-        }
+        let own: BTreeSet<&str> =
+            bed.grid.members.iter().filter(|m| m.node == agent.node).map(|m| m.workload).collect();
+        let mut missing = Vec::new();
+        wait("the graph to show all members", Duration::from_secs(40), || {
+            let (said, code) = bed.bulkhead(&agent, &["graph"])?;
+            ensure!(code == 0, "on {} the graph can't be had: {said}", agent.node);
+            missing = own.iter().filter(|name| !said.contains(**name)).copied().collect();
+            Ok(missing.is_empty().then_some(()))
+        })
+        .with_context(|| format!("the graph of {} lacks {missing:?}", agent.node))?;
     }
     Ok(())
 }
