@@ -62,7 +62,7 @@ pub(super) struct Agent {
 impl Bed {
     /// Puts the estate there, without any agent.
     pub(super) fn make(state: State, program: &Path) -> Result<Self> {
-        step("the estate: three namespaces, nine workloads");
+        step("the estate: three namespaces, ten workloads");
         let grid = Grid::new(&state)?;
         let nodes = state.nodes().count();
         let mut bed = Self {

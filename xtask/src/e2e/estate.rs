@@ -27,6 +27,8 @@ pub(super) const NIGHTLY_KEY: u64 = 3_000_000_000;
 pub(super) const WEBHOOK: (&str, u16, &str) = ("web", 8443, "webhook");
 /// Whoever has this label is asked about.
 pub(super) const ASKED: &str = "e2e-asked";
+/// Where a sidecar listens, and the user under which it runs.
+const SIDECAR: (u16, u32) = (15_001, 1337);
 /// Where the API server connects from.
 const CONTROL_PLANE: [&str; 2] = ["10.246.0.1/32", "fd00:246::1/128"];
 /// The folder of every node that members share with it.
@@ -77,14 +79,17 @@ pub(super) struct Workload {
     pub(super) host_network: bool,
     /// Before it starts it connects to the database, by an init container.
     pub(super) connects_first: bool,
+    /// Its TCP connections are redirected to a sidecar, which makes them.
+    meshed: bool,
 }
 
 const fn of(kind: Kind, namespace: &'static str, name: &'static str, replicas: u8) -> Workload {
     let (extra, probe) = (Extra::No, Probe::Tcp);
-    Workload { namespace, name, kind, replicas, extra, probe, host_network: false, connects_first: false }
+    let (host_network, connects_first, meshed) = (false, false, false);
+    Workload { namespace, name, kind, replicas, extra, probe, host_network, connects_first, meshed }
 }
 
-pub(super) const WORKLOADS: [Workload; 9] = [
+pub(super) const WORKLOADS: [Workload; 10] = [
     Workload { probe: Probe::Http, ..of(Kind::Deployment, "shop", "web", 2) },
     Workload { extra: Extra::Local, ..of(Kind::Deployment, "shop", "cart", 2) },
     Workload { probe: Probe::Exec, ..of(Kind::StatefulSet, "data", "db", 3) },
@@ -94,13 +99,14 @@ pub(super) const WORKLOADS: [Workload; 9] = [
     Workload { connects_first: true, ..of(Kind::Deployment, "billing", "intruder", 1) },
     Workload { host_network: true, ..of(Kind::Deployment, "billing", "tool", 1) },
     of(Kind::CronJob, "billing", "nightly", 0),
+    Workload { meshed: true, ..of(Kind::Deployment, "shop", "meshed", 1) },
 ];
 
 /// The namespaces, in the order in which they begin to enforce.
 pub(super) const NAMESPACES: [&str; 3] = ["shop", "data", "billing"];
 
 /// Who is meant to reach whom once everything is enforced.
-const INTENDED: [(&str, &str); 8] = [
+const INTENDED: [(&str, &str); 10] = [
     ("web", "cart"),
     ("cart", "db"),
     ("cart", "cache"),
@@ -109,6 +115,8 @@ const INTENDED: [(&str, &str); 8] = [
     ("report", "db"),
     ("report", "web"),
     ("nightly", "db"),
+    ("meshed", "cart"),
+    ("web", "meshed"),
 ];
 
 impl Workload {

@@ -6,6 +6,7 @@
 
 mod ask;
 mod hold;
+mod mesh;
 mod serve;
 mod talk;
 mod webhook;
@@ -28,6 +29,8 @@ pod once KEY tcp|udp ADDRESS:PORT
 pod storm KEY SECONDS ADDRESS:PORT...
                                 try all by TCP, over and over, from the first instruction on; print how often
 pod webhook PORT FOLDER         let everything pass that an API server asks about; FOLDER has tls.crt and tls.key
+pod redirect HOST PORT USER     send the pod's TCP to PORT, but for USER's; HOST is the node's root
+pod proxy PORT                  hand on what is redirected to PORT
 pod alive PORT                  exit code 1 unless what this pod runs answers there
 pod ask tcp|udp ADDRESS:PORT    print the answer; exit code 1 if there is none within 2 s
 pod resolve SERVER:PORT NAME    print the addresses of NAME, one per line";
@@ -59,6 +62,15 @@ fn run() -> Result<()> {
         }
         ["talk", port, folder, name] => {
             talk::start(port.parse().context("PORT is a number up to 65535")?, folder.as_ref(), name)?;
+            wait_for_the_end()
+        }
+        ["redirect", host, port, user] => mesh::redirect(
+            host.as_ref(),
+            port.parse().context("PORT is a number up to 65535")?,
+            user.parse().context("USER is a number")?,
+        ),
+        ["proxy", port] => {
+            mesh::proxy(port.parse().context("PORT is a number up to 65535")?)?;
             wait_for_the_end()
         }
         ["webhook", port, folder] => {

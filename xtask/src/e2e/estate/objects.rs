@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{
     ASKED, BY_HAND, CONTROL_PLANE, DATABASE, EXTERNAL, Extra, INTENDED, Kind, MASQUERADED_PORT, MEMBER, NAMESPACES,
-    NIGHTLY_KEY, NODE_PORT, PORT, Probe, TALK, WEBHOOK, WORKLOADS, Workload, own_sides, workload,
+    NIGHTLY_KEY, NODE_PORT, PORT, Probe, SIDECAR, TALK, WEBHOOK, WORKLOADS, Workload, own_sides, workload,
 };
 use crate::cluster::POD_IMAGE;
 
@@ -110,6 +110,29 @@ fn pod(w: &Workload) -> Value {
         }],
         "volumes": [{"name": "talk", "hostPath": {"path": format!("/var/{TALK}"), "type": "DirectoryOrCreate"}}],
     });
+    let mut add = |list: &str, item: Value| {
+        pod[list].as_array_mut().into_iter().for_each(|all| all.push(item.clone()));
+    };
+    if w.meshed {
+        let (port, user) = SIDECAR;
+        add("volumes", json!({"name": "host", "hostPath": {"path": "/", "type": "Directory"}}));
+        add(
+            "initContainers",
+            json!({
+                "name": "redirect", "image": POD_IMAGE, "imagePullPolicy": "Never",
+                "args": ["redirect", "/host", port.to_string(), user.to_string()],
+                "securityContext": {"capabilities": {"add": ["NET_ADMIN"]}},
+                "volumeMounts": [{"name": "host", "mountPath": "/host", "readOnly": true}],
+            }),
+        );
+        add(
+            "containers",
+            json!({
+                "name": "sidecar", "image": POD_IMAGE, "imagePullPolicy": "Never",
+                "args": ["proxy", port.to_string()], "securityContext": {"runAsUser": user},
+            }),
+        );
+    }
     let (name, port, secret) = WEBHOOK;
     if w.name == name {
         let container = json!({
@@ -118,9 +141,8 @@ fn pod(w: &Workload) -> Value {
             "volumeMounts": [{"name": "tls", "mountPath": "/tls", "readOnly": true}],
         });
         let volume = json!({"name": "tls", "secret": {"secretName": secret}});
-        for (list, item) in [("containers", container), ("volumes", volume)] {
-            pod[list].as_array_mut().into_iter().for_each(|all| all.push(item.clone()));
-        }
+        add("containers", container);
+        add("volumes", volume);
     }
     pod
 }
