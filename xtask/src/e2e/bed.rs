@@ -116,11 +116,15 @@ impl Bed {
 
     /// The same for another number of pods.
     pub(super) fn settle_with(&mut self, all: usize) -> Result<()> {
+        let mut late = String::new();
         wait("the estate's pods to be ready", Duration::from_secs(120), || {
             self.grid.tell(&self.state)?;
-            let ready = self.grid.members.iter().filter(|m| m.ready).count();
-            Ok((ready == all && self.grid.members.len() == all).then_some(()))
-        })?;
+            let (ready, not): (Vec<_>, Vec<_>) = self.grid.members.iter().partition(|m| m.ready);
+            let names: Vec<&str> = not.iter().map(|m| m.name.as_str()).collect();
+            late = format!("{} of {all} are ready; not ready: {}", ready.len(), names.join(", "));
+            Ok((ready.len() == all && not.is_empty()).then_some(()))
+        })
+        .with_context(|| late)?;
         let by_hand = self.grid.members.iter().find(|m| m.workload == "cache").map(|m| m.addresses.clone());
         by_hand.map_or(Ok(()), |addresses| self.apply("endpoints", &estate::endpoints_by_hand(&addresses)))
     }

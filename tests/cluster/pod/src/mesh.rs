@@ -21,8 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Redirects the pod's own connections to `port`, but for those of `user`.
 pub(crate) fn redirect(host: &Path, port: u16, user: u32) -> Result<()> {
     let rules = format!(
-        "table inet mesh {{ chain out {{ type nat hook output priority -100; meta skuid {user} return; \
-         oifname lo return; meta l4proto tcp redirect to :{port}; }} }}\n"
+        "table inet mesh {{\nchain out {{\ntype nat hook output priority -100\nmeta skuid {user} return\n\
+         oifname lo return\nmeta l4proto tcp redirect to :{port}\n}}\n}}\n"
     );
     rustix::process::chroot(host).with_context(|| format!("can't enter {}", host.display()))?;
     std::env::set_current_dir("/").context("can't enter the node's root")?;
