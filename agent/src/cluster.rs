@@ -16,6 +16,7 @@
 //! | [`callers`] | whom the API server calls |
 //! | [`builtin`] | what a cluster needs, as named policies |
 //! | [`view`] | all objects together, laid over the configuration |
+//! | [`dump`] | the objects as kubectl prints them, for judging offline |
 //! | [`crd`] | the custom resources |
 //! | [`watch`] | the objects, kept in step |
 //! | [`kept`] | what of them is kept |
@@ -35,6 +36,7 @@ pub mod census;
 pub mod cgroup;
 pub mod conditions;
 pub mod crd;
+pub mod dump;
 pub mod kept;
 pub mod lease;
 pub mod leave;
