@@ -204,5 +204,5 @@ fn an_imported_authorizationpolicy_lets_no_connection_through_that_may_carry_a_r
     }
     let Tally { exact, all, denied } = tally.get();
     println!("{exact} of {all} connections claimed to be exact, {denied} of them denied");
-    assert!(exact * 3 > all && denied * 10 > exact, "the cases say little: {:?}", tally.get());
+    assert!(exact * 3 > all && denied * 20 > exact, "the cases say little: {:?}", tally.get());
 }
