@@ -1,6 +1,8 @@
-//! A connection to somebody who isn't known yet: held back, and tried again as soon as it may be known.
+//! A connection to somebody who isn't known yet: held back, and tried again as soon as it may be known; and one from
+//! somebody whom its peer's side doesn't know yet.
 
 use bulkhead::inventory::{Endpoint, Place, Posture};
+use bulkhead_common::slots::Binding;
 use bulkhead_tests::enforced::widened;
 use bulkhead_tests::{Enforced, Estate, Reply, SOON, at};
 use std::net::TcpStream;
@@ -15,12 +17,13 @@ kind: ClusterSegmentationPolicy
 metadata: {name: app-late}
 spec: {mode: enforce, edges: [{from: [{id: spiffe://test/app}], to: [{id: spiffe://test/late}], ports: [{port: 80}]}]}";
 
-/// How long a connect takes whose destination is named only after a while.
-fn connect_takes(named_after: Duration) -> Duration {
+/// How long a connect takes of which one end is named only after a while. The flags are those of the one who connects.
+fn connect_takes(late: &str, flags: u8, named_after: Duration) -> Duration {
     let estate = Estate::new(&["app", "late"]);
     let _server = estate.get("late").serve(&[80], Reply::Nothing).expect("a server");
     let mut enforced = Enforced::over(&estate, Posture::Enforce, ALLOW);
-    let address = widened(estate.get("late").v4().into());
+    let address = widened(estate.get(late).v4().into());
+    enforced.inventory().cgroups[0].flags = flags;
     let is_late = |e: &Endpoint| e.place == Place::Addr(address);
     let late: Vec<Endpoint> = enforced.inventory().endpoints.extract_if(.., |e| is_late(e)).collect();
     assert_eq!(late.len(), 1);
@@ -53,7 +56,43 @@ fn connect_takes(named_after: Duration) -> Duration {
 
 #[test]
 fn a_peer_that_becomes_known_is_reached_soon() {
-    let took = connect_takes(Duration::from_millis(300));
+    let took = connect_takes("late", 0, Duration::from_millis(300));
     assert!(took >= Duration::from_millis(200), "it was open before: {took:?}");
     assert!(took < BEFORE_THE_KERNEL, "{took:?}");
+}
+
+#[test]
+fn who_may_not_be_known_yet_tries_again_soon() {
+    let took = connect_takes("app", Binding::YOUNG, Duration::from_millis(300));
+    assert!(took >= Duration::from_millis(200), "it was open before: {took:?}");
+    assert!(took < BEFORE_THE_KERNEL, "{took:?}");
+    let took = connect_takes("app", 0, Duration::from_millis(300));
+    assert!(took >= BEFORE_THE_KERNEL, "who has been there for long is left to the kernel: {took:?}");
+}
+
+#[test]
+fn who_tries_again_soon_gives_up_no_sooner() {
+    let estate = Estate::new(&["app", "late"]);
+    let mut enforced = Enforced::over(&estate, Posture::Enforce, ALLOW);
+    let address = widened(estate.get("app").v4().into());
+    let inventory = enforced.inventory();
+    inventory.cgroups[0].flags = Binding::YOUNG;
+    inventory.endpoints.retain(|e| e.place != Place::Addr(address));
+    let _server = estate.get("late").serve(&[80], Reply::Nothing).expect("a server");
+    enforced.apply(Posture::Enforce, ALLOW);
+    let to = at(estate.get("late"), false, 80);
+    // With as many tries as usual this would be over after 127 times the first wait.
+    let patience = Duration::from_secs(12);
+    let mut app = estate
+        .get("app")
+        .spawn(move |turn| {
+            turn.doing("connecting");
+            match TcpStream::connect_timeout(&to, patience) {
+                Err(e) if e.raw_os_error().is_none() => turn.received(b"still trying"),
+                other => other.map(drop),
+            }
+        })
+        .expect("a process");
+    app.finish(SOON).expect("an answer").expect("it hadn't given up");
+    assert_eq!(app.received().concat(), b"still trying");
 }

@@ -123,7 +123,7 @@ pub async fn run<K: Kernel>(
             () = &mut end => return Ok(()),
             done = engine.await_lists() => done?,
         }
-        published = Some((client, settings.node, peers, workloads));
+        published = Some((client, settings, peers, workloads));
     }
     engine.first().await?;
 
@@ -162,12 +162,13 @@ pub async fn run<K: Kernel>(
             ("the kernel's log", Err(broken))
         });
     }
-    if let Some((client, node, peers, workloads)) = published {
+    if let Some((client, settings, peers, workloads)) = published {
+        let node = settings.node.clone();
         let task = publish::run(client.clone(), node.clone(), peers.clone(), workloads, stopped.clone());
         tasks.spawn(async move { ("the node's endpoints", task.await) });
-        let task = node_report::run(client.clone(), node.clone(), peers.clone(), snapshots.clone(), stopped.clone());
+        let task = node_report::run(client.clone(), node, peers.clone(), snapshots.clone(), stopped.clone());
         tasks.spawn(async move { ("the node's report", task.await) });
-        let task = summary::run(client, node, peers, stopped.clone());
+        let task = summary::run(client, settings, peers, stopped.clone());
         tasks.spawn(async move { ("the status of policies", task.await) });
     }
     let (give_orders, orders) = mpsc::channel(ORDERS);

@@ -10,9 +10,13 @@
 //! | [`node`] | what of a node matters |
 //! | [`census`] | who there is, for an import |
 //! | [`cgroup`] | where the kubelet puts pods |
+//! | [`sandboxes`] | which addresses they were given |
+//! | [`newcomers`] | which pods others may not know yet |
 //! | [`services`] | Service addresses and who answers there |
+//! | [`callers`] | whom the API server calls |
 //! | [`builtin`] | what a cluster needs, as named policies |
 //! | [`view`] | all objects together, laid over the configuration |
+//! | [`dump`] | the objects as kubectl prints them, for judging offline |
 //! | [`crd`] | the custom resources |
 //! | [`watch`] | the objects, kept in step |
 //! | [`kept`] | what of them is kept |
@@ -21,23 +25,29 @@
 //! | [`conditions`] | what becomes of a policy, from what the nodes say |
 //! | [`lease`] | who sums that up |
 //! | [`summary`] | the status of policies, written by that one |
+//! | `absent` | the pods of nodes that have no agent, told by that one too |
 //! | [`leave`] | whether enforcement ends with the agent |
 //! | [`left`] | what the node knew of itself, for an agent that finds nothing in force |
 
+mod absent;
 mod backoff;
 pub mod builtin;
+pub mod callers;
 pub mod census;
 pub mod cgroup;
 pub mod conditions;
 pub mod crd;
-pub mod lease;
+pub mod dump;
 pub mod kept;
+pub mod lease;
 pub mod leave;
 pub mod left;
+pub mod newcomers;
 pub mod node;
 pub mod peers;
 pub mod pod;
 pub mod publish;
+pub mod sandboxes;
 pub mod services;
 pub mod summary;
 pub mod view;

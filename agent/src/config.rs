@@ -89,6 +89,8 @@ pub struct Workload {
     pub ports: BTreeMap<String, (u8, u16)>,
     /// Addresses that are its own.
     pub addresses: Vec<Addr>,
+    /// Whether others may not know of it yet.
+    pub young: bool,
     /// Where it stands in the file.
     pub at: Position,
 }

@@ -93,8 +93,14 @@ pub fn import(texts: &[(String, String)], estate: &Estate, wish: &Wish) -> Resul
     for (file, text) in texts {
         let mut reader = Reader { file: file.as_str().into(), faults: Vec::new() };
         for object in reader.objects(text) {
-            let mut reading =
-                Reading { reader: &mut reader, estate, wish, findings: &mut findings, layers: &mut layers, all: &mut all };
+            let mut reading = Reading {
+                reader: &mut reader,
+                estate,
+                wish,
+                findings: &mut findings,
+                layers: &mut layers,
+                all: &mut all,
+            };
             match reading.object(object) {
                 Taken::Policy => imported.objects += 1,
                 Taken::Other(kind) => *imported.others.entry(kind).or_default() += 1,
@@ -169,13 +175,13 @@ impl Reading<'_> {
             return Taken::Other(String::new());
         };
         let group = version.split_once('/').map_or("", |(group, _)| group);
-        let known = match (version.as_str(), kind.as_str()) {
+        let known = matches!(
+            (version.as_str(), kind.as_str()),
             ("networking.k8s.io/v1", "NetworkPolicy")
-            | ("security.istio.io/v1" | "security.istio.io/v1beta1", "AuthorizationPolicy") => true,
-            ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy") => true,
-            ("policy.networking.k8s.io/v1alpha1", "AdminNetworkPolicy" | "BaselineAdminNetworkPolicy") => true,
-            _ => false,
-        };
+                | ("security.istio.io/v1" | "security.istio.io/v1beta1", "AuthorizationPolicy")
+                | ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy")
+                | ("policy.networking.k8s.io/v1alpha1", "AdminNetworkPolicy" | "BaselineAdminNetworkPolicy")
+        );
         if !known && !judges(group, &kind) {
             return Taken::Other(kind);
         }
@@ -205,9 +211,9 @@ impl Reading<'_> {
             return Taken::Policy;
         }
         let annotations = metadata.take("annotations").map(|v| reader.map(v).rest()).unwrap_or_default();
-        let dry = annotations.into_iter().any(|(key, value)| {
-            key == "istio.io/dry-run" && matches!(&value.node, tree::Node::Text(t) if t == "true")
-        });
+        let dry = annotations
+            .into_iter()
+            .any(|(key, value)| key == "istio.io/dry-run" && matches!(&value.node, tree::Node::Text(t) if t == "true"));
         let spec = fields.take("spec").map(|v| reader.map(v));
         drop(fields.take("status"));
         self.reader.finish(fields);
@@ -217,7 +223,11 @@ impl Reading<'_> {
 
     fn spec(&mut self, source: Source, spec: Option<Fields>, dry: bool) {
         let mesh = source.kind == "AuthorizationPolicy";
-        if mesh { self.layers.mesh = true } else { self.layers.network = true }
+        if mesh {
+            self.layers.mesh = true
+        } else {
+            self.layers.network = true
+        }
         if self.layers.mesh && self.layers.network {
             self.reader.fault(&source.spot, TWO_LAYERS, "import the one or the other");
             return;
@@ -238,14 +248,13 @@ impl Reading<'_> {
         };
         match source.kind.as_str() {
             "NetworkPolicy" => network::read(self.reader, source, spec, self.all),
-            "AdminNetworkPolicy" => tiers::read(self.reader, source, Form::AdminNetworkPolicy, spec, self.all),
+            "AdminNetworkPolicy" => tiers::read(self.reader, source, Form::Admin, spec, self.all),
             "BaselineAdminNetworkPolicy" => {
-                tiers::read(self.reader, source, Form::BaselineAdminNetworkPolicy, spec, self.all);
+                tiers::read(self.reader, source, Form::Baseline, spec, self.all);
             }
-            "ClusterNetworkPolicy" => tiers::read(self.reader, source, Form::ClusterNetworkPolicy, spec, self.all),
+            "ClusterNetworkPolicy" => tiers::read(self.reader, source, Form::Cluster, spec, self.all),
             _ => {
-                let mut mesh =
-                    mesh::Mesh { estate: self.estate, root: &self.wish.root, findings: self.findings };
+                let mut mesh = mesh::Mesh { estate: self.estate, root: &self.wish.root, findings: self.findings };
                 mesh::read(self.reader, source, spec, &mut mesh, dry, self.all);
             }
         }

@@ -53,6 +53,8 @@ pub struct WorkloadCgroup {
     pub peer: PeerId,
     /// Which instance of that identity.
     pub instance: u32,
+    /// Flags of [`bulkhead_common::slots::Binding`] for a cgroup.
+    pub flags: u8,
 }
 
 /// A cgroup that carries the programs.

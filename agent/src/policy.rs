@@ -39,7 +39,7 @@ pub use compile::{Compiled, Warning, compile};
 pub use diagnostic::{At, Diagnostic, Severity};
 pub use explain::{Explanation, Party, explain};
 pub use model::{Mode, Policy, PolicyName};
-pub use overrides::{Overrides, Scope};
+pub use overrides::{Lowered, Overrides, Scope};
 pub use parse::{Document, Rejected, parse, read};
 pub use pattern::{ANY as ANY_ID, IdPattern};
 pub use rules::{RuleRef, RuleTable, Section};

@@ -103,7 +103,15 @@ pub fn failing<T: Tables>(tables: &T, owners: &Owners, namespace: Namespace<'_>)
             let (src, dst) = if server { (peer, own.peer) } else { (own.peer, peer) };
             let flow = Flow { src, dst, proto: proto::judged(s.proto), port };
             let judgement = judge(tables, &flow);
-            (!judgement.outcome().passes()).then_some(Failing { socket: index, flow, judgement })
+            if judgement.outcome().passes() {
+                return None;
+            }
+            // Whether the node is at the other end or somebody whom it masquerades, the programs know; here either may.
+            let either = server && !namespace.host && peer == Class::Host.id() && own.flags & Binding::KNOWS_NODE != 0;
+            if either && judge(tables, &Flow { src: Class::SnatIngress.id(), ..flow }).outcome().passes() {
+                return None;
+            }
+            Some(Failing { socket: index, flow, judgement })
         })
         .collect()
 }

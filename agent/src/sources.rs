@@ -8,6 +8,8 @@
 pub mod addresses;
 pub mod assemble;
 pub mod hierarchy;
+pub mod meshes;
+pub mod node_netns;
 pub mod policies;
 pub mod roster;
 pub mod state;

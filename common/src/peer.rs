@@ -64,11 +64,14 @@ pub enum Class {
     World = 7,
     /// Multicast and limited broadcast.
     Multicast = 8,
+    /// Whoever reached a workload through this node, which put its own address in the place of theirs. Only as the source
+    /// of a connection, and never by an address alone.
+    SnatIngress = 9,
 }
 
 impl Class {
     /// Every class, in order of precedence.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::KubeApiserver,
         Self::Host,
         Self::RemoteNode,
@@ -77,6 +80,7 @@ impl Class {
         Self::Unknown,
         Self::World,
         Self::Multicast,
+        Self::SnatIngress,
     ];
 
     /// The class as a peer.
@@ -96,6 +100,7 @@ impl Class {
             6 => Self::Unknown,
             7 => Self::World,
             8 => Self::Multicast,
+            9 => Self::SnatIngress,
             _ => return None,
         })
     }
@@ -111,6 +116,7 @@ impl Class {
             Self::Unknown => "unknown",
             Self::World => "world",
             Self::Multicast => "multicast",
+            Self::SnatIngress => "snat-ingress",
         }
     }
 

@@ -21,7 +21,7 @@ pub struct Binding {
     pub peer: PeerId,
     /// Which instance of that identity (24 bits): two pods of one service differ here. 0: no workload's.
     pub instance: u32,
-    /// [`Binding::ATTACH_POINT`], [`Binding::HAS_PORTS`].
+    /// [`Binding::ATTACH_POINT`] and so on.
     pub flags: u8,
 }
 
@@ -32,6 +32,13 @@ impl Binding {
     pub const ATTACH_POINT: u8 = 1;
     /// Of an address: some of its ports have an entry of their own.
     pub const HAS_PORTS: u8 = 2;
+    /// Of a workload's cgroup: its network namespace knows the node's by the number [`Binding::NODE_NETNS`], so that the
+    /// node's own connections can be told from those that it masquerades.
+    pub const KNOWS_NODE: u8 = 4;
+    /// Of a workload's cgroup: others may not know its address yet, so what it sends first may be dropped.
+    pub const YOUNG: u8 = 8;
+    /// By which number a workload's network namespace knows the node's, mostly: that of its veth pair's other end.
+    pub const NODE_NETNS: i32 = 0;
 
     /// A binding without an instance and without flags.
     pub const fn of(peer: PeerId) -> Self {

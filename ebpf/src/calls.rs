@@ -66,7 +66,7 @@ pub fn create(sk: *mut bpf_sock) -> bool {
     stamp.instance = own.instance;
     stamp.peer = own.peer.0;
     stamp.pid = pid();
-    stamp.flags = if cookie == s.host_netns() { Stamp::HOST_NETNS } else { 0 };
+    stamp.flags = if cookie == s.host_netns() { Stamp::HOST_NETNS } else { 0 } | u32::from(own.flags) << Stamp::BINDING;
     comm(stamp.comm.as_mut_ptr().cast());
     if own.peer.0 == PeerId::UNKNOWN_WORKLOAD.0 {
         log::note(Note::UnknownMaker, stamp.pid);
@@ -207,6 +207,18 @@ fn later(d: &Decision) -> bool {
     true
 }
 
+/// Whether a workload that hasn't been there for long connects to another: until all nodes know its address, they drop it.
+#[inline(always)]
+fn may_be_unknown(own: &Binding, peer: &Binding) -> bool {
+    own.flags & Binding::YOUNG != 0 && peer.peer.is_identity()
+}
+
+/// Whether it may be that the node asked, or somebody whom it masqueraded: which of the two, the packet hooks find out.
+#[inline(always)]
+fn may_be_masqueraded(own: &Binding, peer: &Binding, as_role: u32) -> bool {
+    as_role == role::SERVER && own.flags & Binding::KNOWS_NODE != 0 && peer.peer.0 == Class::Host as u32
+}
+
 /// Turns the decision round: the flow is one that the peer opened.
 #[inline(always)]
 fn reverse(d: &mut Decision, own: &Binding, peer: &Binding) {
@@ -283,11 +295,14 @@ pub fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
                         as_role = role::SERVER;
                     }
                 }
+                if may_be_masqueraded(own, &peer, as_role) {
+                    return later(d);
+                }
                 if judge_either(s, d, own, &peer, &mut as_role) {
                     fresh = true;
                 }
                 let held = held_back(&peer, d);
-                storage::note_held(kept, held);
+                storage::note_held(kept, held || may_be_unknown(own, &peer));
                 if held {
                     return true;
                 }
@@ -369,6 +384,9 @@ pub fn sendmsg<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
         Met::Peer(peer) => peer,
     };
     d.flow.dst = peer.peer;
+    if may_be_masqueraded(own, &peer, as_role) {
+        return later(d);
+    }
     if judge_either(s, d, own, &peer, &mut as_role) {
         fresh = true;
     }

@@ -58,8 +58,10 @@ impl View {
     /// The peer at the other end.
     #[inline(always)]
     fn meet(&self, s: Snapshot, ends: &Ends, as_role: u32) -> Met {
-        let lookup_port = if as_role == role::SERVER { 0 } else { ends.peer_port };
-        meet_packet(self.skb, s, ends, Situation::new(&self.own, lookup_port, self.host_netns(), self.via_loopback))
+        let server = as_role == role::SERVER;
+        let lookup_port = if server { 0 } else { ends.peer_port };
+        let at = Situation::new(&self.own, lookup_port, self.host_netns(), self.via_loopback);
+        meet_packet(self.skb, s, ends, at.asking_node(server && self.own.flags & Binding::KNOWS_NODE != 0))
     }
 }
 

@@ -4,7 +4,7 @@
 //! to a workload wins, so a process can't leave its identity by making child cgroups. A peer in the same network
 //! namespace is whoever owns the socket there; any other peer is found by its address.
 
-use aya_ebpf::bindings::{__sk_buff, BPF_F_CURRENT_NETNS, bpf_sock, bpf_sock_addr, bpf_sock_tuple};
+use aya_ebpf::bindings::{__sk_buff, BPF_F_CURRENT_NETNS, BPF_TCP_LISTEN, bpf_sock, bpf_sock_addr, bpf_sock_tuple};
 use aya_ebpf::helpers::generated::{
     bpf_get_current_ancestor_cgroup_id, bpf_sk_ancestor_cgroup_id, bpf_sk_lookup_tcp, bpf_sk_lookup_udp,
     bpf_sk_release, bpf_skb_ancestor_cgroup_id, bpf_skb_cgroup_id,
@@ -14,6 +14,7 @@ use bulkhead_common::slots::{ABSENT, Binding};
 use bulkhead_common::{Addr, Class, PeerId, proto};
 use core::ffi::c_void;
 use core::mem::MaybeUninit;
+use core::ptr::{addr_of, read_volatile};
 
 use crate::maps::SOCKETS;
 use crate::tables::{Snapshot, resolve};
@@ -51,7 +52,7 @@ impl Ends {
 
 /// What has to be known to find the peer besides the ends, in one word, since a BPF function takes five arguments.
 ///
-/// Bits: 0..32 our workload's instance, 32..48 the port for which the peer's address is looked up, 48 and 49 flags.
+/// Bits: 0..32 our workload's instance, 32..48 the port for which the peer's address is looked up, 48 to 50 flags.
 #[derive(Clone, Copy)]
 pub struct Situation(u64);
 
@@ -62,6 +63,17 @@ impl Situation {
     #[inline(always)]
     pub const fn new(own: &Binding, lookup_port: u16, host_netns: bool, via_loopback: bool) -> Self {
         Self(own.instance as u64 | (lookup_port as u64) << 32 | (host_netns as u64) << 48 | (via_loopback as u64) << 49)
+    }
+
+    /// With this, what comes from the node's address is only the node's if the node has a socket for it.
+    #[inline(always)]
+    pub const fn asking_node(self, on: bool) -> Self {
+        Self(self.0 | (on as u64) << 50)
+    }
+
+    #[inline(always)]
+    const fn asks_node(self) -> bool {
+        self.0 & (1 << 50) != 0
     }
 
     #[inline(always)]
@@ -141,7 +153,8 @@ fn stamped(s: Snapshot, stamp: *const Stamp, cgroup: u64) -> Option<Binding> {
         if (*stamp).epoch != s.epoch || (*stamp).cgroup != cgroup {
             return None;
         }
-        Some(Binding { peer: PeerId((*stamp).peer), instance: (*stamp).instance, flags: 0 })
+        let flags = ((*stamp).flags >> Stamp::BINDING) as u8 & 0x7f;
+        Some(Binding { peer: PeerId((*stamp).peer), instance: (*stamp).instance, flags })
     }
 }
 
@@ -182,10 +195,10 @@ pub fn holder(s: Snapshot, skb: *mut __sk_buff, stamp: *const Stamp) -> Binding 
     Binding::decode(bulkhead_holder(skb, s.epoch, stamp)).unwrap_or(UNKNOWN)
 }
 
-/// The socket in this network namespace to which a packet from our end to the peer's would go; release it. A function
-/// of its own, so that its stack isn't its callers'.
+/// The socket to which a packet from our end to the peer's would go in the network namespace of that number, as this one
+/// knows it; release it. A function of its own, so that its stack isn't its callers'.
 #[inline(never)]
-fn opposite(ctx: *mut c_void, e: &Ends) -> *mut bpf_sock {
+fn opposite(ctx: *mut c_void, e: &Ends, netns: i32) -> *mut bpf_sock {
     let mut space = MaybeUninit::uninit();
     let tuple = bpf_sock_tuple::zeroed(&mut space);
     // Connecting to the unspecified address means the loopback address (Linux: ip_route_output_key_hash_rcu).
@@ -216,7 +229,8 @@ fn opposite(ctx: *mut c_void, e: &Ends) -> *mut bpf_sock {
         }
         36
     };
-    let netns = BPF_F_CURRENT_NETNS as u64;
+    // Widened with its sign: the kernel takes any negative number for the namespace where the program runs.
+    let netns = netns as u64;
     // SAFETY: the tuple lives on this stack and `size` is that of one of its forms.
     unsafe {
         match e.proto() {
@@ -266,7 +280,7 @@ pub extern "C" fn bulkhead_meet_call(
             return oneself_or(at, b, out);
         }
     }
-    let sk = opposite(ctx.cast(), e);
+    let sk = opposite(ctx.cast(), e, BPF_F_CURRENT_NETNS);
     if sk.is_null() {
         return nobody(at, out);
     }
@@ -307,7 +321,7 @@ pub extern "C" fn bulkhead_meet_packet(skb: *mut __sk_buff, epoch: u32, e: *cons
     let (e, out) = unsafe { (&*e, &mut *out) };
     let s = Snapshot { epoch };
     let at = Situation(at);
-    let sk = opposite(skb.cast(), e);
+    let sk = opposite(skb.cast(), e, BPF_F_CURRENT_NETNS);
     if sk.is_null() {
         return nobody(at, out);
     }
@@ -325,13 +339,41 @@ pub extern "C" fn bulkhead_meet_packet(skb: *mut __sk_buff, epoch: u32, e: *cons
     }
 }
 
+/// Whether a connection from the node's address is the node's own: 1, or 0 if it has no socket for it, and so passes
+/// somebody else's on. A listener isn't one, since whoever is masqueraded may have chosen the port from which it comes.
+#[unsafe(no_mangle)]
+pub extern "C" fn bulkhead_from_node(skb: *mut __sk_buff, e: *const Ends) -> u32 {
+    if e.is_null() {
+        return 0;
+    }
+    // SAFETY: the verifier has checked at each call that this points to a value of its type.
+    let e = unsafe { &*e };
+    if e.proto() == proto::ICMP {
+        // There is no socket to look for, and no node port for it either.
+        return 1;
+    }
+    let sk = opposite(skb.cast(), e, Binding::NODE_NETNS);
+    if sk.is_null() {
+        return 0;
+    }
+    // SAFETY: the socket is held; the verifier checks the fields.
+    let (state, port) = unsafe { (read_volatile(addr_of!((*sk).state)), read_volatile(addr_of!((*sk).dst_port))) };
+    // SAFETY: the reference that the lookup took.
+    unsafe { bpf_sk_release(sk.cast()) };
+    (state != BPF_TCP_LISTEN && port == e.own_port.to_be()) as u32
+}
+
 /// The peer of a packet.
 #[inline(always)]
 pub fn meet_packet(skb: *mut __sk_buff, s: Snapshot, e: &Ends, at: Situation) -> Met {
     if !at.via_loopback() {
         // Whatever comes from or goes to a device isn't oneself, even if it bears the own address. Not in the function
         // below: with one call more between here and the tables, the stack would be too deep for 6.1.
-        return Met::Peer(resolve(s, &e.peer_addr, e.proto(), at.lookup_port()));
+        let b = resolve(s, &e.peer_addr, e.proto(), at.lookup_port());
+        if at.asks_node() && b.peer.0 == Class::Host as u32 && bulkhead_from_node(skb, e) == 0 {
+            return Met::Peer(Binding::of(Class::SnatIngress.id()));
+        }
+        return Met::Peer(b);
     }
     let mut b = ABSENT;
     let code = bulkhead_meet_packet(skb, s.epoch, e, at.0, &mut b);

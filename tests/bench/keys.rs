@@ -123,7 +123,7 @@ impl Keys {
         for (instance, peer, workload) in [(1, CLIENT, client), (2, SERVER, server)] {
             let cgroup = workload.cgroup();
             inventory.identities.insert(peer, facts(&id(workload.name()))?);
-            inventory.cgroups.push(WorkloadCgroup { id: cgroup.id(), level: cgroup.level(), peer, instance });
+            inventory.cgroups.push(WorkloadCgroup { id: cgroup.id(), level: cgroup.level(), peer, instance, flags: 0 });
             let place = Place::Addr(widened(workload.v4().into()));
             inventory.endpoints.push(Endpoint { place, owner: Owner::Workload { peer, instance } });
         }

@@ -182,7 +182,7 @@ pub fn inventory(estate: &Estate, posture: Posture) -> Inventory {
         let identity = Identity { namespace: String::new(), ids };
         inventory.identities.insert(peer, IdentityFacts { identity, posture, ports: BTreeMap::new() });
         let cgroup = w.cgroup();
-        inventory.cgroups.push(WorkloadCgroup { id: cgroup.id(), level: cgroup.level(), peer, instance });
+        inventory.cgroups.push(WorkloadCgroup { id: cgroup.id(), level: cgroup.level(), peer, instance, flags: 0 });
         if !shares_addresses(estate, w) {
             inventory.endpoints.extend(
                 w.addresses()

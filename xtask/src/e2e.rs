@@ -9,9 +9,11 @@
 //! |---|---|
 //! | [`estate`] | who is there, and who may talk to whom |
 //! | [`grid`] | who tries whom, and what came of it |
+//! | [`oracle`] | what is meant, by Bulkhead's reference |
 //! | [`judge`] | whether that is right |
 //! | [`bed`] | the cluster, the agents, and the steps' common course |
 //! | [`story`] | from observe to break-glass |
+//! | [`suggest`] | what the agents suggest, and what becomes of it |
 //! | [`jobs`] | pods that connect at their first instruction |
 //! | [`faults`] | what goes wrong on purpose |
 //! | [`evidence`] | the table on the terminal, and the JSON |
@@ -21,10 +23,12 @@ mod estate;
 mod evidence;
 mod faults;
 mod grid;
-mod interrupt;
+pub(crate) mod interrupt;
 mod jobs;
 mod judge;
+mod oracle;
 mod story;
+mod suggest;
 
 use std::fs;
 use std::path::PathBuf;
@@ -107,12 +111,14 @@ impl Args {
     /// The whole run. What it found so far is there in any case.
     fn tell(&self, state: State, image: &image::Made) -> (Option<Evidence>, Result<()>) {
         step("giving the image to the nodes");
-        let made = state.import(&image.archive).and_then(|()| Bed::make(state));
+        let made = state.import(&image.archive).and_then(|()| Bed::make(state, &image.program));
         let mut bed = match made {
             Ok(bed) => bed,
             Err(error) => return (None, Err(error)),
         };
-        let told = story::tell(&mut bed).and_then(|()| if self.story { Ok(()) } else { faults::tell(&mut bed) });
+        // In passing, a few show that it works; a quantile takes many.
+        let runs = if self.story { 10 } else { 100 };
+        let told = story::tell(&mut bed, runs).and_then(|()| if self.story { Ok(()) } else { faults::tell(&mut bed) });
         let told = told.and(bed.refusals());
         if told.is_err() || bed.evidence.failed() {
             bed.keep_logs();

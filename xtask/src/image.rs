@@ -56,6 +56,8 @@ pub(crate) struct Made {
     pub(crate) archive: PathBuf,
     pub(crate) bill: PathBuf,
     pub(crate) digest: String,
+    /// The program in it, which runs here as well.
+    pub(crate) program: PathBuf,
 }
 
 /// Builds the agent and its image.
@@ -83,7 +85,7 @@ pub(crate) fn make(name: &str, release: bool) -> Result<Made> {
     let (archive, beside) = (folder.join("bulkhead.tar"), folder.join("bulkhead.cdx.json"));
     let digest = image.write(&archive)?;
     run::write_if_changed(&beside, &bill)?;
-    Ok(Made { archive, bill: beside, digest })
+    Ok(Made { archive, bill: beside, digest, program })
 }
 
 fn shown(file: &Path) -> String {

@@ -5,6 +5,7 @@
 
 mod bench;
 mod build;
+mod ci;
 mod cluster;
 mod corpus;
 mod demo;
@@ -50,6 +51,8 @@ enum Task {
     Cluster(cluster::Args),
     /// Tell the story on a real cluster, from observe to the last fault (needs root)
     E2e(e2e::Args),
+    /// Run every check there is, one after the other
+    Ci(ci::Args),
     /// Make the container image, without a container engine
     Image(image::Args),
     /// Run the kernel tests on other kernels, in QEMU
@@ -68,6 +71,7 @@ fn main() -> ExitCode {
         Task::Manifests(args) => args.run(),
         Task::Cluster(args) => args.run(),
         Task::E2e(args) => args.run(),
+        Task::Ci(args) => args.run(),
         Task::Image(args) => args.run(),
         Task::Matrix(args) => args.run(),
     };

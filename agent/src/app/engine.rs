@@ -24,18 +24,20 @@ use crate::flows::outside::Outsiders;
 use crate::flows::series::Series;
 use crate::image::Image;
 use crate::inventory::Inventory;
-use crate::policy::{self, Compiled, Diagnostic, PolicySet, RuleTable};
+use crate::policy::{self, Compiled, Diagnostic, Lowered, PolicySet, RuleTable};
 use crate::revocation::Reach;
 use crate::serve::api::{Commit, Decision, DriftStatus, NotContained};
 use crate::serve::orders::{Cutting, Request};
 use crate::sources::assemble::{Assembled, Instance, assemble};
 use crate::sources::hierarchy::{Hierarchy, Scan};
+use crate::sources::meshes::Meshes;
+use crate::sources::node_netns::NodeNetns;
 use crate::sources::policies::{self, Policies};
 use crate::sources::roster::Roster;
 use crate::sources::state::State;
 use crate::sources::watch::{Dirty, Watcher};
 use anyhow::Context;
-use bulkhead_common::slots::{Baseline, Sides};
+use bulkhead_common::slots::{Baseline, Binding, Sides};
 use bulkhead_common::{Addr, Class};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -121,6 +123,10 @@ pub struct Engine<K: Kernel> {
     /// Out of order at the last look at the kernel.
     kernel_faults: Vec<String>,
     not_contained: Vec<NotContained>,
+    /// Where the programs can tell the node from whom it masquerades.
+    node_netns: NodeNetns,
+    /// Where meshes are.
+    meshes: Meshes,
     /// What was commanded.
     overrides: Overrides,
     /// The policies as they are in force: those of the files, under what was commanded.
@@ -199,6 +205,8 @@ impl<K: Kernel> Engine<K> {
             source_faults: Vec::new(),
             kernel_faults: Vec::new(),
             not_contained: Vec::new(),
+            node_netns: NodeNetns::default(),
+            meshes: Meshes::default(),
             overrides,
             in_force: Arc::default(),
             cuts: cut::Cuts::default(),
@@ -346,7 +354,7 @@ impl<K: Kernel> Engine<K> {
                     rounds = rounds.wrapping_add(1);
                     let again = rounds.is_multiple_of(FULL_LOOK) || !self.source_faults.is_empty();
                     tokio::task::block_in_place(|| {
-                        let again = self.tend_or_tell() || again;
+                        let again = self.tend_or_tell() || self.look_for_node() || self.look_for_meshes() || again;
                         if again {
                             self.step(Dirty::ALL);
                             self.write_down();
@@ -392,7 +400,15 @@ impl<K: Kernel> Engine<K> {
     fn draft(&mut self, policies: PolicySet, overrides: &Overrides) -> anyhow::Result<Draft> {
         let name = self.file.display().to_string();
         let mut assembled = assemble(&name, &self.config, &self.scan, &self.host, &mut self.roster)?;
-        let set = overrides.apply(policy::expiry::at(policies, super::clock::now()), &mut assembled.inventory);
+        for c in assembled.inventory.cgroups.iter_mut().filter(|c| self.node_netns.knows_node(c.id)) {
+            c.flags |= Binding::KNOWS_NODE;
+        }
+        let mut lowered = self.cluster.as_ref().map(|c| c.lowered().clone()).unwrap_or_default();
+        for namespace in self.meshes.ambient(&self.config, &self.scan) {
+            lowered.insert(namespace.to_owned(), Lowered::Observe);
+        }
+        let policies = policy::expiry::at(policies, super::clock::now());
+        let set = overrides.apply(policies, &mut assembled.inventory, lowered);
         Ok(Draft { assembled, set })
     }
 

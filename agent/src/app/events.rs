@@ -133,7 +133,7 @@ pub fn decision(event: &Event, names: &Names, above: &Overrides, executable: Opt
         egress_rule: names.rule(egress_rule),
         ingress_rule: names.rule(ingress_rule),
         break_glass: above.open_everywhere()
-            || [src, dst].iter().filter_map(|p| names.identities.get(&PeerId(*p))).any(|i| above.opens(i)),
+            || [src, dst].iter().filter_map(|p| names.identities.get(&PeerId(*p))).any(|i| above.breaks(i)),
     }
 }
 

@@ -161,13 +161,13 @@ impl Known {
                 concerned: policies.iter().map(|p| (p.file.to_string(), concerned(p, inventory))).collect(),
             };
         }
-        // Workloads that run here, and those of them under break-glass, by identity.
-        let mut here: BTreeMap<(&str, &str), (i64, i64)> = BTreeMap::new();
+        // Workloads that run here, and those of them for which nothing is enforced, by identity.
+        let mut here: BTreeMap<(&str, &str), (i64, i64, i64)> = BTreeMap::new();
         for w in status.workloads.iter().filter(|w| !w.cgroups.is_empty()) {
             let n = here.entry((&w.identity.namespace, &w.identity.id)).or_default();
-            *n = (n.0 + 1, n.1 + i64::from(w.break_glass));
+            *n = (n.0 + 1, n.1 + i64::from(w.break_glass), n.2 + i64::from(w.lowered.is_some()));
         }
-        let here: BTreeMap<PeerId, (i64, i64)> = inventory
+        let here: BTreeMap<PeerId, (i64, i64, i64)> = inventory
             .identities
             .iter()
             .filter_map(|(peer, f)| {
@@ -182,7 +182,8 @@ impl Known {
             let none = BTreeSet::new();
             let concerned = self.concerned.get(&object.name).unwrap_or(&none);
             let mine = concerned.iter().filter_map(|peer| here.get(peer));
-            let (workloads, break_glass) = mine.fold((0, 0), |sum, n| (sum.0 + n.0, sum.1 + n.1));
+            let (workloads, break_glass, lowered) =
+                mine.fold((0, 0, 0), |sum, n| (sum.0 + n.0, sum.1 + n.1, sum.2 + n.2));
             let error = refusal(&status.findings, &object.name);
             if workloads == 0 && error.is_none() {
                 continue;
@@ -194,6 +195,7 @@ impl Known {
                 generation: if object.in_force && status.ready { object.generation } else { 0 },
                 workloads,
                 break_glass,
+                lowered,
                 would_deny: policy.map_or(0, |p| rounded(would_deny(p, &would, inventory))),
                 error,
             });

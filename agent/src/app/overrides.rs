@@ -184,11 +184,17 @@ impl Overrides {
         policy::Overrides {
             revoked: self.revoked.keys().cloned().collect(),
             open: self.break_glass.keys().cloned().collect(),
+            lowered: BTreeMap::new(),
         }
     }
 
-    /// The policies and postures as they are in force.
-    pub fn apply(&self, set: PolicySet, inventory: &mut Inventory) -> PolicySet {
+    /// The policies and postures as they are in force, where these namespaces are lowered.
+    pub fn apply(
+        &self,
+        set: PolicySet,
+        inventory: &mut Inventory,
+        lowered: BTreeMap<String, policy::Lowered>,
+    ) -> PolicySet {
         for target in self.enforced.keys() {
             for facts in inventory.identities.values_mut() {
                 let meant = match target {
@@ -202,7 +208,8 @@ impl Overrides {
             }
         }
         let meant = |policy: &Policy| self.enforced.keys().any(|t| t.is(policy));
-        set.each(meant, |policy| policy.mode = Mode::Enforce).under(self.above())
+        let above = policy::Overrides { lowered, ..self.above() };
+        set.each(meant, |policy| policy.mode = Mode::Enforce).under(above)
     }
 
     /// The trial that is going on.

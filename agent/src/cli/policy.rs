@@ -6,6 +6,7 @@ mod estate;
 mod export;
 mod files;
 mod import;
+mod objects;
 mod simulate;
 mod suggest;
 mod test;
@@ -63,7 +64,9 @@ pub(super) enum Command {
     Export(export::Args),
     /// Run tables of cases against policy files, and tell which rules none of them touches
     #[command(after_help = "Examples:\n  bulkhead policy test tests.yaml --policies policies/\n  \
-        bulkhead policy test tests/*.yaml --config bulkhead.yaml --min-coverage 80\n\n\
+        bulkhead policy test tests/*.yaml --config bulkhead.yaml --min-coverage 80\n  \
+        kubectl get namespaces,pods,segpol,csegpol --all-namespaces --output json |\n    \
+        bulkhead policy test tests.yaml --objects -\n\n\
         A case is {from, to, port, protocol, outcome, reason}; docs/policy.md has the form.\n\n\
         Exit codes: 0 all passed, 1 a case failed or too few rules are covered, 2 couldn't be read.")]
     Test(test::Args),

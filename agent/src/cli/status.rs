@@ -7,6 +7,7 @@ use super::table::{table, text, verdict};
 use super::{Socket, client};
 use crate::datapath::Drift;
 use crate::inventory::Posture;
+use crate::policy::Lowered;
 use crate::serve::api::{Overridden, Override, Status};
 use crate::time::rfc3339;
 use anyhow::Context;
@@ -58,13 +59,22 @@ fn cluster(args: &Args) -> super::Result {
     Ok(if fine { Answer::Fine } else { Answer::Findings })
 }
 
+fn lowered(namespace: &str, to: Lowered) -> String {
+    let told = match to {
+        Lowered::Audit => "nothing is enforced there",
+        Lowered::Observe => "nothing is enforced there, nor told as would-deny",
+    };
+    format!("LOWERED: namespace {namespace} to {}: {told}", to.as_str())
+}
+
 /// A line for each node, and below them what is wrong, each once with the nodes where it is so.
 fn render_nodes(nodes: &BTreeMap<String, Status>, failed: &BTreeMap<String, String>) -> String {
     let mut t = table(&["node", "state", "epoch", "workloads", "enforced", "policies", "errors", "faults", "version"]);
     let mut wrong: BTreeMap<String, Vec<&str>> = BTreeMap::new();
     for (node, s) in nodes {
         let running: Vec<_> = s.workloads.iter().filter(|w| !w.cgroups.is_empty()).collect();
-        let enforced = running.iter().filter(|w| w.posture == Posture::Enforce && !w.break_glass).count();
+        let enforced =
+            running.iter().filter(|w| w.posture == Posture::Enforce && !w.break_glass && w.lowered.is_none());
         let errors: Vec<_> = s.findings.iter().filter(|f| f.error).collect();
         let glass = !s.overrides.break_glass.is_empty();
         let state = match (s.ready, glass) {
@@ -77,7 +87,7 @@ fn render_nodes(nodes: &BTreeMap<String, Status>, failed: &BTreeMap<String, Stri
             state.to_owned(),
             s.epoch.to_string(),
             running.len().to_string(),
-            enforced.to_string(),
+            enforced.count().to_string(),
             s.policies.len().to_string(),
             errors.len().to_string(),
             s.faults.len().to_string(),
@@ -90,6 +100,9 @@ fn render_nodes(nodes: &BTreeMap<String, Status>, failed: &BTreeMap<String, Stri
         let until = |b: &Override| b.until.map(rfc3339).unwrap_or_default();
         for b in &s.overrides.break_glass {
             note(format!("BREAK-GLASS: nothing is enforced for {} until {} ({})", b.what, until(b), b.reason));
+        }
+        for (namespace, to) in &s.overrides.lowered {
+            note(lowered(namespace, *to));
         }
         for r in &s.overrides.revoked {
             note(format!("REVOKED: {} since {} ({})", r.what, rfc3339(r.since), r.reason));
@@ -143,9 +156,12 @@ fn render(s: &Status) -> String {
         line(format!("FAULT: {fault}"));
     }
     let time = |t: Option<u64>| t.map(rfc3339).unwrap_or_default();
-    let Overridden { revoked, break_glass, enforced } = &s.overrides;
+    let Overridden { revoked, break_glass, enforced, lowered: namespaces } = &s.overrides;
     for b in break_glass {
         line(format!("BREAK-GLASS: nothing is enforced for {} until {} ({})", b.what, time(b.until), b.reason));
+    }
+    for (namespace, to) in namespaces {
+        line(lowered(namespace, *to));
     }
     for e in enforced {
         line(match e.until {
@@ -180,9 +196,10 @@ fn render(s: &Status) -> String {
             (&w.name).into(),
             (&w.identity.id).into(),
             (&w.identity.namespace).into(),
-            match (w.revoked, w.break_glass) {
-                (true, _) => verdict("revoked"),
-                (_, true) => verdict("break-glass"),
+            match (w.revoked, w.break_glass, w.lowered) {
+                (true, _, _) => verdict("revoked"),
+                (_, true, _) => verdict("break-glass"),
+                (_, _, Some(_)) => verdict("lowered"),
                 _ => verdict(w.posture.as_str()),
             },
             cgroups.into(),
@@ -285,6 +302,7 @@ mod tests {
                 posture: Posture::Audit,
                 revoked: false,
                 break_glass: false,
+                lowered: None,
                 outside: 0,
                 cgroups: vec!["/system.slice/payments-api.service".to_owned()],
             }],

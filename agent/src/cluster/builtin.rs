@@ -23,6 +23,10 @@ pub struct Facts<'a> {
     pub dns: BTreeSet<(SpiffeId, u8, u16)>,
     /// Whether a port of the node is the cluster's DNS.
     pub node_dns: bool,
+    /// Whom the API server calls, and at which TCP ports.
+    pub called: BTreeSet<(SpiffeId, u16)>,
+    /// Whether it runs on this node, so that what comes from it is the node's.
+    pub api_server_here: bool,
 }
 
 /// The texts, by file name. One that has nothing to open isn't there.
@@ -33,6 +37,7 @@ pub fn texts(on: &BTreeSet<BuiltIn>, facts: &Facts<'_>) -> BTreeMap<String, Stri
             BuiltIn::KubeletProbes => probes(facts),
             BuiltIn::ClusterDns => dns(facts),
             BuiltIn::ApiServer => api_server(facts),
+            BuiltIn::Webhooks => webhooks(facts),
         };
         if edges.is_empty() {
             continue;
@@ -88,6 +93,20 @@ fn api_server(facts: &Facts<'_>) -> Vec<Value> {
     vec![json!({"from": from, "to": [{"class": "kube-apiserver"}]})]
 }
 
+fn webhooks(facts: &Facts<'_>) -> Vec<Value> {
+    let mut by_port: BTreeMap<u16, Vec<Value>> = BTreeMap::new();
+    for (id, number) in &facts.called {
+        by_port.entry(*number).or_default().push(json!({"id": id}));
+    }
+    let mut from = vec![json!({"class": "kube-apiserver"})];
+    if facts.api_server_here {
+        // Its own sockets lead to the Services' addresses, so it looks like somebody whom the node masquerades.
+        from.extend([json!({"class": "host"}), json!({"class": "snat-ingress"})]);
+    }
+    let edge = |(number, to)| json!({"from": from, "to": to, "ports": [port(proto::TCP, number)]});
+    by_port.into_iter().map(edge).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,17 +122,22 @@ mod tests {
             pods: vec![(&pod, &web)],
             dns: BTreeSet::from([(dns.clone(), proto::UDP, 53), (dns, proto::TCP, 53)]),
             node_dns: true,
+            called: BTreeSet::from([(web.clone(), 8443)]),
+            api_server_here: false,
         };
+        let off = texts(&BTreeSet::from([BuiltIn::ClusterDns]), &facts);
+        assert_eq!(off.len(), 1);
         let all = texts(&BuiltIn::ALL.into(), &facts);
-        assert_eq!(all.len(), 3);
+        assert_eq!(all.len(), 4);
         for (file, text) in &all {
             let read = crate::policy::parse(file, text).unwrap_or_else(|e| panic!("{}", e[0]));
             assert_eq!(read.len(), 1);
         }
         assert_eq!(all["built-in/cluster-dns"].matches("\"port\":53").count(), 4);
+        assert!(!all["built-in/webhooks"].contains("host"), "{}", all["built-in/webhooks"]);
+        let here = texts(&BuiltIn::ALL.into(), &Facts { api_server_here: true, ..facts });
+        assert!(here["built-in/webhooks"].contains("host"), "{}", here["built-in/webhooks"]);
         let none = texts(&BuiltIn::ALL.into(), &Facts::default());
         assert!(none.is_empty(), "{none:?}");
-        let off = texts(&BTreeSet::from([BuiltIn::ClusterDns]), &facts);
-        assert_eq!(off.len(), 1);
     }
 }

@@ -87,7 +87,8 @@ pub fn status(object: &Document, fleet: &Fleet, last: &PolicyStatus, now: Timest
     let behind: Vec<&str> = expected.iter().filter(|node| !in_step(node)).copied().collect();
     let refusing: Vec<&str> = reports.iter().filter(|(_, r)| r.error.is_some()).map(|(node, _)| *node).collect();
     let sum = |of: fn(&super::crd::NodePolicy) -> i64| reports.values().map(|r| of(r)).fold(0, i64::saturating_add);
-    let open = sum(|r| r.break_glass);
+    let (open, lowered) = (sum(|r| r.break_glass), sum(|r| r.lowered));
+    let off = |n: i64, why| format!("nothing is enforced for {n} of its workloads now{why}");
 
     let accepted = match &error {
         None => ("True", "Accepted", String::new()),
@@ -101,7 +102,8 @@ pub fn status(object: &Document, fleet: &Fleet, last: &PolicyStatus, now: Timest
         Some(p) if p.mode == Mode::Audit => ("False", "AuditMode", "it says what it would deny".to_owned()),
         Some(_) if expected.is_empty() => ("False", "NothingConcerned", "it concerns no pod that runs".to_owned()),
         Some(_) if !behind.is_empty() => ("False", "NodesBehind", late()),
-        Some(_) if open > 0 => ("False", "BreakGlass", format!("nothing is enforced for {open} of its workloads now")),
+        Some(_) if open > 0 => ("False", "BreakGlass", off(open, "")),
+        Some(_) if lowered > 0 => ("False", "Lowered", off(lowered, ": their namespace is lowered")),
         Some(_) => ("True", "Enforced", String::new()),
     };
     let degraded = if error.is_some() {

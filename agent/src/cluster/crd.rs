@@ -119,6 +119,9 @@ pub struct NodePolicy {
     /// For how many of them nothing is enforced now, by break-glass.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub break_glass: i64,
+    /// For how many of them nothing is enforced now, since their namespace is lowered.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub lowered: i64,
     /// How many connections it would have denied, at least: rounded down, so that a number that grows is seldom written.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub would_deny: i64,

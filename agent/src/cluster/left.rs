@@ -8,6 +8,7 @@
 use crate::config::{Backend, CgroupGlob, Config, Peer, Position, Service, Who, Workload, narrow, widen, widen_prefix};
 use crate::identity::{Identity, SpiffeId};
 use crate::inventory::{Place, Posture};
+use crate::policy::Lowered;
 use bulkhead_common::Class;
 use bulkhead_common::maps::{AddrPort, PrefixKey};
 use serde::{Deserialize, Serialize};
@@ -22,6 +23,8 @@ pub struct Left {
     classes: Vec<LeftClass>,
     services: Vec<LeftService>,
     ranges: BTreeSet<String>,
+    /// Namespaces where nothing is enforced.
+    pub lowered: BTreeMap<String, Lowered>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -85,7 +88,7 @@ impl LeftPlace {
 
 impl Left {
     /// What is to be kept of a configuration with what the cluster adds to it; `base` is the file's own.
-    pub fn of(config: &Config, base: &Config) -> Self {
+    pub fn of(config: &Config, base: &Config, lowered: &BTreeMap<String, Lowered>) -> Self {
         let pods = config.workloads.iter().skip(base.workloads.len()).map(|w| LeftPod {
             name: w.name.clone(),
             namespace: w.identity.namespace.clone(),
@@ -114,6 +117,7 @@ impl Left {
             classes: classes.collect(),
             services: services.collect(),
             ranges: config.ranges.iter().skip(base.ranges.len()).map(written).collect(),
+            lowered: lowered.clone(),
         }
     }
 
@@ -138,6 +142,7 @@ impl Left {
                 ports: pod.ports.clone(),
                 addresses: Vec::new(),
                 at: Position::default(),
+                young: false,
             });
         }
         for LeftClass { class: name, at } in &self.classes {
@@ -199,6 +204,7 @@ mod tests {
             ports: BTreeMap::from([("http".to_owned(), (6, 8080))]),
             addresses: vec![Addr::v4([10, 0, 1, 2])],
             at: Position::default(),
+            young: false,
         });
         let pod = Who::Identity { identity: Arc::new(identity()), posture: Posture::Enforce, ports: Arc::default() };
         let at = |last: u8, port: u16| AddrPort { addr: Addr::v4([10, 96, 0, last]), port, proto: 6, pad: 0 };
@@ -225,7 +231,7 @@ mod tests {
     #[test]
     fn pods_keep_who_they_are_and_lose_their_addresses() {
         let base = base();
-        let left = Left::of(&known(&base), &base);
+        let left = Left::of(&known(&base), &base, &BTreeMap::from([("shop".to_owned(), Lowered::Audit)]));
         let text = serde_json::to_string(&left).expect("JSON");
         let back: Left = serde_json::from_str(&text).expect("read back");
         assert_eq!(back, left);
@@ -245,7 +251,7 @@ mod tests {
     #[test]
     fn what_cannot_be_read_is_refused_whole() {
         let base = base();
-        let good = serde_json::to_string(&Left::of(&known(&base), &base)).expect("JSON");
+        let good = serde_json::to_string(&Left::of(&known(&base), &base, &BTreeMap::new())).expect("JSON");
         for (from, to) in [
             ("remote-node", "remote"),
             ("10.0.0.0/16", "10.0.0.0/160"),

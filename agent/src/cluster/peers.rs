@@ -18,10 +18,19 @@ pub type Ports = BTreeMap<String, (u8, u16)>;
 pub struct NodePeers {
     /// The node.
     pub node: Box<str>,
+    /// Whose agent says it.
+    pub published_by: Box<str>,
     /// Its pods.
     pub pods: Box<[PeerPod]>,
     /// What of it can't be taken, a line each.
     pub faults: Box<[String]>,
+}
+
+impl NodePeers {
+    /// Whether that node's own agent says it.
+    pub fn is_its_own(&self) -> bool {
+        self.node == self.published_by
+    }
 }
 
 /// A pod of another node.
@@ -74,7 +83,8 @@ impl Reader {
                 addresses: addresses.into(),
             });
         }
-        NodePeers { node: node.into(), pods: pods.into(), faults: faults.into() }
+        let published_by = object.spec.published_by.as_str().into();
+        NodePeers { node: node.into(), published_by, pods: pods.into(), faults: faults.into() }
     }
 }
 

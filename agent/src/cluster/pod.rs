@@ -3,8 +3,10 @@
 //! A pod's names, labels and annotations are its author's; only what decides about identity is taken, and nothing is
 //! trusted that the pod itself can change while it runs.
 
+use super::crd::NodeWorkload;
 use crate::config::Filling;
-use crate::policy::model::protocol_number;
+use crate::identity::SpiffeId;
+use crate::policy::model::{protocol_name, protocol_number};
 use bulkhead_common::{Addr, proto};
 use k8s_openapi::api::core::v1::{Container, Pod as Object, Probe};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
@@ -133,6 +135,18 @@ impl Pod {
             service_account: &self.service_account,
             pod: &self.name,
             owner: &self.owner,
+        }
+    }
+
+    /// What other nodes are to know of it, under these IDs and at these addresses.
+    pub fn told<'i>(&self, ids: impl IntoIterator<Item = &'i SpiffeId>, addresses: &[Addr]) -> NodeWorkload {
+        let port = |(name, (proto, n)): (&String, &(u8, u16))| (name.clone(), format!("{}/{n}", protocol_name(*proto)));
+        NodeWorkload {
+            uid: self.uid.clone(),
+            namespace: self.namespace.clone(),
+            ids: ids.into_iter().map(ToString::to_string).collect(),
+            addresses: addresses.iter().map(|a| crate::config::narrow(a).to_string()).collect(),
+            ports: self.ports.iter().map(port).collect(),
         }
     }
 

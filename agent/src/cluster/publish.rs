@@ -1,5 +1,6 @@
 //! This node's pods, told to the other nodes: one object per node, written by its agent alone.
 
+use super::backoff::Waits;
 use super::crd::{NodeEndpoints, NodeEndpointsSpec, NodeWorkload};
 use super::watch::Peers;
 use kube::api::{Api, Patch, PatchParams};
@@ -15,8 +16,11 @@ pub(crate) const MANAGER: &str = "bulkhead-agent";
 const PAUSE: Duration = Duration::from_millis(200);
 /// After so long it is written although nothing changed.
 const AGAIN: Duration = Duration::from_secs(600);
-/// After a refusal.
-const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Once it may have been an accident, and pods that the others don't know are denied where they enforce.
+fn waits_after_refusals() -> impl Iterator<Item = Duration> {
+    std::iter::once(PAUSE).chain(Waits::default())
+}
 
 /// Writes what is to be published whenever it changed, until `stopped`.
 ///
@@ -32,6 +36,7 @@ pub async fn run(
     let api: Api<NodeEndpoints> = Api::all(client);
     // What is there at the beginning hasn't been told yet.
     workloads.mark_changed();
+    let mut waits = waits_after_refusals();
     loop {
         tokio::select! {
             _ = stopped.changed() => return Ok(()),
@@ -52,12 +57,13 @@ pub async fn run(
         let pause = match written {
             Ok(object) => {
                 tracing::debug!(version = object.meta().resource_version, pods = now.len(), "told the other nodes");
+                waits = waits_after_refusals();
                 PAUSE
             }
             Err(e) => {
                 tracing::warn!("the other nodes can't be told of this node's pods yet: {e}");
                 workloads.mark_changed();
-                PATIENCE
+                waits.next().unwrap_or(PAUSE)
             }
         };
         tokio::select! {

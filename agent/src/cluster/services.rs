@@ -16,6 +16,10 @@ const OF_SERVICE: &str = "kubernetes.io/service-name";
 pub struct Front {
     /// `namespace/name:port`.
     pub title: String,
+    /// The Service's namespace and name.
+    pub service: (String, String),
+    /// The port at the Service's own addresses.
+    pub port: u16,
     /// Where it is reached.
     pub places: Vec<AddrPort>,
     /// The port of a node's address at which it is reached, too.
@@ -47,9 +51,8 @@ impl Slice {
             Some((p.name.clone().unwrap_or_default(), protocol(p.protocol.as_deref())?, number))
         };
         // `ready` that isn't there means ready; one that is ending and still serves may get connections as well.
-        let may_answer = |c: Option<&EndpointConditions>| {
-            c.is_none_or(|c| c.ready.unwrap_or(true) || c.serving.unwrap_or(false))
-        };
+        let may_answer =
+            |c: Option<&EndpointConditions>| c.is_none_or(|c| c.ready.unwrap_or(true) || c.serving.unwrap_or(false));
         let answering = object.endpoints.iter().filter(|e| may_answer(e.conditions.as_ref()));
         Some(Self {
             namespace: meta.namespace.clone()?,
@@ -98,7 +101,16 @@ pub fn fronts<'a>(
                 let backends = backends(slices, port.name.as_deref(), proto).filter(|(a, _)| a.is_v4() != family);
                 let title =
                     format!("{namespace}/{name}:{}", port.name.as_deref().map_or(number.to_string(), str::to_owned));
-                all.push(Front { title, places, node_port, proto, backends: backends.collect() });
+                let service = (namespace.clone(), name.clone());
+                all.push(Front {
+                    title,
+                    service,
+                    port: number,
+                    places,
+                    node_port,
+                    proto,
+                    backends: backends.collect(),
+                });
             }
         }
     }

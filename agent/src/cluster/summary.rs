@@ -4,6 +4,7 @@
 //! Every agent stands in line for the lease by a hash of its node's name. The n-th asks every n times [`lease::RENEW`], so
 //! all of 5,000 nodes together ask once a second, and if the first ones are gone the next is soon there.
 
+use super::absent::Absent;
 use super::conditions::{Fleet, is_only_counts, newly_refused, status};
 use super::crd::{POLICIES, PolicyStatus, SegmentationNode};
 use super::kept::Kept;
@@ -11,6 +12,7 @@ use super::lease::{self, Hold, Seat};
 use super::publish::MANAGER;
 use super::view::Document;
 use super::watch::{Peers, Spawn, strip};
+use crate::config::Cluster;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
@@ -53,7 +55,13 @@ fn turn(node: &str, nodes: &BTreeSet<String>) -> Duration {
 ///
 /// # Errors
 /// Never: nothing that is in force depends on it.
-pub async fn run(client: Client, node: String, peers: Peers, mut stopped: watch::Receiver<bool>) -> anyhow::Result<()> {
+pub async fn run(
+    client: Client,
+    settings: Cluster,
+    peers: Peers,
+    mut stopped: watch::Receiver<bool>,
+) -> anyhow::Result<()> {
+    let node = settings.node.clone();
     let mut seat = Seat::new(&client, &node);
     loop {
         let turn = turn(&node, &peers.nodes());
@@ -66,7 +74,9 @@ pub async fn run(client: Client, node: String, peers: Peers, mut stopped: watch:
         }
         tracing::info!("this agent writes the status of policies now");
         let mut sums = Sums::begin(&client, &node, peers.clone());
+        let mut absent = Absent::begin(&client, &settings, peers.clone());
         tokio::select! {
+            () = absent.go_on() => {}
             _ = stopped.changed() => {
                 seat.release().await;
                 return Ok(());
@@ -99,11 +109,10 @@ impl Sums {
     fn begin(client: &Client, node: &str, peers: Peers) -> Self {
         let mut kinds = Spawn::new();
         let every = watcher::Config::default;
-        let reports =
-            kinds.kind("segmentationnodes", Api::all(client.clone()), every(), |mut n: SegmentationNode| {
-                strip(n.meta_mut());
-                n
-            });
+        let reports = kinds.kind("segmentationnodes", Api::all(client.clone()), every(), |mut n: SegmentationNode| {
+            strip(n.meta_mut());
+            n
+        });
         let policies = POLICIES.iter().map(|kind| {
             let resource = kind.resource();
             let api = Api::all_with(client.clone(), &resource);

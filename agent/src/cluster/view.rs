@@ -5,38 +5,36 @@
 //! unknown, which allows nothing where anything is enforced, and it is said.
 
 mod claims;
+mod document;
+mod fronts;
+
+pub use document::{Document, Revision};
 
 use super::builtin;
+use super::callers::Caller;
 use super::cgroup::Pods;
 use super::crd::NodeWorkload;
 use super::node::Node;
 use super::peers::{NodePeers, Ports};
 use super::pod::Pod;
-use super::services::{self, Front, Slice};
-use crate::config::{Backend, Cluster, Config, Peer, Position, Service as Facade, Who, Workload, narrow, widen_prefix};
+use super::sandboxes::Given;
+use super::services::Slice;
+use crate::config::{Cluster, Config, Peer, Position, Service as Facade, Who, Workload, narrow, widen_prefix};
 use crate::identity::{Identity, SpiffeId};
 use crate::inventory::{Place, Posture};
-use crate::policy::model::protocol_name;
-use bulkhead_common::maps::{AddrPort, PrefixKey};
-use bulkhead_common::{Addr, Class, proto};
+use crate::policy::Lowered;
+use bulkhead_common::maps::PrefixKey;
+use bulkhead_common::{Addr, Class};
 use claims::{Claim, Claims, Named};
 use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::api::networking::v1::ServiceCIDR;
-use kube::core::DynamicObject;
-use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 /// The label that gives a namespace its posture.
 pub const POSTURE: &str = "bulkhead.dev/posture";
-/// The annotation that lowers it, to observe or audit.
+/// The annotation that lowers it, to observe or audit: nothing is enforced there then, whatever policies say.
 pub const OVERRIDE: &str = "bulkhead.dev/override";
-/// The cluster's DNS, by the name of its Service.
-const DNS: (&str, &str) = ("kube-system", "kube-dns");
-/// The API server, by the name of its Service.
-const API_SERVER: (&str, &str) = ("default", "kubernetes");
-/// How many places Services may have at other nodes' addresses. Beyond, only this node's are told apart.
-const NODE_PORTS: usize = 16_384;
 
 /// What the API server has, of what matters here.
 #[derive(Clone, Debug, Default)]
@@ -55,6 +53,8 @@ pub struct Objects {
     pub nodes: Vec<Arc<Node>>,
     /// The ranges of Services' addresses.
     pub service_cidrs: Vec<Arc<ServiceCIDR>>,
+    /// What makes the API server call Services.
+    pub callers: Vec<Arc<Caller>>,
     /// Policies, of both kinds.
     pub policies: Vec<Arc<Option<Document>>>,
 }
@@ -64,14 +64,18 @@ pub struct Objects {
 pub struct View {
     /// This node's pods.
     pub workloads: Vec<Workload>,
+    /// Their UIDs, in the same order.
+    pub uids: Vec<String>,
     /// Everybody else.
     pub endpoints: Vec<Peer>,
     /// Addresses that stand for others.
     pub services: Vec<Facade>,
     /// Addresses that belong to pods or Services, whoever has them.
     pub ranges: Vec<PrefixKey>,
-    /// By namespace.
+    /// By namespace, as labelled.
     pub postures: BTreeMap<String, Posture>,
+    /// Namespaces where nothing is enforced, whatever their label and the policies say.
+    pub lowered: BTreeMap<String, Lowered>,
     /// The policies' texts, by name.
     pub texts: BTreeMap<String, Arc<str>>,
     /// Which forms of the objects those are, by the same names; what is built in has none.
@@ -96,33 +100,49 @@ impl View {
     }
 }
 
-/// Works the view out. `postures` are those of the last view.
-pub fn view(
-    settings: &Cluster,
-    objects: &Objects,
-    config: &Config,
-    pods_at: &[Pods],
-    postures: &BTreeMap<String, Posture>,
-) -> View {
+/// What else there is to know on this node.
+#[derive(Clone, Copy, Debug)]
+pub struct Here<'a> {
+    /// Where its pods' cgroups are.
+    pub pods_at: &'a [Pods],
+    /// The addresses that its pods were given, for those whose status doesn't tell yet.
+    pub given: &'a Given,
+    /// The postures of the last view.
+    pub postures: &'a BTreeMap<String, Posture>,
+}
+
+/// A pod of this node.
+struct Own<'a> {
+    pod: &'a Pod,
+    identity: Arc<Identity>,
+    /// As its status tells, or as they were given to it until then.
+    addresses: &'a [Addr],
+}
+
+/// Works the view out.
+pub fn view(settings: &Cluster, objects: &Objects, config: &Config, here: Here<'_>) -> View {
+    let Here { pods_at, given, postures } = here;
     let mut view = View::default();
     view.read_postures(settings, objects, config.posture, postures);
-    let pods = view.own_pods(settings, objects);
+    let pods = view.own_pods(settings, objects, given);
     view.read_workloads(&pods, pods_at);
     let mut claims = Vec::new();
-    for (pod, identity) in &pods {
-        let mine = |addr: &Addr| Claim { addr: *addr, uid: &pod.uid, identity: Arc::clone(identity) };
-        claims.extend(pod.addresses.iter().map(mine));
+    for own in &pods {
+        let mine = |addr: &Addr| Claim { addr: *addr, uid: &own.pod.uid, identity: Arc::clone(&own.identity) };
+        claims.extend(own.addresses.iter().map(mine));
     }
     let ports = view.read_peers(settings, objects, &mut claims);
     let claims = Claims::of(claims);
     view.settle_claims(&claims, &ports);
     view.read_nodes(settings, objects);
     view.read_ranges(objects);
-    let dns = view.read_services(objects, &claims);
+    let answering = view.read_services(objects, &claims);
     view.read_policies(objects);
     let facts = builtin::Facts {
-        pods: pods.iter().flat_map(|(pod, identity)| identity.ids.iter().map(move |id| (*pod, id))).collect(),
-        dns,
+        pods: pods.iter().flat_map(|own| own.identity.ids.iter().map(move |id| (own.pod, id))).collect(),
+        dns: answering.dns,
+        called: answering.called,
+        api_server_here: answering.api_server_here,
         node_dns: config.endpoints.iter().any(|p| matches!(p.who, Who::Class(Class::NodeDns))),
     };
     let built_in = builtin::texts(&settings.built_ins, &facts).into_iter();
@@ -142,7 +162,12 @@ impl View {
     fn posture(&self, namespace: &str) -> Posture {
         // A namespace that isn't known yet: its strictest neighbour's.
         let strictest = || self.postures.values().copied().max().unwrap_or(Posture::Observe);
-        self.postures.get(namespace).copied().unwrap_or_else(strictest)
+        let labelled = self.postures.get(namespace).copied().unwrap_or_else(strictest);
+        match self.lowered.get(namespace) {
+            Some(Lowered::Observe) => Posture::Observe,
+            Some(Lowered::Audit) => labelled.min(Posture::Audit),
+            None => labelled,
+        }
     }
 
     fn read_postures(
@@ -155,7 +180,7 @@ impl View {
         for object in &objects.namespaces {
             let Some(name) = object.metadata.name.clone() else { continue };
             let label = object.metadata.labels.as_ref().and_then(|l| l.get(POSTURE));
-            let mut posture = match label.map(|text| (text, word(text))) {
+            let posture = match label.map(|text| (text, word(text))) {
                 Some((_, Some(p))) => p,
                 Some((text, None)) => {
                     let kept = last.get(&name).copied().unwrap_or(Posture::Enforce);
@@ -169,9 +194,9 @@ impl View {
                 None => default,
             };
             if let Some(text) = object.metadata.annotations.as_ref().and_then(|a| a.get(OVERRIDE)) {
-                match word(text) {
-                    Some(lower @ (Posture::Observe | Posture::Audit)) => posture = posture.min(lower),
-                    _ => self.warn(format!(
+                match Lowered::from_name(text) {
+                    Some(to) => drop(self.lowered.insert(name.clone(), to)),
+                    None => self.warn(format!(
                         "namespace {name}: {OVERRIDE}={text:?} does nothing (it can lower the posture to observe or audit)"
                     )),
                 }
@@ -181,7 +206,7 @@ impl View {
     }
 
     /// This node's pods that run or will, each with who it is.
-    fn own_pods<'a>(&mut self, settings: &Cluster, objects: &'a Objects) -> Vec<(&'a Pod, Arc<Identity>)> {
+    fn own_pods<'a>(&mut self, settings: &Cluster, objects: &'a Objects, given: &'a Given) -> Vec<Own<'a>> {
         let mut by_uid: BTreeMap<&str, Vec<&Pod>> = BTreeMap::new();
         for pod in objects.pods.iter().filter_map(|p| Option::as_ref(p)) {
             if pod.node == settings.node && !pod.over {
@@ -207,7 +232,9 @@ impl View {
                 Ok(id) => {
                     let one = || Arc::new(identity(&pod.namespace, [id.clone()]));
                     let identity = known.entry((&pod.namespace, id.clone())).or_insert_with(one);
-                    pods.push((pod, Arc::clone(identity)));
+                    let untold = pod.addresses.is_empty() && !pod.host_network;
+                    let addresses = given.get(&pod.uid).filter(|_| untold).unwrap_or(&pod.addresses);
+                    pods.push(Own { pod, identity: Arc::clone(identity), addresses });
                 }
                 Err(e) => self.warn(format!("pod {} stays unknown: {e}", pod.title())),
             }
@@ -215,27 +242,23 @@ impl View {
         pods
     }
 
-    fn read_workloads(&mut self, pods: &[(&Pod, Arc<Identity>)], pods_at: &[Pods]) {
+    fn read_workloads(&mut self, pods: &[Own<'_>], pods_at: &[Pods]) {
         let mut named = Named::default();
-        for (pod, identity) in pods {
+        for Own { pod, identity, .. } in pods {
             named.add(identity, &pod.ports);
         }
-        for (pod, identity) in pods {
+        for Own { pod, identity, addresses } in pods {
             let ports = named.of(identity);
-            self.published.push(NodeWorkload {
-                uid: pod.uid.clone(),
-                namespace: pod.namespace.clone(),
-                ids: identity.ids.iter().map(ToString::to_string).collect(),
-                addresses: pod.addresses.iter().map(|a| narrow(a).to_string()).collect(),
-                ports: pod.ports.iter().map(|(name, (p, n))| (name.clone(), written(*p, *n))).collect(),
-            });
+            self.published.push(pod.told(&identity.ids, addresses));
+            self.uids.push(pod.uid.clone());
             self.workloads.push(Workload {
                 name: pod.title(),
                 posture: self.posture(&pod.namespace),
                 identity: Identity::clone(identity),
                 cgroups: pods_at.iter().flat_map(|at| at.patterns(&pod.uid)).collect(),
                 ports: Ports::clone(&ports),
-                addresses: pod.addresses.clone(),
+                addresses: addresses.to_vec(),
+                young: false,
                 at: Position::default(),
             });
         }
@@ -245,14 +268,18 @@ impl View {
     }
 
     /// What other nodes' agents say. Gives the named ports of each identity.
-    fn read_peers<'a>(
-        &mut self,
-        settings: &Cluster,
-        objects: &'a Objects,
-        claims: &mut Vec<Claim<'a>>,
-    ) -> Named<'a> {
+    fn read_peers<'a>(&mut self, settings: &Cluster, objects: &'a Objects, claims: &mut Vec<Claim<'a>>) -> Named<'a> {
         let mut named = Named::default();
+        let nodes: BTreeSet<&str> = objects.nodes.iter().map(|n| n.name.as_str()).collect();
         for node in objects.peers.iter().filter(|p| *p.node != *settings.node) {
+            // What an agent says of a node that isn't its own counts for nodes that there are.
+            if !node.is_its_own() && !nodes.contains(&*node.node) {
+                self.warn(format!(
+                    "{} says what pods run on {}, which is no node, so it doesn't count",
+                    node.published_by, node.node
+                ));
+                continue;
+            }
             self.warnings.extend(node.faults.iter().cloned());
             for pod in &node.pods {
                 named.add(&pod.identity, &pod.ports);
@@ -319,67 +346,6 @@ impl View {
         self.ranges = ranges.into_iter().collect();
     }
 
-    /// Reads the Services. Gives who answers for the cluster's DNS.
-    fn read_services(
-        &mut self,
-        objects: &Objects,
-        claims: &Claims<'_>,
-    ) -> BTreeSet<(SpiffeId, u8, u16)> {
-        let class_at = std::mem::take(&mut self.classes);
-        let ranges: BTreeSet<PrefixKey> = self.ranges.iter().copied().collect();
-        let inside = |a: &Addr| ranges.iter().any(|r| crate::image::masked(a, r.bits) == r.addr);
-        let who = |a: &Addr| match (class_at.get(a), claims.first(a)) {
-            (Some(c), _) => Backend::Class(*c),
-            (None, Some(claim)) => Backend::Identity(Arc::clone(&claim.identity)),
-            (None, None) if inside(a) => Backend::Class(Class::Unknown),
-            (None, None) => Backend::Class(Class::World),
-        };
-        let nodes: Vec<Addr> = objects.nodes.iter().flat_map(|n| n.addresses.iter().copied()).collect();
-        let own: BTreeSet<Addr> = class_at.iter().filter(|(_, c)| **c == Class::Host).map(|(a, _)| *a).collect();
-        let services = objects.services.iter().map(|s| &**s);
-        let fronts = services::fronts(services, objects.slices.iter().filter_map(|s| Option::as_ref(s)));
-        let on_nodes = fronts.iter().filter(|f| f.node_port.is_some()).count();
-        let everywhere = on_nodes * nodes.len() <= NODE_PORTS;
-        if !everywhere {
-            self.warn(format!(
-                "{on_nodes} node ports at {} addresses are too many: only this node's are judged as their Services",
-                nodes.len()
-            ));
-        }
-        let mut dns = BTreeSet::new();
-        for front in fronts {
-            let of = |(namespace, name)| front.title.starts_with(&format!("{namespace}/{name}:"));
-            if of(API_SERVER) {
-                self.api_server(&front);
-                continue;
-            }
-            let backends: BTreeSet<(Backend, u16)> = front.backends.iter().map(|(a, port)| (who(a), *port)).collect();
-            if of(DNS) {
-                for (backend, port) in &backends {
-                    if let Backend::Identity(identity) = backend {
-                        dns.extend(identity.ids.iter().map(|id| (id.clone(), front.proto, *port)));
-                    }
-                }
-            }
-            let mut places = front.places;
-            if let Some(port) = front.node_port {
-                let at = nodes.iter().filter(|a| everywhere || own.contains(a));
-                places.extend(at.map(|a| AddrPort { addr: *a, port, proto: front.proto, pad: 0 }));
-            }
-            self.services.push(Facade { title: front.title, places, backends: backends.into_iter().collect() });
-        }
-        dns
-    }
-
-    /// The API server is a class of its own, at its Service's address and at its own.
-    fn api_server(&mut self, front: &Front) {
-        let own =
-            front.backends.iter().map(|(addr, port)| AddrPort { addr: *addr, port: *port, proto: proto::TCP, pad: 0 });
-        for place in front.places.iter().copied().chain(own) {
-            self.endpoints.push(Peer { place: Place::Port(place), who: Who::Class(Class::KubeApiserver) });
-        }
-    }
-
     fn read_policies(&mut self, objects: &Objects) {
         for document in objects.policies.iter().filter_map(|d| Option::as_ref(d)) {
             self.revisions.insert(document.title.clone(), document.revision.clone());
@@ -388,56 +354,8 @@ impl View {
     }
 }
 
-/// Which form of an object.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Revision {
-    /// Which object of that name.
-    pub uid: String,
-    /// Which form of it.
-    pub generation: i64,
-}
-
-/// A policy object as a file.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Document {
-    /// Its kind, namespace if it has one, and name, with slashes between them: the file's name.
-    pub title: String,
-    /// What it says.
-    pub text: Arc<str>,
-    /// Which form that is.
-    pub revision: Revision,
-}
-
-impl Document {
-    /// The object's; `None` if it has no name or kind, which the API server rules out.
-    pub fn of(object: &DynamicObject) -> Option<Self> {
-        let (types, meta) = (object.types.as_ref()?, &object.metadata);
-        let name = meta.name.as_ref()?;
-        let mut metadata = json!({"name": name});
-        let title = match &meta.namespace {
-            Some(namespace) => {
-                metadata["namespace"] = json!(namespace);
-                format!("{}/{namespace}/{name}", types.kind)
-            }
-            None => format!("{}/{name}", types.kind),
-        };
-        let mut text = json!({"apiVersion": types.api_version, "kind": types.kind, "metadata": metadata});
-        if let Some(spec) = object.data.get("spec") {
-            text["spec"] = spec.clone();
-        }
-        let revision =
-            Revision { uid: meta.uid.clone().unwrap_or_default(), generation: meta.generation.unwrap_or_default() };
-        Some(Self { title, text: text.to_string().into(), revision })
-    }
-}
-
 fn word(text: &str) -> Option<Posture> {
     [Posture::Observe, Posture::Audit, Posture::Enforce].into_iter().find(|p| p.as_str() == text)
-}
-
-/// A port as agents tell each other.
-fn written(proto: u8, port: u16) -> String {
-    format!("{}/{port}", protocol_name(proto))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! that stays, and the fault is told. Nothing here decides anything.
 
 use super::backoff::Waits;
+use super::callers::{self, Caller};
 use super::crd::{NodeEndpoints, POLICIES};
 use super::kept::Kept;
 use super::leave::Leave;
@@ -12,7 +13,7 @@ use super::peers::{NodePeers, Reader};
 use super::pod::Pod;
 use super::services::Slice;
 use super::view::{Document, Objects};
-use crate::config::Cluster;
+use crate::config::{BuiltIn, Cluster};
 use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::{Namespace, Node as NodeObject, Pod as PodObject, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -47,6 +48,7 @@ pub struct Watch {
     namespaces: Kept<Namespace>,
     nodes: Kept<Node>,
     service_cidrs: Kept<ServiceCIDR>,
+    callers: Vec<Kept<Caller>>,
     policies: Vec<Kept<Option<Document>>>,
     kinds: Spawn,
 }
@@ -90,11 +92,10 @@ impl Watch {
         let every = watcher::Config::default;
         let pods = spawn.kind("pods", Api::all(client.clone()), own, |p: PodObject| Pod::of(&p));
         let mut reader = Reader::default();
-        let peers = spawn
-            .kind("nodeendpoints", Api::all(client.clone()), every(), move |e: NodeEndpoints| reader.read(&e));
+        let peers =
+            spawn.kind("nodeendpoints", Api::all(client.clone()), every(), move |e: NodeEndpoints| reader.read(&e));
         let services = spawn.kind("services", Api::all(client.clone()), every(), bare);
-        let slices =
-            spawn.kind("endpointslices", Api::all(client.clone()), every(), |s: EndpointSlice| Slice::of(&s));
+        let slices = spawn.kind("endpointslices", Api::all(client.clone()), every(), |s: EndpointSlice| Slice::of(&s));
         let namespaces = spawn.kind("namespaces", Api::all(client.clone()), every(), bare);
         let nodes = spawn.kind("nodes", Api::all(client.clone()), every(), |n: NodeObject| Node::of(&n));
         let service_cidrs = spawn.kind("servicecidrs", Api::all(client.clone()), every(), bare);
@@ -105,12 +106,21 @@ impl Watch {
                 spawn.kind(kind.plural, api, every(), |p: DynamicObject| Document::of(&p))
             })
             .collect();
-        Self { pods, peers, services, slices, namespaces, nodes, service_cidrs, policies, kinds: spawn }
+        let called = settings.built_ins.contains(&BuiltIn::Webhooks);
+        let callers = callers::kinds()
+            .into_iter()
+            .filter(|_| called)
+            .map(|(name, resource)| {
+                let api = Api::all_with(client.clone(), &resource);
+                spawn.if_possible(name, api, every(), Caller::of)
+            })
+            .collect();
+        Self { pods, peers, services, slices, namespaces, nodes, service_cidrs, callers, policies, kinds: spawn }
     }
 
     /// Tells when something changed, again and again.
     pub fn changes(&self) -> signal::Receiver<u64> {
-        self.kinds.tell.subscribe()
+        self.kinds.changes()
     }
 
     /// Waits until every kind was listed once. Cancel it to stop waiting.
@@ -146,7 +156,6 @@ impl Watch {
 
     /// All objects as they are now.
     pub fn objects(&self) -> Objects {
-        let policies = self.policies.iter().flat_map(Kept::all);
         Objects {
             pods: self.pods.all(),
             peers: self.peers.all(),
@@ -155,7 +164,8 @@ impl Watch {
             namespaces: self.namespaces.all(),
             nodes: self.nodes.all(),
             service_cidrs: self.service_cidrs.all(),
-            policies: policies.collect(),
+            callers: self.callers.iter().flat_map(Kept::all).collect(),
+            policies: self.policies.iter().flat_map(Kept::all).collect(),
         }
     }
 }
@@ -185,6 +195,11 @@ impl Spawn {
         Self { tell: signal::channel(0).0, health: Arc::default(), tasks: JoinSet::new() }
     }
 
+    /// Tells when something changed, again and again.
+    pub(super) fn changes(&self) -> signal::Receiver<u64> {
+        self.tell.subscribe()
+    }
+
     /// The kinds that weren't listed yet.
     pub(super) fn missing(&self) -> Vec<&'static str> {
         self.health.lock().unwrap_or_else(PoisonError::into_inner).missing.clone()
@@ -196,7 +211,37 @@ impl Spawn {
         name: &'static str,
         api: Api<K>,
         config: watcher::Config,
+        take: impl FnMut(K) -> T + Send + 'static,
+    ) -> Kept<T>
+    where
+        K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
+        T: PartialEq + Send + Sync + 'static,
+    {
+        self.watch(name, api, config, take, true)
+    }
+
+    /// Watches one kind that can be done without: where it can't be listed nobody waits for it.
+    pub(super) fn if_possible<K, T>(
+        &mut self,
+        name: &'static str,
+        api: Api<K>,
+        config: watcher::Config,
+        take: impl FnMut(K) -> T + Send + 'static,
+    ) -> Kept<T>
+    where
+        K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
+        T: PartialEq + Send + Sync + 'static,
+    {
+        self.watch(name, api, config, take, false)
+    }
+
+    fn watch<K, T>(
+        &mut self,
+        name: &'static str,
+        api: Api<K>,
+        config: watcher::Config,
         mut take: impl FnMut(K) -> T + Send + 'static,
+        needed: bool,
     ) -> Kept<T>
     where
         K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
@@ -231,6 +276,9 @@ impl Spawn {
                 };
                 if let Some(why) = fault {
                     let mut health = health.lock().unwrap_or_else(PoisonError::into_inner);
+                    if !needed {
+                        health.missing.retain(|n| *n != name);
+                    }
                     if health.faults.insert(name, why.clone()).as_ref() != Some(&why) {
                         tracing::warn!("{name} can't be watched, what was known of them stays: {why}");
                     }

@@ -286,6 +286,7 @@ impl Check<'_> {
             posture,
             ports,
             addresses: own_addresses,
+            young: false,
             at,
         })
     }
@@ -415,12 +416,13 @@ impl Check<'_> {
                 Who::Identity { identity: self.once(Identity { namespace, ids }), posture, ports: Arc::default() }
             }
             (None, Some(c)) => match Class::from_name(&c.value) {
-                Some(c) => Who::Class(c),
-                None => {
-                    let known: Vec<_> = Class::ALL.iter().map(|c| c.as_str()).collect();
+                Some(c) if c != Class::SnatIngress => Who::Class(c),
+                _ => {
+                    let known = Class::ALL.iter().filter(|c| **c != Class::SnatIngress);
+                    let known: Vec<_> = known.map(|c| c.as_str()).collect();
                     self.fault(
                         position(c),
-                        format!("there is no class `{}`", c.value),
+                        format!("there is no class `{}` for an address", c.value),
                         &format!("the classes are {}", known.join(", ")),
                     );
                     return None;

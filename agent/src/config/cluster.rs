@@ -19,11 +19,13 @@ pub enum BuiltIn {
     ClusterDns,
     /// The API server, to workloads that were given a token for it.
     ApiServer,
+    /// Whom the API server calls: backends of webhooks, APIServices and conversions, from it alone, at that port alone.
+    Webhooks,
 }
 
 impl BuiltIn {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::KubeletProbes, Self::ClusterDns, Self::ApiServer];
+    pub const ALL: [Self; 4] = [Self::KubeletProbes, Self::ClusterDns, Self::ApiServer, Self::Webhooks];
 
     /// The name in the configuration, and of the policy.
     pub const fn as_str(self) -> &'static str {
@@ -31,6 +33,7 @@ impl BuiltIn {
             Self::KubeletProbes => "kubelet-probes",
             Self::ClusterDns => "cluster-dns",
             Self::ApiServer => "api-server",
+            Self::Webhooks => "webhooks",
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Which policies are in force, in one word: a hash over what they mean.
 //!
 //! Comments, files and the order of documents don't count; names, modes, selectors and rules do, and what was commanded
-//! above them (revoked IDs, break-glass).
+//! above them (revoked IDs, break-glass, lowered namespaces).
 
 use super::chain::Hash;
 use crate::policy::{Overrides, Policy, PolicySet};
@@ -13,10 +13,11 @@ pub fn of(set: &PolicySet) -> String {
     for policy in set.iter() {
         describe(policy, &mut text);
     }
-    let Overrides { revoked, open } = set.overrides();
+    let Overrides { revoked, open, lowered } = set.overrides();
     for (key, all) in [
         ("revoked", revoked.iter().map(ToString::to_string).collect::<Vec<_>>()),
         ("open", open.iter().map(ToString::to_string).collect()),
+        ("lowered", lowered.iter().map(|(namespace, to)| format!("{namespace} to {}", to.as_str())).collect()),
     ] {
         for what in all {
             text.push_str(&format!("{key}={what}\0"));

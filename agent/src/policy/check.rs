@@ -49,6 +49,7 @@ pub fn check(set: &PolicySet, inventory: Option<&Inventory>) -> Vec<Diagnostic> 
     let statements: Vec<Statement<'_>> = set.iter().flat_map(statements).collect();
     set.iter().for_each(|policy| findings.policy(policy));
     statements.iter().for_each(|s| findings.breadth(s));
+    statements.iter().for_each(|s| findings.blind(s));
     findings.shadows(&statements);
     statements.iter().for_each(|s| findings.reach(s));
     findings.list.sort();
@@ -144,6 +145,24 @@ impl<'a> Findings<'a> {
             self.warn(policy, pattern, message, "check the spelling, and that the workload is in the config");
         }
         nobody
+    }
+
+    /// Allows for whoever is masqueraded: there is nothing left to tell them by.
+    fn blind(&mut self, s: &Statement<'a>) {
+        let masqueraded = |ends: Ends<'_>| ends.peers().any(|p| matches!(p, Peer::Class(Class::SnatIngress)));
+        if masqueraded(s.to) {
+            let message = "nobody is reached as `snat-ingress`: it is where connections come from";
+            self.warn(s.policy, &s.at, message, "leave it out of `to`");
+        }
+        if masqueraded(s.from) && !s.denies() {
+            let message = "`snat-ingress` is blind to identity: it is everybody whom the node masquerades";
+            self.warn(
+                s.policy,
+                &s.at,
+                message,
+                "with externalTrafficPolicy: Local a node port keeps its clients' addresses",
+            );
+        }
     }
 
     /// Allows that are broader than they need to be, and statements about nobody whom rules can hold.

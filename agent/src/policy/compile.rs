@@ -128,10 +128,15 @@ fn baselines<'a>(set: &'a PolicySet, inventory: &Inventory, peers: &mut Peers<'a
     }
     baselines.insert(PeerId::UNKNOWN_WORKLOAD, unknown);
     let open = Open::of(set.overrides(), inventory);
-    for (peer, b) in baselines.iter_mut().filter(|(peer, _)| open.holds(**peer)) {
-        b.sides.0 |= Sides::EGRESS_NOW | Sides::INGRESS_NOW;
-        if peer.is_identity() {
-            b.sockets_now = Baseline::RAW | Baseline::SCTP | Baseline::MPTCP;
+    let every_kind = Baseline::RAW | Baseline::SCTP | Baseline::MPTCP;
+    for (peer, b) in &mut baselines {
+        let bits = open.bits(*peer);
+        b.sides.0 |= bits;
+        if peer.is_identity() && bits & Sides::EGRESS_NOW != 0 {
+            b.sockets_now = every_kind;
+        }
+        if peer.is_identity() && bits & Sides::EGRESS_AUDITED != 0 {
+            b.sockets_audited = every_kind;
         }
     }
     for (peer, facts) in &inventory.identities {

@@ -164,12 +164,11 @@ pub fn explain(set: &PolicySet, inventory: &Inventory, from: &Party, to: &Party,
     let to_end = end(to, inventory, &stranger_to, proto, port, &mut notes);
     let connection = Connection { from: from_end, to: to_end, proto, port };
     let judged = reference::judge(set, inventory, &connection);
-    let open = |own: &End<'_>| reference::is_open(set, own, &connection);
-    if open(&from_end) || open(&to_end) {
-        let scopes: Vec<String> = set.overrides().open.iter().map(ToString::to_string).collect();
-        notes.push(format!("break-glass is on ({}): denies and defaults aren't in force here", scopes.join(", ")));
+    let opened = |own: &End<'_>| Opened::of(set, own, &connection);
+    let (egress_open, ingress_open) = (opened(&from_end), opened(&to_end));
+    if let Some(why) = egress_open.now.as_ref().or(ingress_open.now.as_ref()) {
+        notes.push(format!("{why}: denies and defaults aren't in force here"));
     }
-    let (egress_open, ingress_open) = (open(&from_end), open(&to_end));
     Explanation {
         from: end_view(from, &from_end),
         to: end_view(to, &to_end),
@@ -177,9 +176,40 @@ pub fn explain(set: &PolicySet, inventory: &Inventory, from: &Party, to: &Party,
         port,
         outcome: judged.outcome,
         reason: judged.reason.as_str(),
-        egress: side_view(set, inventory, &from_end, judged.egress, Section::Egress, egress_open),
-        ingress: side_view(set, inventory, &to_end, judged.ingress, Section::Ingress, ingress_open),
+        egress: side_view(set, inventory, &from_end, judged.egress, Section::Egress, &egress_open),
+        ingress: side_view(set, inventory, &to_end, judged.ingress, Section::Ingress, &ingress_open),
         notes,
+    }
+}
+
+/// Why an end denies nothing, in each verdict; `None`: it does as its rules say.
+struct Opened {
+    now: Option<String>,
+    audited: Option<String>,
+}
+
+impl Opened {
+    fn of(set: &PolicySet, own: &End<'_>, c: &Connection<'_>) -> Self {
+        let overrides = set.overrides();
+        let lowered = [&c.from, &c.to].into_iter().find_map(|end| match end {
+            End::Workload(facts) => Some((&facts.identity.namespace, overrides.lowers(&facts.identity)?)),
+            _ => None,
+        });
+        let why = |verdict| {
+            let scopes: Vec<String> = overrides.open.iter().map(ToString::to_string).collect();
+            reference::is_open(set, own, c, verdict).then(|| match lowered {
+                Some((namespace, to)) => format!("the namespace {namespace} is lowered to {}", to.as_str()),
+                None => format!("break-glass is on ({})", scopes.join(", ")),
+            })
+        };
+        Self { now: why(Mode::Enforce), audited: why(Mode::Audit) }
+    }
+
+    fn in_verdict(&self, verdict: Mode) -> Option<&String> {
+        match verdict {
+            Mode::Enforce => self.now.as_ref(),
+            Mode::Audit => self.audited.as_ref(),
+        }
     }
 }
 
@@ -258,7 +288,7 @@ fn side_view(
     end: &End<'_>,
     says: SideSays,
     side: Section,
-    open: bool,
+    open: &Opened,
 ) -> SideView {
     let has_rules = matches!(end, End::Workload(_) | End::UnknownWorkload);
     let selected_by: Vec<Selecting> = set
@@ -277,8 +307,10 @@ fn side_view(
     let because = |decision: &Decision, verdict: Mode| match (&decision.rule, decision.allows) {
         (Some(rule), _) => rule.to_string(),
         (None, _) if !has_rules => "no identity, so no rules".to_owned(),
-        (None, true) if open && verdict == Mode::Enforce => "break-glass is on".to_owned(),
-        (None, true) => format!("no rule speaks of it, and the posture is {}", posture.as_str()),
+        (None, true) => match open.in_verdict(verdict) {
+            Some(why) => why.clone(),
+            None => format!("no rule speaks of it, and the posture is {}", posture.as_str()),
+        },
         (None, false) => {
             let counts = |s: &&Selecting| s.isolates && (verdict == Mode::Audit || s.mode == Mode::Enforce);
             match selected_by.iter().find(counts) {

@@ -1,14 +1,17 @@
-//! What is decided above all policies: identities that were withdrawn, and enforcement that was turned off for a while.
+//! What is decided above all policies: identities that were withdrawn, enforcement that was turned off for a while, and
+//! namespaces that were lowered.
 //!
 //! An ID that was revoked is denied both ways in both verdicts, whatever its rules say, under break-glass too. Where
 //! break-glass holds, the verdict in force is what it would be if nothing enforced: denies don't count, and what no rule
-//! speaks of is allowed. The audited verdict stays as it is, so what would be denied still shows.
+//! speaks of is allowed. The audited verdict stays as it is, so what would be denied still shows. A namespace that is
+//! lowered to audit is the same as one under break-glass, without an end; one that is lowered to observe has its audited
+//! verdict treated like the one in force, so nothing is told of it either.
 
-use super::model::{Kind, PolicyName};
+use super::model::{Kind, Mode, PolicyName};
 use super::rules::{RuleRef, Section};
 use crate::identity::{BadSpiffeId, Identity, SpiffeId};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -18,8 +21,35 @@ use std::sync::Arc;
 pub struct Overrides {
     /// IDs that were withdrawn.
     pub revoked: BTreeSet<SpiffeId>,
-    /// Where nothing is enforced.
+    /// Where nothing is enforced for a while.
     pub open: BTreeSet<Scope>,
+    /// Namespaces where nothing is enforced, until that is taken back: for every connection with an end in one.
+    pub lowered: BTreeMap<String, Lowered>,
+}
+
+/// How far a namespace is lowered. The order is that of postures.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Lowered {
+    /// Neither verdict denies anything.
+    Observe,
+    /// Nothing is enforced; the audited verdict stays.
+    Audit,
+}
+
+impl Lowered {
+    /// The word in the annotation.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Observe => "observe",
+            Self::Audit => "audit",
+        }
+    }
+
+    /// The one of that name, if there is one.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Observe, Self::Audit].into_iter().find(|l| l.as_str() == name)
+    }
 }
 
 /// Where break-glass holds: for every connection with an end in it.
@@ -99,9 +129,23 @@ impl Overrides {
         self.open.contains(&Scope::Node)
     }
 
-    /// Whether nothing is enforced for this identity.
-    pub fn opens(&self, identity: &Identity) -> bool {
+    /// Whether nothing is enforced for this identity by break-glass.
+    pub fn breaks(&self, identity: &Identity) -> bool {
         self.open.iter().any(|scope| scope.holds(identity))
+    }
+
+    /// How far this identity's namespace is lowered, if it is.
+    pub fn lowers(&self, identity: &Identity) -> Option<Lowered> {
+        self.lowered.get(&identity.namespace).copied()
+    }
+
+    /// Whether the verdict in force, or the audited one, denies nothing to this identity but what was revoked.
+    pub fn opens(&self, identity: &Identity, verdict: Mode) -> bool {
+        let lowered = self.lowers(identity);
+        match verdict {
+            Mode::Enforce => lowered.is_some() || self.breaks(identity),
+            Mode::Audit => lowered == Some(Lowered::Observe),
+        }
     }
 
     /// The ID by which this identity was revoked, if it was.

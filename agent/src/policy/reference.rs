@@ -3,7 +3,8 @@
 //! Slow on purpose. It takes one flow and asks every policy in turn; it knows nothing of ranges, blocks, pairs or "any
 //! workload". The compiler must agree with it, which property tests check, and `explain` tells its story.
 //!
-//! The order, highest first: revoked, deny, allow, default; under break-glass denies don't count in the verdict in force. Each end that is a workload has its say, in each of two verdicts.
+//! The order, highest first: revoked, deny, allow, default; under break-glass denies don't count in the verdict in force,
+//! nor in a lowered namespace. Each end that is a workload has its say, in each of two verdicts.
 
 use super::diagnostic::At;
 use super::model::{Deny, Mode, PROTOCOLS, Peer, Policy, PortRange, Ports};
@@ -102,7 +103,7 @@ fn decide(set: &PolicySet, inventory: &Inventory, c: &Connection<'_>, side: Sect
     {
         return Decision { allows: false, rule: Some(Overrides::rule(id)) };
     }
-    let open = verdict == Mode::Enforce && is_open(set, &own, c);
+    let open = is_open(set, &own, c, verdict);
     if matches!(own, End::Workload(_)) {
         for policy in set.iter().filter(counts).filter(|_| !open) {
             if let Some((index, deny)) = denying(policy, c) {
@@ -145,11 +146,13 @@ fn decide(set: &PolicySet, inventory: &Inventory, c: &Connection<'_>, side: Sect
     Decision { allows: open || default && !isolated, rule: None }
 }
 
-/// Whether break-glass holds for this end of the connection. An unknown workload may be anybody, in the scope or not.
-pub fn is_open(set: &PolicySet, own: &End<'_>, c: &Connection<'_>) -> bool {
+/// Whether break-glass, or a namespace that is lowered, lets this end of the connection deny nothing in this verdict. An
+/// unknown workload may be anybody, in the scope or not.
+pub fn is_open(set: &PolicySet, own: &End<'_>, c: &Connection<'_>, verdict: Mode) -> bool {
     let overrides = set.overrides();
-    let in_scope = |end: &End<'_>| matches!(end, End::Workload(facts) if overrides.opens(&facts.identity));
-    overrides.open_everywhere() || matches!(own, End::Workload(_)) && (in_scope(&c.from) || in_scope(&c.to))
+    let in_scope = |end: &End<'_>| matches!(end, End::Workload(facts) if overrides.opens(&facts.identity, verdict));
+    let everywhere = verdict == Mode::Enforce && overrides.open_everywhere();
+    everywhere || matches!(own, End::Workload(_)) && (in_scope(&c.from) || in_scope(&c.to))
 }
 
 /// Whether the policy lets this end have only what rules allow, on this side. An unknown workload may be anybody.

@@ -177,8 +177,10 @@ fn overrides() -> impl Strategy<Value = Overrides> {
         1 => select(vec!["", "x"]).prop_map(|n| Scope::Namespace(n.to_owned())),
         1 => Just(Scope::Node),
     ];
-    let some = (prop::collection::btree_set(id(), 0..2), prop::collection::btree_set(scope, 0..2))
-        .prop_map(|(revoked, open)| Overrides { revoked, open });
+    let to = select(vec![Lowered::Observe, Lowered::Audit]);
+    let lowered = prop::collection::btree_map(select(vec!["", "x"]).prop_map(str::to_owned), to, 0..2);
+    let some = (prop::collection::btree_set(id(), 0..2), prop::collection::btree_set(scope, 0..2), lowered)
+        .prop_map(|(revoked, open, lowered)| Overrides { revoked, open, lowered });
     prop_oneof![Just(Overrides::default()), some]
 }
 

@@ -110,7 +110,7 @@ fn inventory(ground: &Ground) -> Result<Inventory> {
             .insert(peer, IdentityFacts { identity, posture: Posture::Enforce, ports: BTreeMap::new() });
         let instance = n + 1;
         let cgroup = workload.cgroup();
-        inventory.cgroups.push(WorkloadCgroup { id: cgroup.id(), level: cgroup.level(), peer, instance });
+        inventory.cgroups.push(WorkloadCgroup { id: cgroup.id(), level: cgroup.level(), peer, instance, flags: 0 });
         // Two that share a network namespace share its addresses: the first has them, the sockets tell them apart.
         for place in workload.addresses().map(|ip| Place::Addr(widened(ip))) {
             if inventory.endpoints.iter().all(|e| e.place != place) {

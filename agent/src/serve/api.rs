@@ -6,8 +6,10 @@ use crate::datapath::Drift;
 use crate::declog;
 use crate::flows::{Count, Edge, PeerName};
 use crate::inventory::Posture;
+use crate::policy::Lowered;
 use crate::serve::orders::Cutting;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 /// `GET /status`.
@@ -100,6 +102,9 @@ pub struct Overridden {
     pub break_glass: Vec<Override>,
     /// What was turned to enforce.
     pub enforced: Vec<Override>,
+    /// Namespaces in which nothing is enforced, by their annotation or since an ambient mesh is there.
+    #[serde(default)]
+    pub lowered: BTreeMap<String, Lowered>,
 }
 
 /// Something that was commanded.
@@ -184,9 +189,12 @@ pub struct WorkloadStatus {
     /// Whether an ID of it was revoked.
     #[serde(default)]
     pub revoked: bool,
-    /// Whether nothing is enforced for it now.
+    /// Whether nothing is enforced for it now, by break-glass.
     #[serde(default)]
     pub break_glass: bool,
+    /// How far its namespace is lowered, if it is: then nothing is enforced for it either.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lowered: Option<Lowered>,
     /// How many addresses outside are counted for its identity.
     #[serde(default)]
     pub outside: u32,

@@ -253,6 +253,12 @@ impl Collector for Page {
         let glass = o.break_glass.iter().map(|b| (vec![("scope", b.what.clone())], b.until.unwrap_or(0) / 1000));
         gauges(e, "break_glass_until_seconds", "When enforcement comes back, seconds since 1970", glass)?;
         gauge(e, "break_glass", "In how many scopes enforcement is off by break-glass", count(o.break_glass.len()))?;
+        gauge(
+            e,
+            "lowered_namespaces",
+            "Namespaces where enforcement is off, by annotation or for a mesh",
+            count(o.lowered.len()),
+        )?;
         let trials = o.enforced.iter().filter(|t| t.until.is_some()).count();
         gauge(e, "enforce_unconfirmed", "1 while something is enforced on trial", count(trials))?;
         counter(e, "cut_sockets", "Live sockets that were ended since they don't pass any more", status.cut_sockets)?;

@@ -10,6 +10,7 @@ use crate::inventory::{self, AttachPoint, Endpoint, IdentityFacts, Inventory, Ow
 use crate::policy::{Diagnostic, Severity};
 use bulkhead_common::addr::V4_PREFIX_BITS;
 use bulkhead_common::maps::PrefixKey;
+use bulkhead_common::slots::Binding;
 use bulkhead_common::{Addr, Class, PeerId};
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -94,11 +95,17 @@ pub fn assemble(
         let Some(peer) = numbered.get(*index).copied() else { continue };
         let instance = roster.instance(cgroup.id)?;
         running.entry(*index).or_default().push(instance);
-        inventory.cgroups.push(WorkloadCgroup { id: cgroup.id, level: cgroup.level, peer, instance });
+        let flags = if config.workloads[*index].young { Binding::YOUNG } else { 0 };
+        inventory.cgroups.push(WorkloadCgroup { id: cgroup.id, level: cgroup.level, peer, instance, flags });
         out.instances.push(Instance { workload: *index, path: cgroup.path.clone(), number: instance });
     }
-    let host_cgroup =
-        |c: &super::hierarchy::Cgroup| WorkloadCgroup { id: c.id, level: c.level, peer: Class::Host.id(), instance: 0 };
+    let host_cgroup = |c: &super::hierarchy::Cgroup| WorkloadCgroup {
+        id: c.id,
+        level: c.level,
+        peer: Class::Host.id(),
+        instance: 0,
+        flags: 0,
+    };
     inventory.cgroups.extend(scan.unlisted.iter().map(host_cgroup));
 
     let number = config.endpoints.len()

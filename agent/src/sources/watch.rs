@@ -48,6 +48,7 @@ impl Dirty {
 enum Kind {
     Cgroups,
     Files,
+    Cluster,
 }
 
 /// The watches. `RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR` of linux/rtnetlink.h.
@@ -103,6 +104,14 @@ impl Watcher {
         self.watch(directory, mask, Kind::Files)
     }
 
+    /// Watches for files that tell of this node's pods. Again is no harm.
+    ///
+    /// # Errors
+    /// When the kernel refuses, other than because the directory is gone.
+    pub fn cluster(&mut self, directory: &Path) -> anyhow::Result<()> {
+        self.watch(directory, WatchMask::CLOSE_WRITE | WatchMask::DELETE | WatchMask::MOVE, Kind::Cluster)
+    }
+
     fn watch(&mut self, directory: &Path, mask: WatchMask, kind: Kind) -> anyhow::Result<()> {
         let mask = mask | WatchMask::ONLYDIR | WatchMask::DELETE_SELF | WatchMask::MOVE_SELF;
         match self.inotify.get_ref().0.watches().add(directory, mask) {
@@ -132,12 +141,13 @@ impl Watcher {
                         Ok(events) => {
                             for event in events {
                                 if event.mask.contains(EventMask::Q_OVERFLOW) {
-                                    dirty.add(Dirty { cgroups: true, files: true, ..Dirty::default() });
+                                    dirty.add(Dirty { addresses: false, ..Dirty::ALL });
                                     continue;
                                 }
                                 match self.kinds.get(&event.wd) {
                                     Some(Kind::Cgroups) => dirty.cgroups = true,
                                     Some(Kind::Files) => dirty.files = true,
+                                    Some(Kind::Cluster) => dirty.cluster = true,
                                     None => {}
                                 }
                                 if event.mask.contains(EventMask::IGNORED) {

@@ -18,7 +18,7 @@ pub struct Stamp {
     pub pid: u32,
     /// The maker's command name, zero-padded.
     pub comm: [u8; 16],
-    /// [`Stamp::HOST_NETNS`].
+    /// [`Stamp::HOST_NETNS`] and so on; from bit [`Stamp::BINDING`] on the flags of the maker's [`crate::slots::Binding`].
     pub flags: u32,
     /// Which end of a connection it is: [`role`].
     pub role: u32,
@@ -29,9 +29,11 @@ pub struct Stamp {
 impl Stamp {
     /// The socket lives in the host's network namespace.
     pub const HOST_NETNS: u32 = 1;
-    /// Its present connect() was left to the packet hooks because the peer isn't known yet: what they drop is to be sent
-    /// again soon.
+    /// Its present connect() was left to the packet hooks because the peer isn't known yet, or its maker may not be known to
+    /// the peer yet: what is dropped is to be sent again soon.
     pub const HELD_BACK: u32 = 2;
+    /// Where the flags of the maker's binding begin.
+    pub const BINDING: u32 = 8;
 }
 
 /// Which end of a connection a socket is.

@@ -110,7 +110,7 @@ impl State {
         self.nodes().try_for_each(|name| super::node::import(self, self.place(name)?, archive))
     }
 
-    pub(super) fn kubeconfig(&self) -> PathBuf {
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
         self.folder.join("kubeconfig")
     }
 

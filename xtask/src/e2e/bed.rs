@@ -2,17 +2,18 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::estate::{self, Truth, WORKLOADS};
 use super::evidence::Evidence;
-use super::grid::{self, Grid, items, now, text};
+use super::grid::{self, Grid, RECENT, items, now, text};
 use super::interrupt::{check, wait};
-use super::judge::{self, Times, Tried};
+use super::judge::{self, Lasting, Times, Tried};
+use super::oracle::{Above, Oracle};
 use crate::cluster::State;
 use crate::run::{self, note, root, step};
 
@@ -32,6 +33,15 @@ pub(super) struct Bed {
     pub(super) wrong: Vec<String>,
     /// How many processes a step ended.
     pub(super) kills: usize,
+    /// What is decided above the policies.
+    pub(super) above: Above,
+    /// Whether there are agents, so that anything is enforced.
+    pub(super) deployed: bool,
+    /// There is a policy that can't be read, so the last good form of it holds, which nobody else knows.
+    pub(super) unreadable: bool,
+    /// A node on which nothing was in force from one moment to another, because a step took it away.
+    pub(super) unguarded: Option<(&'static str, u64, u64)>,
+    pub(super) oracle: Oracle,
     last: u64,
     /// Up to here the API server's record of requests was looked through.
     searched: usize,
@@ -51,8 +61,8 @@ pub(super) struct Agent {
 
 impl Bed {
     /// Puts the estate there, without any agent.
-    pub(super) fn make(state: State) -> Result<Self> {
-        step("the estate: three namespaces, seven workloads");
+    pub(super) fn make(state: State, program: &Path) -> Result<Self> {
+        step("the estate: three namespaces, ten workloads");
         let grid = Grid::new(&state)?;
         let nodes = state.nodes().count();
         let mut bed = Self {
@@ -63,10 +73,18 @@ impl Bed {
             shaky: BTreeSet::new(),
             wrong: Vec::new(),
             kills: 0,
+            above: Above::default(),
+            deployed: false,
+            unreadable: false,
+            unguarded: None,
+            oracle: Oracle::new(program),
             last: now(),
             searched: 0,
         };
+        let name = format!("{}.{}.svc", estate::WEBHOOK.2, estate::NAMESPACES[0]);
+        let key = rcgen::generate_simple_self_signed([name]).context("can't make the webhook's certificate")?;
         bed.apply("estate", &estate::objects())?;
+        bed.apply("webhook", &estate::webhook(&key.cert.pem(), &key.signing_key.serialize_pem()))?;
         bed.settle()?;
         bed.warm_up()?;
         Ok(bed)
@@ -79,8 +97,7 @@ impl Bed {
             self.grid.read()?;
             let heard: BTreeSet<u64> =
                 self.grid.attempts.iter().filter(|(_, a)| !a.heard.is_empty()).map(|((_, key), _)| *key).collect();
-            silent =
-                self.grid.tried.iter().filter(|(_, key)| !heard.contains(key)).map(|(way, _)| way.clone()).collect();
+            silent = self.grid.attempted().filter(|(_, key)| !heard.contains(key)).map(|(w, _)| w.clone()).collect();
             Ok(silent.is_empty().then_some(()))
         })
         .with_context(|| match silent.first() {
@@ -99,10 +116,35 @@ impl Bed {
 
     /// The same for another number of pods.
     pub(super) fn settle_with(&mut self, all: usize) -> Result<()> {
+        let mut late = String::new();
         wait("the estate's pods to be ready", Duration::from_secs(120), || {
             self.grid.tell(&self.state)?;
-            let ready = self.grid.members.iter().filter(|m| m.ready).count();
-            Ok((ready == all && self.grid.members.len() == all).then_some(()))
+            let (ready, not): (Vec<_>, Vec<_>) = self.grid.members.iter().partition(|m| m.ready);
+            let names: Vec<&str> = not.iter().map(|m| m.name.as_str()).collect();
+            late = format!("{} of {all} are ready; not ready: {}", ready.len(), names.join(", "));
+            Ok((ready.len() == all && not.is_empty()).then_some(()))
+        })
+        .with_context(|| late)?;
+        let by_hand = self.grid.members.iter().find(|m| m.workload == "cache").map(|m| m.addresses.clone());
+        by_hand.map_or(Ok(()), |addresses| self.apply("endpoints", &estate::endpoints_by_hand(&addresses)))
+    }
+
+    /// From now on only ways that `only` allows are tried, or all of them. Returns when nothing else is under way.
+    pub(super) fn try_only(&mut self, only: Option<Truth>) -> Result<()> {
+        self.grid.only = only;
+        self.grid.tell(&self.state)?;
+        let mut quiet_since = now();
+        wait("members to try only what they are told", Duration::from_secs(60), || {
+            self.grid.read()?;
+            let wanted: BTreeSet<u64> = self.grid.tried.values().copied().collect();
+            let stray = self
+                .grid
+                .attempts
+                .keys()
+                .rev()
+                .find(|(_, key)| self.grid.ways.contains_key(key) && !wanted.contains(key));
+            quiet_since = quiet_since.max(stray.map_or(0, |(sent, _)| *sent));
+            Ok((now() > quiet_since + 4_000_000).then_some(()))
         })
     }
 
@@ -119,9 +161,10 @@ impl Bed {
     }
 
     /// Everything that deploy/ ships, as a person would apply it.
-    pub(super) fn deploy(&self) -> Result<()> {
+    pub(super) fn deploy(&mut self) -> Result<()> {
         let shipped = root().join("deploy");
         self.kubectl(&["apply", "--server-side", "-k", &shipped.to_string_lossy()])?;
+        self.deployed = true;
         self.rolled_out()
     }
 
@@ -172,20 +215,25 @@ impl Bed {
         Ok(all)
     }
 
-    /// Makes a change, and judges what came of it: `after` is what is meant to work from then on.
+    /// Makes a change, and judges what came of it. What is meant to work from then on is what Bulkhead's reference makes of
+    /// all that is applied; where `by_hand` says it too, both must say the same.
     pub(super) fn step(
         &mut self,
         name: &str,
-        after: Truth,
+        by_hand: impl Into<Option<Truth>>,
         change: impl FnOnce(&mut Self) -> Result<()>,
     ) -> Result<()> {
         check()?;
+        let by_hand = by_hand.into();
         self.shaky.clear();
         self.wrong.clear();
         self.kills = 0;
+        self.unreadable = false;
+        self.unguarded = None;
         let start = now();
         change(self).with_context(|| format!("step `{name}`"))?;
         let mut times = Times { last: self.last, start, changed: now(), end: u64::MAX };
+        let after = self.meant(by_hand).with_context(|| format!("step `{name}`"))?;
         // Until every way was tried once more after the change had settled.
         let mut untried = Vec::new();
         wait("", Duration::from_secs(90), || {
@@ -197,8 +245,7 @@ impl Bed {
                 .filter(|(_, a)| a.outcome.is_some())
                 .map(|((_, key), _)| *key)
                 .collect();
-            untried =
-                self.grid.tried.iter().filter(|(_, key)| !done.contains(key)).map(|(way, _)| way.clone()).collect();
+            untried = self.grid.attempted().filter(|(_, key)| !done.contains(key)).map(|(w, _)| w.clone()).collect();
             Ok(untried.is_empty().then_some(()))
         })
         .with_context(|| match untried.first() {
@@ -221,17 +268,72 @@ impl Bed {
                     heard: attempt.heard.iter().map(|h| grid.workload_of(h)).collect(),
                     shaky: self.shaky.contains(&way.from)
                         || self.shaky.contains(&way.by)
-                        || way.is_back(grid.workload_of(&way.from)),
+                        || way.may_be_the_nodes(grid.workload_of(&way.from)),
+                    unguarded: self.unguarded.is_some_and(|(node, from, to)| {
+                        let here = |name: &str| grid.node_of(name) == Some(node);
+                        (from..to).contains(sent) && here(&way.from) && attempt.heard.iter().all(|h| here(h))
+                    }),
                 })
             });
-            judge::judge(times, &self.truth, &after, tried)
+            let mut found = judge::judge(times, &self.truth, &after, tried);
+            let lasting = grid.kept.iter().filter_map(|((key, opened), kept)| {
+                let way = grid.ways.get(key)?;
+                let shaky = [&way.from, &way.by, &kept.at].iter().any(|end| self.shaky.contains(*end));
+                let (from, at) = (grid.workload_of(&way.from), grid.workload_of(&kept.at));
+                let unguarded = self.unguarded.is_some_and(|(node, since, to)| {
+                    let here = |name: &str| grid.node_of(name) == Some(node);
+                    (since..to + RECENT).contains(&kept.last) && here(&way.from) && here(&kept.at)
+                });
+                Some(Lasting { opened: *opened, way, kept, from, at, shaky, unguarded })
+            });
+            found.add_lasting(times, &self.truth, &after, lasting);
+            found
         };
         self.truth = after;
         self.grid.forget(times.end);
         self.last = times.end;
+        self.ask_webhook();
         let wrong = std::mem::take(&mut self.wrong);
         self.evidence.add(name, found, wrong, self.kills);
         Ok(())
+    }
+
+    /// The API server asks a pod of the estate, without whose answer nothing may be created: it must reach it, unless
+    /// that identity is withdrawn.
+    fn ask_webhook(&mut self) {
+        let name = estate::WEBHOOK.0;
+        let withdrawn = estate::workload(name).is_some_and(|w| self.above.revoked.contains(&w.id()));
+        let asked = self.created_with_webhook();
+        if asked.is_ok() == withdrawn {
+            let otherwise = asked.map_or_else(|error| format!("{error:#}"), |()| "it answers".to_owned());
+            self.wrong.push(format!("the API server asks {name} as a webhook: {otherwise}"));
+        }
+    }
+
+    /// Has the API server ask, once.
+    pub(super) fn created_with_webhook(&self) -> Result<()> {
+        let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {
+            "name": "asked", "namespace": estate::NAMESPACES[0], "labels": {(estate::ASKED): "yes"},
+        }});
+        let file = folder().join("asked.json");
+        run::write_if_changed(&file, object.to_string().as_bytes())?;
+        self.kubectl(&["create", "--dry-run=server", "-f", &file.to_string_lossy()]).map(drop)
+    }
+
+    /// What is meant to work now.
+    fn meant(&mut self, by_hand: Option<Truth>) -> Result<Truth> {
+        if !self.deployed {
+            return Ok(Truth::All);
+        }
+        if self.unreadable {
+            return Ok(by_hand.unwrap_or_else(|| self.truth.clone()));
+        }
+        let reference = self.oracle.ask(&self.state, &self.above)?;
+        for (from, to, allows) in by_hand.iter().flat_map(|by_hand| by_hand.differs(&reference)) {
+            let (hand, other) = if allows { ("allowed", "denied") } else { ("denied", "allowed") };
+            self.wrong.push(format!("{from} to {to} is {hand} by hand, and {other} by the reference"));
+        }
+        Ok(reference)
     }
 
     /// A step that leaves what is meant to work as it is.

@@ -3,59 +3,135 @@
 //! The workloads are written down once; the objects for the API server are made from them, and so is the table of pairs
 //! that are meant to work, which is deliberately no policy: what the agents make of the policies is held against it.
 
+mod objects;
+
+pub(super) use objects::{endpoints_by_hand, objects, objects_of, policies, webhook};
+
 use std::collections::BTreeSet;
-
-use serde_json::{Value, json};
-
-use crate::cluster::POD_IMAGE;
 
 /// The port on which members answer, TCP and UDP.
 pub(super) const PORT: u16 = 7000;
-/// The port of the nodes' addresses at which one Service is reached, too.
+/// The ports of the nodes' addresses at which two Services are reached, too.
 const NODE_PORT: u16 = 30_700;
+const MASQUERADED_PORT: u16 = 30_701;
+/// Where one Service is reached from outside.
+const EXTERNAL: [&str; 2] = ["10.97.0.7", "fd00:97::7"];
+/// The address of the database's Service, which init containers must know before it is there.
+pub(super) const DATABASE: &str = "10.96.77.1";
+/// The Service whose endpoints nobody selects: whoever runs the estate writes them.
+pub(super) const BY_HAND: &str = "cache-by-hand";
+/// The keys of attempts that init containers make, and those of the CronJob: beyond any that the grid gives.
+pub(super) const FIRST_KEYS: u64 = 2_000_000_000;
+pub(super) const NIGHTLY_KEY: u64 = 3_000_000_000;
+/// The workload whose pods answer the API server's webhook, the port there, and the Service.
+pub(super) const WEBHOOK: (&str, u16, &str) = ("web", 8443, "webhook");
+/// Whoever has this label is asked about.
+pub(super) const ASKED: &str = "e2e-asked";
+/// Where a sidecar listens, and the user under which it runs.
+const SIDECAR: (u16, u32) = (15_001, 1337);
+/// Where the API server connects from.
+const CONTROL_PLANE: [&str; 2] = ["10.246.0.1/32", "fd00:246::1/128"];
 /// The folder of every node that members share with it.
 pub(super) const TALK: &str = "lib/talk";
 /// The label that makes a pod a member, its value being the workload's name.
 pub(super) const MEMBER: &str = "e2e-member";
+
+/// What runs the pods of a workload.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Kind {
+    Deployment,
+    /// Members know each other by name and order.
+    StatefulSet,
+    /// One on every node.
+    DaemonSet,
+    /// Runs, connects, and ends: no member.
+    CronJob,
+}
+
+/// How the kubelet looks whether a pod is well.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Probe {
+    Tcp,
+    Http,
+    Exec,
+}
+
+/// What a workload's Service is besides an address of its own.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Extra {
+    No,
+    /// At the nodes' addresses, by their own pods, and at addresses from outside; nobody puts another's in its place.
+    Local,
+    /// At the nodes' addresses, which put their own in the place of whoever asks.
+    Masqueraded,
+}
 
 /// One service account with the pods that run under it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct Workload {
     pub(super) namespace: &'static str,
     pub(super) name: &'static str,
+    pub(super) kind: Kind,
     replicas: u8,
-    /// Members know each other by name and order.
-    stateful: bool,
-    /// Its Service is at the nodes' addresses too.
-    node_port: bool,
+    extra: Extra,
+    probe: Probe,
     /// Its pods are in their node's network namespace, and have no Service.
     pub(super) host_network: bool,
+    /// Before it starts it connects to the database, by an init container.
+    pub(super) connects_first: bool,
+    /// Its TCP connections are redirected to a sidecar, which makes them.
+    meshed: bool,
 }
 
-const fn deployment(namespace: &'static str, name: &'static str, replicas: u8) -> Workload {
-    Workload { namespace, name, replicas, stateful: false, node_port: false, host_network: false }
+const fn of(kind: Kind, namespace: &'static str, name: &'static str, replicas: u8) -> Workload {
+    let (extra, probe) = (Extra::No, Probe::Tcp);
+    let (host_network, connects_first, meshed) = (false, false, false);
+    Workload { namespace, name, kind, replicas, extra, probe, host_network, connects_first, meshed }
 }
 
-pub(super) const WORKLOADS: [Workload; 7] = [
-    deployment("shop", "web", 2),
-    Workload { node_port: true, ..deployment("shop", "cart", 2) },
-    Workload { stateful: true, ..deployment("data", "db", 3) },
-    deployment("data", "cache", 1),
-    deployment("billing", "report", 1),
-    deployment("billing", "intruder", 1),
-    Workload { host_network: true, ..deployment("billing", "tool", 1) },
+pub(super) const WORKLOADS: [Workload; 10] = [
+    Workload { probe: Probe::Http, ..of(Kind::Deployment, "shop", "web", 2) },
+    Workload { extra: Extra::Local, ..of(Kind::Deployment, "shop", "cart", 2) },
+    Workload { probe: Probe::Exec, ..of(Kind::StatefulSet, "data", "db", 3) },
+    Workload { extra: Extra::Masqueraded, ..of(Kind::Deployment, "data", "cache", 1) },
+    of(Kind::DaemonSet, "data", "shipper", 2),
+    Workload { connects_first: true, ..of(Kind::Deployment, "billing", "report", 1) },
+    Workload { connects_first: true, ..of(Kind::Deployment, "billing", "intruder", 1) },
+    Workload { host_network: true, ..of(Kind::Deployment, "billing", "tool", 1) },
+    of(Kind::CronJob, "billing", "nightly", 0),
+    Workload { meshed: true, ..of(Kind::Deployment, "shop", "meshed", 1) },
 ];
 
 /// The namespaces, in the order in which they begin to enforce.
 pub(super) const NAMESPACES: [&str; 3] = ["shop", "data", "billing"];
 
 /// Who is meant to reach whom once everything is enforced.
-const INTENDED: [(&str, &str); 6] =
-    [("web", "cart"), ("cart", "db"), ("cart", "cache"), ("db", "db"), ("report", "db"), ("report", "web")];
+const INTENDED: [(&str, &str); 10] = [
+    ("web", "cart"),
+    ("cart", "db"),
+    ("cart", "cache"),
+    ("db", "db"),
+    ("db", "shipper"),
+    ("report", "db"),
+    ("report", "web"),
+    ("nightly", "db"),
+    ("meshed", "cart"),
+    ("web", "meshed"),
+];
 
 impl Workload {
     pub(super) fn id(&self) -> String {
         id(self.namespace, self.name)
+    }
+
+    /// What its init containers write with their attempts.
+    pub(super) fn first_key(&self) -> u64 {
+        FIRST_KEYS + WORKLOADS.iter().position(|w| w == self).map_or(0, |at| at as u64)
+    }
+
+    /// Whether it has a Service.
+    pub(super) fn is_served(&self) -> bool {
+        !self.host_network && self.kind != Kind::CronJob
     }
 
     /// How many pods it has.
@@ -97,6 +173,21 @@ impl Truth {
         }
     }
 
+    /// The same with these, too.
+    pub(super) fn with(&self, more: impl IntoIterator<Item = (&'static str, &'static str)>) -> Self {
+        match self {
+            Self::All => Self::All,
+            Self::Only(pairs) => Self::Only(pairs.iter().copied().chain(more).collect()),
+        }
+    }
+
+    /// Pairs of workloads with pods about which the other says otherwise, each with what this one says.
+    pub(super) fn differs(&self, other: &Self) -> Vec<(&'static str, &'static str, bool)> {
+        let all = || WORKLOADS.iter().filter(|w| w.members() > 0).map(|w| w.name);
+        let pairs = all().flat_map(|from| all().map(move |to| (from, to, self.allows(from, to))));
+        pairs.filter(|(from, to, allows)| other.allows(from, to) != *allows).collect()
+    }
+
     pub(super) fn allows(&self, from: &str, to: &str) -> bool {
         match self {
             Self::All => true,
@@ -105,126 +196,9 @@ impl Truth {
     }
 }
 
-/// Namespaces, service accounts, pods and Services.
-pub(super) fn objects() -> Value {
-    let mut items: Vec<Value> = NAMESPACES
-        .iter()
-        .map(|name| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}))
-        .collect();
-    for w in &WORKLOADS {
-        items.push(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata(w, w.name)}));
-        items.push(pods(w));
-        if !w.host_network {
-            items.push(service(w, w.name, false));
-        }
-        if w.stateful {
-            items.push(service(w, &format!("{}-members", w.name), true));
-        }
-    }
-    json!({"apiVersion": "v1", "kind": "List", "items": items})
-}
-
-fn metadata(w: &Workload, name: &str) -> Value {
-    json!({"name": name, "namespace": w.namespace})
-}
-
-fn pods(w: &Workload) -> Value {
-    let labels = json!({(MEMBER): w.name});
-    let mut spec = json!({
-        "replicas": w.replicas,
-        "selector": {"matchLabels": labels},
-        "template": {"metadata": {"labels": labels}, "spec": pod(w)},
-    });
-    if w.stateful {
-        spec["serviceName"] = format!("{}-members", w.name).into();
-        spec["podManagementPolicy"] = "Parallel".into();
-    }
-    let kind = if w.stateful { "StatefulSet" } else { "Deployment" };
-    json!({"apiVersion": "apps/v1", "kind": kind, "metadata": metadata(w, w.name), "spec": spec})
-}
-
-fn pod(w: &Workload) -> Value {
-    json!({
-        "serviceAccountName": w.name,
-        "hostNetwork": w.host_network,
-        "terminationGracePeriodSeconds": 1,
-        // On both nodes, where there are several.
-        "topologySpreadConstraints": [{
-            "maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway",
-            "labelSelector": {"matchLabels": {(MEMBER): w.name}},
-        }],
-        "containers": [{
-            "name": "member", "image": POD_IMAGE, "imagePullPolicy": "Never",
-            "args": ["talk", PORT.to_string(), "/talk", "$(NAME)"],
-            "env": [{"name": "NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
-            "ports": [
-                {"name": "talk", "containerPort": PORT, "protocol": "TCP"},
-                {"name": "talk-udp", "containerPort": PORT, "protocol": "UDP"},
-            ],
-            "readinessProbe": {"tcpSocket": {"port": PORT}, "periodSeconds": 2, "timeoutSeconds": 5},
-            "volumeMounts": [{"name": "talk", "mountPath": "/talk"}],
-        }],
-        "volumes": [{"name": "talk", "hostPath": {"path": format!("/var/{TALK}"), "type": "DirectoryOrCreate"}}],
-    })
-}
-
-fn service(w: &Workload, name: &str, headless: bool) -> Value {
-    let port = |protocol: &str| json!({"name": protocol.to_lowercase(), "port": PORT, "protocol": protocol});
-    let mut ports = ["TCP", "UDP"].map(port);
-    if w.node_port {
-        ports.iter_mut().for_each(|p| p["nodePort"] = NODE_PORT.into());
-    }
-    let mut spec = json!({"ipFamilyPolicy": "RequireDualStack", "selector": {(MEMBER): w.name}, "ports": ports});
-    if headless {
-        spec["clusterIP"] = "None".into();
-    }
-    if w.node_port {
-        spec["type"] = "NodePort".into();
-        // Otherwise the node would put its own address in the place of the pod's.
-        spec["externalTrafficPolicy"] = "Local".into();
-    }
-    json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata(w, name), "spec": spec})
-}
-
-/// The policies that open what is intended: namespaces open their own sides, and the cluster's opens both at once.
-pub(super) fn policies(mode: &str) -> Value {
-    let ports = json!([{"port": PORT}, {"protocol": "UDP", "port": PORT}]);
-    let peer = |name: &str| workload(name).map_or(Value::Null, |w| json!([{"id": w.id()}]));
-    let edge = |(from, to): &(&str, &str)| json!({"from": peer(from), "to": peer(to), "ports": ports});
-    let mut items = vec![json!({
-        "apiVersion": "bulkhead.dev/v1alpha1", "kind": "ClusterSegmentationPolicy",
-        "metadata": {"name": "story"},
-        "spec": {"mode": mode, "edges": INTENDED.iter().filter(|pair| !own_sides(pair)).map(edge).collect::<Vec<_>>()},
-    })];
-    for w in &WORKLOADS {
-        let of = |own: fn(&(&'static str, &'static str)) -> &'static str,
-                  other: fn(&(&'static str, &'static str)) -> &'static str,
-                  word: &str|
-         -> Vec<Value> {
-            let mine = INTENDED.iter().filter(|pair| own_sides(pair) && own(pair) == w.name);
-            mine.map(|pair| json!({word: peer(other(pair)), "ports": ports})).collect()
-        };
-        let (ingress, egress) = (of(|p| p.1, |p| p.0, "from"), of(|p| p.0, |p| p.1, "to"));
-        if ingress.is_empty() && egress.is_empty() {
-            continue;
-        }
-        let mut spec = json!({"mode": mode, "selector": {"ids": [w.id()]}});
-        for (section, rules) in [("ingress", ingress), ("egress", egress)] {
-            if !rules.is_empty() {
-                spec[section] = json!({"rules": rules});
-            }
-        }
-        items.push(json!({
-            "apiVersion": "bulkhead.dev/v1alpha1", "kind": "SegmentationPolicy",
-            "metadata": metadata(w, w.name), "spec": spec,
-        }));
-    }
-    json!({"apiVersion": "v1", "kind": "List", "items": items})
-}
-
 /// Pairs that the two namespaces open each on its own side.
 fn own_sides(pair: &(&str, &str)) -> bool {
-    matches!(pair, ("cart" | "db", "db"))
+    matches!(pair, ("cart" | "db" | "nightly", "db"))
 }
 
 #[cfg(test)]
@@ -239,7 +213,11 @@ mod tests {
         let text = policies("enforce").to_string();
         assert!(!text.contains("null"), "{text}");
         let edges = INTENDED.iter().filter(|p| !own_sides(p)).count();
-        assert_eq!(text.matches("\"from\":").count(), edges + 2, "edges, and who may reach the database");
+        assert_eq!(
+            text.matches("\"from\":").count(),
+            edges + 4,
+            "edges, the webhook's, and who may reach the database"
+        );
         assert!(!text.contains("intruder"), "nobody is meant to talk to it");
     }
 }

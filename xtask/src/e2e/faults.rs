@@ -1,6 +1,6 @@
 //! What goes wrong on purpose, one after another, while enforcement must hold.
 //!
-//! Each makes sure that its fault happened: a kill by the container's count of restarts, an outage by asking the API
+//! Connections that last go through all of it ([`grid`](super::grid)). Each makes sure that its fault happened: a kill by the container's count of restarts, an outage by asking the API
 //! server, a new agent by its pod's UID.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -10,10 +10,12 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 use super::bed::{Bed, SYSTEM};
-use super::estate::Truth;
+use super::estate::{self, Truth, WORKLOADS, workload};
 use super::grid::{Member, get, items, now};
 use super::interrupt::{check, wait};
 use crate::run::{self, step};
+
+mod reboot;
 
 /// All of them.
 pub(super) fn tell(bed: &mut Bed) -> Result<()> {
@@ -23,9 +25,12 @@ pub(super) fn tell(bed: &mut Bed) -> Result<()> {
     restarted(bed, "kubelets restarted", &["kubelet@node1", "kubelet@node2"])?;
     restarted(bed, "containerd restarted", &["containerd@node1", "containerd@node2"])?;
     restarted(bed, "etcd restarted", &["etcd"])?;
+    second(bed)?;
     bad_policy(bed)?;
     outage(bed)?;
     reused(bed)?;
+    namespace_deleted(bed)?;
+    reboot::run(bed)?;
     deleted(bed)
 }
 
@@ -86,6 +91,70 @@ fn restarted(bed: &mut Bed, name: &str, daemons: &[&str]) -> Result<()> {
     })
 }
 
+/// One more agent on a node, by mistake: it finds that there is one, says so, and nothing changes.
+fn second(bed: &mut Bed) -> Result<()> {
+    /// "another agent of this instance is running": `bulkhead agent --help`.
+    const ALREADY_RUNNING: u64 = 15;
+    bed.harm("a second agent on each node", |bed| {
+        let mut shipped = get(&bed.state, &["daemonset", "bulkhead-agent", "--namespace", SYSTEM])?;
+        let mut spec = shipped["spec"]["template"]["spec"].take();
+        spec["restartPolicy"] = "Never".into();
+        for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
+            spec["containers"][0][probe] = json!(null);
+        }
+        let before = bed.agents()?;
+        for agent in &before {
+            let name = format!("second-{}", agent.node);
+            spec["nodeName"] = agent.node.as_str().into();
+            let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": SYSTEM}, "spec": spec});
+            bed.apply(&name, &pod)?;
+            let code = wait("the second agent to end", Duration::from_secs(60), || {
+                let pod = get(&bed.state, &["pod", &name, "--namespace", SYSTEM])?;
+                Ok(pod["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"].as_u64())
+            })?;
+            let said = bed.kubectl(&["logs", "--namespace", SYSTEM, &name])?;
+            bed.expect(
+                code == ALREADY_RUNNING && said.contains("another agent"),
+                format!("on {} a second agent ends with {code}: {said}", agent.node),
+            );
+            bed.kubectl(&["delete", "pod", &name, "--namespace", SYSTEM])?;
+        }
+        let untouched = |a: &super::bed::Agent| before.iter().any(|b| b.uid == a.uid && b.restarts == a.restarts);
+        let after = bed.agents()?;
+        bed.expect(after.iter().all(|a| a.ready && untouched(a)), format!("an agent was disturbed: {after:?}"));
+        bed.everywhere(&["status"]).map(drop)
+    })
+}
+
+/// A namespace deleted with everything in it, policies too, and made anew, enforcing from the start.
+fn namespace_deleted(bed: &mut Bed) -> Result<()> {
+    const NAME: &str = "billing";
+    bed.harm("a namespace deleted", |bed| {
+        let gone: Vec<String> = bed.grid.members.iter().filter(|m| is_in(m, NAME)).map(|m| m.name.clone()).collect();
+        bed.shaky.extend(gone.iter().cloned());
+        bed.shaky.extend(["service report", "service intruder"].map(str::to_owned));
+        bed.kubectl(&["delete", "namespace", NAME, "--timeout=120s"])?;
+        bed.settle_with(WORKLOADS.iter().filter(|w| w.namespace != NAME).map(|w| w.members()).sum())
+    })?;
+    bed.harm("and made anew, enforcing", |bed| {
+        let (start, keys) = (now(), ["report", "intruder"].map(workload).map(|w| w.map_or(0, |w| w.first_key())));
+        bed.apply(NAME, &estate::objects_of(NAME, "enforce"))?;
+        bed.apply("policies", &estate::policies("enforce"))?;
+        bed.settle()?;
+        bed.shaky.extend(bed.grid.members.iter().filter(|m| is_in(m, NAME)).map(|m| m.name.clone()));
+        bed.shaky.extend(["service report", "service intruder"].map(str::to_owned));
+        bed.grid.read()?;
+        let [report, intruder] = keys.map(|key| bed.grid.heard_since(key, start));
+        bed.expect(report > 0, "the init container that may reach the database didn't");
+        bed.expect(intruder == 0, "the init container that may not reach the database did");
+        Ok(())
+    })
+}
+
+fn is_in(member: &Member, namespace: &str) -> bool {
+    workload(member.workload).is_some_and(|w| w.namespace == namespace)
+}
+
 /// A policy that passes the schema and not the agent: what was in force stays in force, and it is said.
 fn bad_policy(bed: &mut Bed) -> Result<()> {
     let broken = json!({
@@ -97,6 +166,7 @@ fn bad_policy(bed: &mut Bed) -> Result<()> {
     });
     bed.harm("a policy that can't be read", |bed| {
         bed.apply("broken", &broken)?;
+        bed.unreadable = true;
         pause(Duration::from_secs(1))?;
         for agent in bed.agents()? {
             let (said, code) = bed.bulkhead(&agent, &["status"])?;
@@ -104,7 +174,7 @@ fn bad_policy(bed: &mut Bed) -> Result<()> {
         }
         Ok(())
     })?;
-    bed.harm("and put right", |bed| bed.apply("policies", &super::estate::policies("enforce")))
+    bed.harm("and put right", |bed| bed.apply("policies", &estate::policies("enforce")))
 }
 
 /// The API server away while pods churn, and agents restarted without it.
@@ -143,7 +213,8 @@ fn outage(bed: &mut Bed) -> Result<()> {
         bed.kubectl(&["rollout", "status", "statefulset/db", "--namespace", "data", "--timeout=120s"])?;
         bed.settle()?;
         bed.shaky.extend(bed.grid.members.iter().map(|m| m.name.clone()));
-        bed.shaky.extend(super::estate::WORKLOADS.iter().map(|w| format!("service {}", w.name)));
+        bed.shaky.extend(WORKLOADS.iter().map(|w| format!("service {}", w.name)));
+        bed.shaky.insert(format!("service {}", estate::BY_HAND));
         Ok(())
     })?;
     bed.harm("and a while later", |_| Ok(()))
@@ -226,6 +297,7 @@ fn deleted(bed: &mut Bed) -> Result<()> {
         bed.refusals()?;
         let shipped = run::root().join("deploy");
         bed.kubectl(&["delete", "-k", &shipped.to_string_lossy(), "--timeout=120s"])?;
+        bed.deployed = false;
         bed.excuse()?;
         for node in &nodes {
             let left = pins(bed, node)?;

@@ -3,6 +3,9 @@
 //! Members are told whom to try, and tell what they tried and heard, by files on their nodes (tests/cluster/pod). An
 //! attempt arrived if some member wrote down that it heard it, whatever the sender saw. It is judged between the sender
 //! and whoever heard it, so an address that has gone to somebody else shows as what it is.
+//!
+//! Beside attempts there are connections that last: one from each member to each other, and one to each Service, used
+//! twice a second for as long as they work.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -13,7 +16,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::Value;
 
-use super::estate::{MEMBER, PORT, TALK, WORKLOADS};
+use super::estate::{BY_HAND, MEMBER, PORT, TALK, Truth, WORKLOADS};
 use crate::cluster::State;
 use crate::run;
 
@@ -37,15 +40,23 @@ pub(super) struct Way {
     pub(super) to: &'static str,
     /// The member that is meant, or the Service.
     pub(super) by: String,
+    /// `tcp` or `udp` for attempts, `hold` for a connection that lasts.
     pub(super) protocol: &'static str,
     pub(super) address: String,
+    /// A node puts its own address in the place of the member's on the way: what arrives may be the node's as far as
+    /// anybody can tell, so that silence says nothing.
+    pub(super) masked: bool,
 }
 
+/// How a connection that lasts is told in [`Way::protocol`].
+pub(super) const HOLD: &str = "hold";
+
 impl Way {
-    /// Whether a member may meet itself this way: by its own Service. kube-proxy then puts the node's address in the
-    /// place of the pod's, and what arrives is the node's as far as anybody can tell. No silence is held against that.
-    pub(super) fn is_back(&self, from: &str) -> bool {
-        self.to == from && self.by.starts_with(SERVICE)
+    /// Whether what arrives may be the node's as far as anybody can tell, so that no silence is held against it. So it is
+    /// where a member may meet itself, by its own Service: kube-proxy then puts the node's address in the place of the
+    /// pod's.
+    pub(super) fn may_be_the_nodes(&self, from: &str) -> bool {
+        self.masked || self.to == from && self.by.starts_with(SERVICE)
     }
 }
 
@@ -64,6 +75,20 @@ pub(super) struct Attempt {
     pub(super) heard: Vec<String>,
 }
 
+/// A connection that works has had a message within this time, in microseconds.
+pub(super) const RECENT: u64 = 2_000_000;
+
+/// A connection that lasts, or lasted.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Kept {
+    /// When the last message arrived.
+    pub(super) last: u64,
+    /// At whom.
+    pub(super) at: String,
+    /// Why it broke, as its opener saw it.
+    pub(super) broke: Option<String>,
+}
+
 pub(super) struct Grid {
     /// The nodes' folders.
     folders: Vec<(String, PathBuf)>,
@@ -74,6 +99,10 @@ pub(super) struct Grid {
     pub(super) tried: BTreeMap<Way, u64>,
     /// By the moment of sending, then key.
     pub(super) attempts: BTreeMap<(u64, u64), Attempt>,
+    /// By key, then the moment of opening.
+    pub(super) kept: BTreeMap<(u64, u64), Kept>,
+    /// While it is there, only ways that it allows are tried.
+    pub(super) only: Option<Truth>,
     /// Who every name ever belonged to.
     workloads: BTreeMap<String, &'static str>,
     read: BTreeMap<PathBuf, u64>,
@@ -96,6 +125,8 @@ impl Grid {
             ways: BTreeMap::new(),
             tried: BTreeMap::new(),
             attempts: BTreeMap::new(),
+            kept: BTreeMap::new(),
+            only: None,
             workloads: BTreeMap::new(),
             read: BTreeMap::new(),
             sent: 0,
@@ -121,17 +152,30 @@ impl Grid {
         };
         for from in &self.members {
             let others = self.members.iter().filter(|to| to.name != from.name);
-            let direct =
-                others.flat_map(|to| to.addresses.iter().map(|a| (to.workload, to.name.clone(), a.clone(), PORT)));
+            let direct = others.flat_map(|to| {
+                let all = to.addresses.iter().enumerate();
+                all.map(|(n, a)| (to.workload, to.name.clone(), a.clone(), PORT, false, n == 0))
+            });
             let by_service = services.iter().flat_map(|s| {
                 let here = s.places.iter().filter(|p| p.node.as_ref().is_none_or(|node| *node == from.node));
-                here.map(|p| (s.workload, format!("{SERVICE}{}", s.workload), p.address.clone(), p.port))
+                let lasting =
+                    move |n: usize, p: &Place| n + 1 == s.own && p.node.is_none() && s.workload != from.workload;
+                here.enumerate().map(move |(n, p)| {
+                    let by = format!("{SERVICE}{}", s.name);
+                    (s.workload, by, p.address.clone(), p.port, p.masked, lasting(n, p))
+                })
             });
-            for (to, by, address, port) in direct.chain(by_service) {
+            for (to, by, address, port, masked, lasting) in direct.chain(by_service) {
+                // By a way on which a node may stand for the member it isn't learned who connects.
+                let clear = |only: &Truth| only.allows(from.workload, to) && by != own(from.workload) && !masked;
+                if self.only.as_ref().is_some_and(|only| !clear(only)) {
+                    continue;
+                }
                 let address =
                     if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") };
-                for protocol in ["tcp", "udp"] {
-                    let way = Way { from: from.name.clone(), to, by: by.clone(), protocol, address: address.clone() };
+                for protocol in ["tcp", "udp", HOLD].into_iter().filter(|p| *p != HOLD || lasting) {
+                    let (from, by, address) = (from.name.clone(), by.clone(), address.clone());
+                    let way = Way { from, to, by, protocol, address, masked };
                     add(way, &self.tried, &mut self.ways);
                 }
             }
@@ -154,6 +198,8 @@ impl Grid {
                 let Some(name) = path.file_stem().and_then(|n| n.to_str()).map(str::to_owned) else { continue };
                 match path.extension().and_then(|e| e.to_str()) {
                     Some("tried") => self.news(&path)?.lines().try_for_each(|l| self.tried_line(l))?,
+                    Some("kept") => self.news(&path)?.lines().try_for_each(|l| self.kept_line(&name, l))?,
+                    Some("held") => self.news(&path)?.lines().try_for_each(|l| self.held_line(l))?,
                     Some("heard") => self.news(&path)?.lines().try_for_each(|l| self.heard_line(&name, l))?,
                     _ => {}
                 }
@@ -194,14 +240,50 @@ impl Grid {
         Ok(())
     }
 
+    fn kept_line(&mut self, by: &str, line: &str) -> Result<()> {
+        let words: Vec<&str> = line.split(' ').collect();
+        let [at, key, opened, _count] = words[..] else { return odd(line) };
+        let kept = self.kept.entry((number(key)?, number(opened)?)).or_default();
+        kept.last = number(at)?;
+        if kept.at != by {
+            by.clone_into(&mut kept.at);
+        }
+        self.sent += 1;
+        Ok(())
+    }
+
+    fn held_line(&mut self, line: &str) -> Result<()> {
+        let words: Vec<&str> = line.split(' ').collect();
+        let [key, opened, _now, _count, why] = words[..] else { return odd(line) };
+        self.kept.entry((number(key)?, number(opened)?)).or_default().broke = Some(why.to_owned());
+        Ok(())
+    }
+
+    /// The attempts' ways that are tried now.
+    pub(super) fn attempted(&self) -> impl Iterator<Item = (&Way, u64)> {
+        self.tried.iter().filter(|(way, _)| way.protocol != HOLD).map(|(way, key)| (way, *key))
+    }
+
+    /// How many attempts with this key, sent since, were heard by anybody.
+    pub(super) fn heard_since(&self, key: u64, since: u64) -> usize {
+        self.attempts.range((since, 0)..).filter(|((_, k), a)| *k == key && !a.heard.is_empty()).count()
+    }
+
     /// Whose pod has, or had, this name.
     pub(super) fn workload_of(&self, member: &str) -> &'static str {
         self.workloads.get(member).copied().unwrap_or("somebody else")
     }
 
+    /// Where a member is.
+    pub(super) fn node_of(&self, member: &str) -> Option<&str> {
+        self.members.iter().find(|m| m.name == member).map(|m| m.node.as_str())
+    }
+
     /// Forgets attempts from before.
     pub(super) fn forget(&mut self, before: u64) {
         self.attempts = self.attempts.split_off(&(before, 0));
+        // What broke was judged. What works has its last message from just before.
+        self.kept.retain(|_, kept| kept.broke.is_none() && kept.last + RECENT >= before);
     }
 }
 
@@ -235,7 +317,10 @@ fn members(state: &State) -> Result<Vec<Member>> {
 }
 
 struct Service {
+    name: &'static str,
     workload: &'static str,
+    /// Its own addresses come first: so many.
+    own: usize,
     places: Vec<Place>,
 }
 
@@ -245,9 +330,15 @@ struct Place {
     /// Only from this node: its own address. By another node's a pod's answer would come back by a shorter way than the
     /// question took, which nobody understands.
     node: Option<String>,
+    masked: bool,
 }
 
-/// The Services that have addresses: their own, and for some those of the nodes.
+/// How a workload's own Service is called in [`Way::by`].
+fn own(workload: &str) -> String {
+    format!("{SERVICE}{workload}")
+}
+
+/// The Services that have addresses: their own, and for some those of the nodes, and from outside.
 fn services(state: &State) -> Result<Vec<Service>> {
     let said = get(state, &["nodes"])?;
     let mut nodes = Vec::new();
@@ -256,19 +347,32 @@ fn services(state: &State) -> Result<Vec<Service>> {
         let internal = all.filter(|a| a["type"] == "InternalIP");
         nodes.extend(internal.map(|a| (text(&node["metadata"]["name"]), text(&a["address"]))));
     }
+    let said = get(state, &["services", "--all-namespaces"])?;
+    let by_hand = WORKLOADS.iter().find(|w| w.name == "cache").map(|w| (BY_HAND, w));
+    let all = WORKLOADS.iter().filter(|w| w.is_served()).map(|w| (w.name, w)).chain(by_hand);
     let mut services = Vec::new();
-    for w in WORKLOADS.iter().filter(|w| !w.host_network) {
-        let said = get(state, &["service", w.name, "--namespace", w.namespace])?;
-        let addresses = said["spec"]["clusterIPs"].as_array().into_iter().flatten();
-        let mut places: Vec<Place> = addresses.map(|a| Place { address: text(a), port: PORT, node: None }).collect();
+    for (name, w) in all {
+        // One whose namespace is being deleted isn't there.
+        let is_it = |s: &&Value| s["metadata"]["name"] == name && s["metadata"]["namespace"] == w.namespace;
+        let Some(spec) = items(&said).find(is_it).map(|s| &s["spec"]) else { continue };
+        let list = |value: &Value| -> Vec<String> { value.as_array().into_iter().flatten().map(text).collect() };
+        let (own, outside) = (list(&spec["clusterIPs"]), list(&spec["externalIPs"]));
+        let count = own.len();
+        let place = |address: String| Place { address, port: PORT, node: None, masked: false };
+        let mut places: Vec<Place> = own.into_iter().chain(outside).map(place).collect();
         // The same for both protocols, as it was asked to be.
-        let node_port = said["spec"]["ports"][0]["nodePort"].as_u64().and_then(|port| u16::try_from(port).ok());
+        let node_port = spec["ports"][0]["nodePort"].as_u64().and_then(|port| u16::try_from(port).ok());
+        let masked = spec["externalTrafficPolicy"] == "Cluster";
         if let Some(port) = node_port {
-            let at =
-                |(node, address): &(String, String)| Place { address: address.clone(), port, node: Some(node.clone()) };
+            let at = |(node, address): &(String, String)| Place {
+                address: address.clone(),
+                port,
+                node: Some(node.clone()),
+                masked,
+            };
             places.extend(nodes.iter().map(at));
         }
-        services.push(Service { workload: w.name, places });
+        services.push(Service { name, workload: w.name, own: count, places });
     }
     Ok(services)
 }

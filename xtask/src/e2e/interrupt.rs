@@ -12,7 +12,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 static ASKED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 
 /// From now on signals only leave a mark.
-pub(super) fn watch() -> Result<()> {
+pub(crate) fn watch() -> Result<()> {
     let asked = ASKED.get_or_init(Arc::default);
     for signal in [SIGINT, SIGTERM, SIGHUP] {
         signal_hook::flag::register(signal, Arc::clone(asked)).context("can't handle signals")?;
@@ -21,7 +21,7 @@ pub(super) fn watch() -> Result<()> {
 }
 
 /// An error if somebody wants the run to end.
-pub(super) fn check() -> Result<()> {
+pub(crate) fn check() -> Result<()> {
     if ASKED.get().is_some_and(|asked| asked.load(Ordering::Relaxed)) {
         bail!("interrupted");
     }

@@ -9,14 +9,20 @@
 //! Up to `start` the former table holds. From `start` to `settled`, five seconds after the change was made, a pair must
 //! do what both tables say where they agree; where they don't, either is fine, and the last attempt that went the old way
 //! tells how long the change took. From then on the new table holds, without exception.
+//!
+//! A connection that was opened before `start` and that both tables allow must still work at `end`; of one that the new
+//! table denies nothing may arrive from `settled` on; of one that both deny nothing at all.
 
 use std::collections::BTreeSet;
 
 use super::estate::Truth;
-use super::grid::{Attempt, Way};
+use super::grid::{Attempt, Kept, RECENT, Way};
 
 /// How long a change may take to be in force.
 pub(super) const GRACE: u64 = 5_000_000;
+
+/// A connection that works has had a message within this time; what was lost in between is sent again by then.
+const SILENT: u64 = 4_000_000;
 
 /// The moments of a step, in microseconds.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +54,12 @@ pub(super) struct Found {
     pub(super) lost: usize,
     /// How long after the change the last attempt went the old way, in microseconds.
     pub(super) convergence: u64,
+    /// Connections that last, opened before the step and allowed before and after it.
+    pub(super) held: usize,
+    /// Those of them that broke, or fell silent.
+    pub(super) held_lost: usize,
+    /// Connections on which something arrived after the change had settled, though the new table denies them.
+    pub(super) held_leaks: usize,
     /// The first of what is wrong, in words.
     pub(super) words: Vec<String>,
 }
@@ -62,6 +74,8 @@ pub(super) struct Tried<'a> {
     pub(super) heard: Vec<&'a str>,
     /// Silence says nothing: the sender or whoever is meant was ended or begun during the step, or may be the same.
     pub(super) shaky: bool,
+    /// The step took enforcement away where both ends are, so what arrives there says nothing.
+    pub(super) unguarded: bool,
 }
 
 /// Judges a step.
@@ -90,7 +104,7 @@ pub(super) fn judge<'a>(
             reached.push(a.way.to);
         }
         for to in reached {
-            if !old.allows(a.from, to) && !new.allows(a.from, to) {
+            if !old.allows(a.from, to) && !new.allows(a.from, to) && !a.unguarded {
                 found.false_allows += 1;
                 found.tell("reached", to, &a, times);
             }
@@ -119,7 +133,57 @@ pub(super) fn judge<'a>(
     found
 }
 
+/// One connection that lasts, with all that is needed to judge it.
+pub(super) struct Lasting<'a> {
+    pub(super) opened: u64,
+    pub(super) way: &'a Way,
+    pub(super) kept: &'a Kept,
+    pub(super) from: &'a str,
+    /// The workload where its messages arrived.
+    pub(super) at: &'a str,
+    pub(super) shaky: bool,
+    /// As in [`Tried`].
+    pub(super) unguarded: bool,
+}
+
 impl Found {
+    /// Adds the connections that last.
+    pub(super) fn add_lasting<'a>(
+        &mut self,
+        times: Times,
+        before: &Truth,
+        after: &Truth,
+        all: impl Iterator<Item = Lasting<'a>>,
+    ) {
+        for c in all.filter(|c| c.kept.last > 0) {
+            let (was, is) = (before.allows(c.from, c.at), after.allows(c.from, c.at));
+            let silent = times.end.saturating_sub(c.kept.last);
+            let mut words = None;
+            let never = !was && !is && c.kept.last >= times.last && !c.unguarded;
+            let recent = c.kept.last + RECENT >= times.last;
+            if !is && c.kept.last >= times.settled() || never {
+                self.held_leaks += 1;
+                words = Some("still reaches");
+            } else if was && is && c.opened < times.start && recent && !c.shaky {
+                self.held += 1;
+                if c.kept.broke.is_some() || silent > SILENT {
+                    self.held_lost += 1;
+                    words = Some("lost its connection to");
+                }
+            }
+            if let (Some(words), true) = (words, self.words.len() < 12) {
+                let why = c.kept.broke.as_deref().unwrap_or("no error");
+                self.words.push(format!(
+                    "{} {words} {}: {} ({why}), {} ms before the end",
+                    c.from,
+                    c.at,
+                    c.way,
+                    silent / 1000
+                ));
+            }
+        }
+    }
+
     fn tell(&mut self, word: &str, to: &str, a: &Tried<'_>, times: Times) {
         if self.words.len() < 12 {
             let at = (i128::from(a.sent) - i128::from(times.changed)) / 1000;
@@ -136,10 +200,17 @@ mod tests {
     const TIMES: Times = Times { last: 0, start: 1_000_000, changed: 2_000_000, end: 9_000_000 };
 
     fn judged(sent: u64, to: &'static str, heard: Option<&'static str>, before: &Truth, after: &Truth) -> Found {
-        let way = Way { from: "a-1".to_owned(), to, by: to.to_owned(), protocol: "tcp", address: String::new() };
+        let way = Way {
+            from: "a-1".to_owned(),
+            to,
+            by: to.to_owned(),
+            protocol: "tcp",
+            address: String::new(),
+            masked: false,
+        };
         let attempt = Attempt { outcome: Some("silence".to_owned()), heard: Vec::new() };
         let heard = heard.into_iter().collect();
-        let tried = Tried { sent, way: &way, attempt: &attempt, from: "web", heard, shaky: false };
+        let tried = Tried { sent, way: &way, attempt: &attempt, from: "web", heard, shaky: false, unguarded: false };
         judge(TIMES, before, after, std::iter::once(tried))
     }
 
@@ -159,6 +230,33 @@ mod tests {
         assert_eq!(judged(3_000_000, "db", Some("db"), &some, &some).false_allows, 1);
         let right = judged(8_000_000, "cart", Some("cart"), &some, &some);
         assert_eq!((right.false_allows, right.false_denies, right.ways), (0, 0, 1));
+    }
+
+    #[test]
+    fn a_connection_lasts_where_it_is_allowed_and_ends_where_it_isnt() {
+        let way = Way {
+            from: "a-1".to_owned(),
+            to: "db",
+            by: "db-0".to_owned(),
+            protocol: "hold",
+            address: String::new(),
+            masked: false,
+        };
+        let judged = |from: &str, last: u64, broke: Option<&str>, before: &Truth| {
+            let kept = Kept { last, at: "db-0".to_owned(), broke: broke.map(str::to_owned) };
+            let lasting =
+                Lasting { opened: 500_000, way: &way, kept: &kept, from, at: "db", shaky: false, unguarded: false };
+            let mut found = Found::default();
+            found.add_lasting(TIMES, before, &Truth::intended(), std::iter::once(lasting));
+            (found.held, found.held_lost, found.held_leaks)
+        };
+        let (all, some) = (Truth::All, Truth::intended());
+        assert_eq!(judged("cart", 8_900_000, None, &some), (1, 0, 0));
+        assert_eq!(judged("cart", 8_900_000, Some("reset"), &some), (1, 1, 0));
+        assert_eq!(judged("cart", 4_000_000, None, &all), (1, 1, 0), "silent for five seconds");
+        assert_eq!(judged("web", 6_900_000, Some("reset"), &all), (0, 0, 0), "cut in time");
+        assert_eq!(judged("web", 7_000_000, None, &all), (0, 0, 1));
+        assert_eq!(judged("web", 500_000, None, &some), (0, 0, 1), "it was denied already");
     }
 
     #[test]

@@ -1,23 +1,46 @@
 //! From a cluster without Bulkhead to one that enforces, and what a person does with it then.
 
+use std::collections::BTreeSet;
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 
 use super::bed::Bed;
 use super::estate::{NAMESPACES, Truth, WORKLOADS, policies, workload};
+use super::interrupt::wait;
+use super::jobs;
+use super::suggest::{self, Suggested};
 use crate::run::step;
 
-/// The main story.
-pub(super) fn tell(bed: &mut Bed) -> Result<()> {
+/// The main story. `runs`: how many Jobs' first connections are timed in each state.
+pub(super) fn tell(bed: &mut Bed, runs: usize) -> Result<()> {
     step("the story");
-    bed.step("without an agent", Truth::All, |_| Ok(()))?;
-    bed.step("observe", Truth::All, |bed| bed.deploy())?;
+    bed.step("without an agent", Truth::All, |bed| jobs::time(bed, jobs::State::Without, runs))?;
+    let mut suggested = Suggested::default();
+    bed.step("observe, and what is suggested", Truth::All, |bed| {
+        // What is learned is what is meant: nobody tries anything else meanwhile.
+        bed.try_only(Some(Truth::intended()))?;
+        bed.deploy()?;
+        suggested = suggest::learn(bed)?;
+        bed.try_only(None)
+    })?;
     graph(bed)?;
-    bed.step("policies, in audit mode", Truth::All, |bed| bed.apply("policies", &policies("audit")))?;
+    bed.step("Jobs under observe", Truth::All, |bed| jobs::time(bed, jobs::State::Observe, runs))?;
+    bed.step("what was suggested, in audit mode", Truth::All, |bed| suggested.apply(bed, "audit"))?;
     bed.step("posture audit", Truth::All, |bed| posture(bed, "audit"))?;
     would_deny(bed)?;
-    bed.step("policies, in enforce mode", only_isolated(), |bed| bed.apply("policies", &policies("enforce")))?;
+    bed.step("what was suggested, in enforce mode", None::<Truth>, |bed| suggested.apply(bed, "enforce"))?;
     bed.step("posture enforce", Truth::intended(), |bed| posture(bed, "enforce"))?;
-    bed.harm("Jobs at their first instruction", super::jobs::run)?;
+    bed.harm("Jobs at their first instruction", |bed| {
+        jobs::run(bed)?;
+        jobs::time(bed, jobs::State::Enforce, runs)?;
+        jobs::nightly(bed)
+    })?;
+    bed.harm("policies by hand in their place", |bed| {
+        let by_hand = policies("enforce");
+        bed.apply("policies", &by_hand)?;
+        suggest::delete_all_but(bed, &by_hand)
+    })?;
     revoke(bed)?;
     delete_a_policy(bed)?;
     break_glass(bed)?;
@@ -33,22 +56,19 @@ fn posture(bed: &mut Bed, word: &str) -> Result<()> {
     bed.kubectl(&words).map(drop)
 }
 
-/// While namespaces only audit, policies in force isolate whom they select: cart's egress, and the database both ways.
-fn only_isolated() -> Truth {
-    let all = WORKLOADS.iter().flat_map(|f| WORKLOADS.iter().map(|t| (f.name, t.name)));
-    let intended = Truth::intended();
-    let isolated = |from: &str, to: &str| from == "cart" || from == "db" || to == "db";
-    Truth::Only(all.filter(|(from, to)| !isolated(from, to) || intended.allows(from, to)).collect())
-}
-
-/// What observation is for: each agent has seen its own pods talk.
+/// What observation is for: each agent has seen its own pods talk. It adds to its history every ten seconds.
 fn graph(bed: &mut Bed) -> Result<()> {
     for agent in bed.agents()? {
-        let (said, code) = bed.bulkhead(&agent, &["graph"])?;
-        ensure!(code == 0, "on {} the graph can't be had: {said}", agent.node);
-        for member in bed.grid.members.iter().filter(|m| m.node == agent.node) {
-            ensure!(said.contains(member.workload), "the graph of {} has no {}:\n{said}", agent.node, member.workload);
-        }
+        let own: BTreeSet<&str> =
+            bed.grid.members.iter().filter(|m| m.node == agent.node).map(|m| m.workload).collect();
+        let mut missing = Vec::new();
+        wait("the graph to show all members", Duration::from_secs(40), || {
+            let (said, code) = bed.bulkhead(&agent, &["graph"])?;
+            ensure!(code == 0, "on {} the graph can't be had: {said}", agent.node);
+            missing = own.iter().filter(|name| !said.contains(**name)).copied().collect();
+            Ok(missing.is_empty().then_some(()))
+        })
+        .with_context(|| format!("the graph of {} lacks {missing:?}", agent.node))?;
     }
     Ok(())
 }
@@ -68,9 +88,15 @@ fn revoke(bed: &mut Bed) -> Result<()> {
     let gone = bed.truth().without(|from, to| from == "web" || to == "web");
     let back = bed.truth().clone();
     bed.step("an identity revoked", gone, |bed| {
-        bed.everywhere(&["revoke", &id, "--reason", "a stolen key"]).map(drop)
+        bed.everywhere(&["revoke", &id, "--reason", "a stolen key"])?;
+        bed.above.revoked.push(id.clone());
+        Ok(())
     })?;
-    bed.step("and restored", back, |bed| bed.everywhere(&["restore", &id]).map(drop))
+    bed.step("and restored", back, |bed| {
+        bed.everywhere(&["restore", &id])?;
+        bed.above.revoked.clear();
+        Ok(())
+    })
 }
 
 /// What only a policy opened is closed with it.
@@ -87,23 +113,23 @@ fn break_glass(bed: &mut Bed) -> Result<()> {
     let back = bed.truth().clone();
     bed.step("break-glass on both nodes", Truth::All, |bed| {
         let words = ["break-glass", "--scope", "node", "--for", "10m", "--reason", "checkout is down"];
-        bed.everywhere(&words).map(drop)
+        bed.everywhere(&words)?;
+        bed.above.break_glass.push("node".to_owned());
+        Ok(())
     })?;
-    bed.step("and ended", back, |bed| bed.everywhere(&["break-glass", "--end"]).map(drop))
+    bed.step("and ended", back, |bed| {
+        bed.everywhere(&["break-glass", "--end"])?;
+        bed.above.break_glass.clear();
+        Ok(())
+    })
 }
 
-/// The annotation that lowers a namespace at once.
+/// The annotation that lowers a namespace at once, whatever its label and the policies say, and both ends with it.
 fn lower(bed: &mut Bed) -> Result<()> {
     let back = bed.truth().clone();
-    // The other ends still enforce, so only what stays within the namespace opens; and what policies isolate stays so.
-    let opened = match &back {
-        Truth::All => Truth::All,
-        Truth::Only(pairs) => {
-            let lowered = || WORKLOADS.iter().filter(|w| w.namespace == "billing").map(|w| w.name);
-            let within = lowered().flat_map(|from| lowered().map(move |to| (from, to)));
-            Truth::Only(pairs.iter().copied().chain(within).collect())
-        }
-    };
+    let all = WORKLOADS.iter().flat_map(|from| WORKLOADS.iter().map(move |to| (from, to)));
+    let touching = all.filter(|(from, to)| from.namespace == "billing" || to.namespace == "billing");
+    let opened = back.with(touching.map(|(from, to)| (from.name, to.name)));
     let annotate =
         |bed: &mut Bed, word: &str| bed.kubectl(&["annotate", "namespace", "billing", "--overwrite", word]).map(drop);
     bed.step("a namespace lowered to observe", opened, |bed| annotate(bed, "bulkhead.dev/override=observe"))?;

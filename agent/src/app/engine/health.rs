@@ -63,6 +63,8 @@ impl<K: Kernel> Engine<K> {
         }
         self.kernel_faults = faults;
         self.not_contained = strays::not_contained(&self.hierarchy, &self.config, &self.scan);
+        self.not_contained.extend(self.meshes.told(&self.config, &self.scan));
+        self.not_contained.extend(self.node_netns.blind(&self.config, &self.scan));
     }
 
     fn read_counters(&mut self) -> anyhow::Result<()> {

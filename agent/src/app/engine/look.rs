@@ -5,16 +5,20 @@ use crate::app::kernel::Kernel;
 use crate::cluster::cgroup::{self, Pods};
 use crate::cluster::crd::NodeWorkload;
 use crate::cluster::left::Left;
+use crate::cluster::newcomers::Newcomers;
+use crate::cluster::sandboxes::{self, Sandboxes};
 use crate::cluster::view::{self, Revision, View};
 use crate::cluster::watch::Watch;
 use crate::config::{self, Config};
-use crate::policy::{Diagnostic, Severity};
+use crate::policy::{Diagnostic, Lowered, Severity};
 use crate::sources::watch::Dirty;
 use crate::sources::{addresses, policies};
 use anyhow::Context;
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 use tokio::sync::watch as signal;
 
 /// Under what name it is stored what the node knows of itself.
@@ -26,6 +30,8 @@ pub(crate) struct Cluster {
     /// What was known before the API server told anything, as long as it goes by that.
     left: Option<Left>,
     pods_at: Vec<Pods>,
+    sandboxes: Sandboxes,
+    newcomers: Newcomers,
     view: View,
     publish: signal::Sender<Arc<Vec<NodeWorkload>>>,
 }
@@ -34,7 +40,8 @@ impl Cluster {
     /// The pods are below these cgroups; what other nodes are to know goes into `publish`.
     pub(crate) fn new(watch: Watch, attach: &[String], publish: signal::Sender<Arc<Vec<NodeWorkload>>>) -> Self {
         let pods_at = attach.iter().filter_map(|path| Pods::at(path)).collect();
-        Self { watch, left: None, pods_at, view: View::default(), publish }
+        let (sandboxes, newcomers, view) = (Sandboxes::default(), Newcomers::default(), View::default());
+        Self { watch, left: None, pods_at, sandboxes, newcomers, view, publish }
     }
 
     pub(crate) const fn watch(&self) -> &Watch {
@@ -53,12 +60,31 @@ impl Cluster {
     /// The configuration with what the objects say now.
     fn view(&mut self, base: &Config) -> Config {
         let Some(settings) = &base.cluster else { return base.clone() };
-        if let Some(known) = self.left.as_ref().and_then(|left| left.over(base).ok()) {
+        if let Some(left) = &self.left
+            && let Ok(known) = left.over(base)
+        {
+            self.view.lowered.clone_from(&left.lowered);
             return known;
         }
         let objects = self.watch.objects();
-        let mut view = view::view(settings, &objects, base, &self.pods_at, &self.view.postures);
+        let given = self.sandboxes.read(Path::new(sandboxes::FOLDER));
+        let here = view::Here { pods_at: &self.pods_at, given: &given, postures: &self.view.postures };
+        let mut view = view::view(settings, &objects, base, here);
+        let told = view.uids.iter().zip(&view.workloads).map(|(uid, w)| (uid.as_str(), !w.addresses.is_empty()));
+        let young = self.newcomers.among(told, Instant::now());
+        for (w, uid) in view.workloads.iter_mut().zip(&view.uids) {
+            w.young = young.contains(uid);
+        }
         let config = view.over(base);
+        for (namespace, to) in view.lowered.iter().filter(|(n, to)| self.view.lowered.get(*n) != Some(to)) {
+            tracing::warn!(
+                "namespace {namespace} is lowered to {} by its annotation: nothing is enforced there",
+                to.as_str()
+            );
+        }
+        for namespace in self.view.lowered.keys().filter(|n| !view.lowered.contains_key(*n)) {
+            tracing::warn!("namespace {namespace} isn't lowered any more: enforcing again what is in force");
+        }
         for new in view.warnings.iter().filter(|w| !self.view.warnings.contains(w)) {
             tracing::warn!("{new}");
         }
@@ -71,6 +97,11 @@ impl Cluster {
             differs
         });
         config
+    }
+
+    /// Namespaces in which nothing is enforced.
+    pub(super) fn lowered(&self) -> &BTreeMap<String, Lowered> {
+        &self.view.lowered
     }
 
     fn texts(&self) -> impl Iterator<Item = (String, Arc<str>)> {
@@ -106,6 +137,9 @@ impl<K: Kernel> Engine<K> {
             self.kernel.set_tell_answers(self.base.dns)?;
         }
         if dirty.files || dirty.cluster {
+            if self.cluster.is_some() {
+                self.watcher.cluster(Path::new(sandboxes::FOLDER))?;
+            }
             self.config = match &mut self.cluster {
                 Some(cluster) => cluster.view(&self.base),
                 None => self.base.clone(),
@@ -136,6 +170,7 @@ impl<K: Kernel> Engine<K> {
                 self.scan.unlisted.push(own);
             }
         }
+        self.look_for_node();
         if dirty.addresses {
             self.host = addresses::host().context("reading the host's addresses")?;
         }
@@ -149,7 +184,9 @@ impl<K: Kernel> Engine<K> {
         let left = serde_json::from_str::<Left>(&text).map_err(|e| e.to_string());
         match left.and_then(|left| left.over(&self.base).map(|_| left)) {
             Ok(left) => cluster.left = Some(left),
-            Err(e) => tracing::error!("{LEFT} in the state folder is damaged, so nothing is known until the lists are there: {e}"),
+            Err(e) => tracing::error!(
+                "{LEFT} in the state folder is damaged, so nothing is known until the lists are there: {e}"
+            ),
         }
         Ok(cluster.left.is_some())
     }
@@ -167,10 +204,8 @@ impl<K: Kernel> Engine<K> {
 
     /// Writes down what the node knows of itself, if that isn't what was written last.
     pub(super) fn write_down(&mut self) {
-        if self.cluster.is_none() || self.is_remembering() || !self.ready {
-            return;
-        }
-        let left = Left::of(&self.config, &self.base);
+        let Some(cluster) = self.cluster.as_ref().filter(|c| !c.is_remembering()) else { return };
+        let left = Left::of(&self.config, &self.base, cluster.lowered());
         let stored = serde_json::to_string(&left).map_err(anyhow::Error::from).and_then(|text| {
             let written = Some(hash(&text));
             if self.written_down != written {
@@ -182,6 +217,16 @@ impl<K: Kernel> Engine<K> {
         if let Err(e) = stored {
             tracing::error!("what this node knows of itself can't be written down for its next start: {e:#}");
         }
+    }
+
+    /// Looks for meshes in a cluster's pods. Gives whether anything has changed.
+    pub(super) fn look_for_meshes(&mut self) -> bool {
+        self.cluster.is_some() && self.meshes.look(&self.hierarchy, &self.scan)
+    }
+
+    /// Looks which of a cluster's pods know the node's network namespace. Gives whether anything has changed.
+    pub(super) fn look_for_node(&mut self) -> bool {
+        self.cluster.is_some() && self.node_netns.look(&self.hierarchy, &self.scan)
     }
 
     /// Reads the configuration and the policies; what isn't good leaves the last good one.

@@ -31,7 +31,8 @@ impl<K: Kernel> Engine<K> {
             identity: flows::PeerName { id: w.identity.to_string(), namespace: w.identity.namespace.clone() },
             posture: facts_of(w).map_or(w.posture, |f| f.posture),
             revoked: overrides.revokes(&w.identity).is_some(),
-            break_glass: overrides.opens(&w.identity),
+            break_glass: overrides.breaks(&w.identity),
+            lowered: overrides.lowers(&w.identity),
             outside: number_of(w).map_or(0, |n| self.kernel.outside_share(n)),
             cgroups: cgroups.remove(&index).unwrap_or_default(),
         });
@@ -94,7 +95,7 @@ impl<K: Kernel> Engine<K> {
                 findings: findings.collect(),
                 faults,
                 not_contained: self.not_contained.clone(),
-                overrides: overridden(&self.overrides),
+                overrides: overridden(&self.overrides, overrides),
                 drift: self.drift(),
                 open_since_boot_ms: self.open_since_boot,
                 cut_sockets: self.cuts.sockets,
@@ -143,7 +144,8 @@ impl<'a> Named<'a> {
     }
 }
 
-fn overridden(overrides: &Overrides) -> Overridden {
+/// What was commanded, and what is in force of it.
+fn overridden(overrides: &Overrides, in_force: &policy::Overrides) -> Overridden {
     let Overrides { revoked, break_glass, enforced } = overrides;
     let revoked = revoked.iter().map(|(id, r)| Override {
         what: id.to_string(),
@@ -163,7 +165,12 @@ fn overridden(overrides: &Overrides) -> Overridden {
         until: e.confirm_by.as_ref().map(|d| d.until),
         reason: String::new(),
     });
-    Overridden { revoked: revoked.collect(), break_glass: break_glass.collect(), enforced: enforced.collect() }
+    Overridden {
+        revoked: revoked.collect(),
+        break_glass: break_glass.collect(),
+        enforced: enforced.collect(),
+        lowered: in_force.lowered.clone(),
+    }
 }
 
 #[cfg(test)]

@@ -103,7 +103,7 @@ pub(super) fn inventory(file: &Path, config: &Config) -> anyhow::Result<Inventor
     Ok(assemble::assemble(&name, config, &hierarchy::Scan::default(), &host, &mut roster)?.inventory)
 }
 
-/// Who there is, and the policies that the configuration names.
+/// Who there is, and the policies that the configuration names, under what is said above them.
 pub(super) struct Present {
     pub(super) inventory: Inventory,
     pub(super) policies: PolicySet,
@@ -141,7 +141,7 @@ fn with_texts(files: &[PathBuf]) -> anyhow::Result<(PolicySet, BTreeMap<String, 
     Ok((set, texts))
 }
 
-fn refuse<T>(findings: &[Diagnostic]) -> anyhow::Result<T> {
+pub(super) fn refuse<T>(findings: &[Diagnostic]) -> anyhow::Result<T> {
     for finding in findings {
         eprintln!("{finding}");
     }

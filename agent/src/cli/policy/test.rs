@@ -1,13 +1,15 @@
 //! `bulkhead policy test`
 
 use super::files::{self, count};
+use super::objects;
 use crate::cli::exit::Answer;
+use crate::identity::SpiffeId;
 use crate::inventory::Posture;
 use crate::policy::trial::{self, Coverage, Ran};
-use crate::policy::{Mode, Policy, PolicySet};
+use crate::policy::{Mode, Overrides, Policy, PolicySet, Scope};
 use crate::serve::api::printable;
 use anyhow::{Context, bail};
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -16,11 +18,20 @@ pub(in crate::cli) struct Args {
     #[arg(required = true, value_name = "FILE")]
     tests: Vec<PathBuf>,
     /// Policy files or folders; without any, those that the configuration names
-    #[arg(long, value_name = "FILE", num_args = 1.., required_unless_present = "config")]
+    #[arg(long, value_name = "FILE", num_args = 1.., required_unless_present_any = ["config", "objects"])]
     policies: Vec<PathBuf>,
     /// The configuration that says who there is
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// A cluster's namespaces, pods and policies, as `kubectl get … -o json` prints them ("-": standard input)
+    #[arg(long, value_name = "FILE")]
+    objects: Option<PathBuf>,
+    /// As if this ID were revoked (again for more)
+    #[arg(long, value_name = "ID")]
+    revoked: Vec<SpiffeId>,
+    /// As if break-glass were on: node, namespace=NAME or workload=ID (again for more)
+    #[arg(long, value_name = "SCOPE")]
+    break_glass: Vec<Scope>,
     /// As if every policy and everybody were under enforce
     #[arg(long)]
     enforce: bool,
@@ -43,13 +54,23 @@ struct Told<'a> {
 }
 
 pub(super) fn run(args: &Args) -> crate::cli::Result {
-    let present = files::present(args.config.as_deref())?;
+    let config = args.config.as_deref();
+    let present = match &args.objects {
+        Some(file) => objects::present(file, config)?,
+        None => files::present(config)?,
+    };
+    let lowered = present.policies.overrides().lowered.clone();
     let mut set = if args.policies.is_empty() { present.policies } else { files::policies(&args.policies)? };
     let mut inventory = present.inventory;
     if args.enforce {
         set = set.iter().map(|p| Policy { mode: Mode::Enforce, ..p.clone() }).collect::<PolicySet>();
         inventory.identities.values_mut().for_each(|f| f.posture = Posture::Enforce);
     }
+    set = set.under(Overrides {
+        revoked: args.revoked.iter().cloned().collect(),
+        open: args.break_glass.iter().cloned().collect(),
+        lowered: if args.enforce { BTreeMap::new() } else { lowered },
+    });
     let mut touched = HashSet::new();
     let (mut all, mut faults) = (Vec::new(), 0);
     for file in &args.tests {

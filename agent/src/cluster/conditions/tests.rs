@@ -139,7 +139,7 @@ fn a_node_that_cannot_take_what_others_take_is_named() {
 }
 
 #[test]
-fn audit_break_glass_and_expiry_arent_enforced() {
+fn audit_break_glass_a_lowered_namespace_and_expiry_arent_enforced() {
     let homes = [home("n1", "web")];
     let reason = |document: &Document, reports: &[Arc<SegmentationNode>]| {
         of(&status(document, &fleet(reports, &homes), &PolicyStatus::default(), at(100)), "Enforced").1
@@ -151,6 +151,9 @@ fn audit_break_glass_and_expiry_arent_enforced() {
     let mut open = report("n1", 1, 1, None);
     Arc::make_mut(&mut open).spec.policies[0].break_glass = 1;
     assert_eq!(reason(&good(1), &[open]), "BreakGlass");
+    let mut lowered = report("n1", 1, 1, None);
+    Arc::make_mut(&mut lowered).spec.policies[0].lowered = 1;
+    assert_eq!(reason(&good(1), &[lowered]), "Lowered");
 }
 
 #[test]

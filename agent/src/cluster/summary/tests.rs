@@ -46,7 +46,7 @@ impl Bench {
         let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": lease::NAME}});
         fake.put(LEASES, lease);
         objects.iter().for_each(|(collection, object)| fake.put(collection, object.clone()));
-        let settings = crate::config::Cluster::new("n1", None, None).expect("fine");
+        let settings = Cluster::new("n1", None, None).expect("fine");
         let watch = Watch::start(&client, &settings);
         watch.synced().await;
         let seat = Seat::new(&client, "n1");

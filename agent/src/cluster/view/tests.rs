@@ -7,7 +7,7 @@ use crate::cluster::tests::yaml;
 use crate::sources::assemble::{Assembled, assemble};
 use crate::sources::hierarchy::{Cgroup, Scan, level};
 use crate::sources::roster::Roster;
-use bulkhead_common::{Flow, Outcome, PeerId, verdict};
+use bulkhead_common::{Flow, Outcome, PeerId, proto, verdict};
 
 const NODE: &str = "n1";
 const POD: &str = "6f1c2c3a-0b1d-4e2f-8a9b-0c1d2e3f4a5b";
@@ -18,7 +18,7 @@ fn object<K: serde::de::DeserializeOwned>(value: serde_json::Value) -> K {
 
 /// Objects as people write them.
 #[derive(Default)]
-struct Estate(Objects);
+struct Estate(Objects, Given);
 
 impl Estate {
     fn new(documents: &[&str]) -> Self {
@@ -39,6 +39,9 @@ impl Estate {
             "Namespace" => all.namespaces.push(Arc::new(object(value))),
             "Node" => all.nodes.push(Arc::new(Node::of(&object(value)))),
             "ServiceCIDR" => all.service_cidrs.push(Arc::new(object(value))),
+            "ValidatingWebhookConfiguration" | "APIService" | "CustomResourceDefinition" => {
+                all.callers.push(Arc::new(Caller::of(object(value))));
+            }
             "SegmentationPolicy" | "ClusterSegmentationPolicy" => {
                 all.policies.push(Arc::new(Document::of(&object(value))));
             }
@@ -49,7 +52,9 @@ impl Estate {
     fn view(&self) -> View {
         let config = crate::config::parse("f", "posture: enforce\n").expect("fine");
         let settings = Cluster::new(NODE, None, Some("t")).expect("fine");
-        view(&settings, &self.0, &config, &[Pods::at("/kubepods").expect("pods")], &BTreeMap::new())
+        let pods_at = [Pods::at("/kubepods").expect("pods")];
+        let here = Here { pods_at: &pods_at, given: &self.1, postures: &BTreeMap::new() };
+        view(&settings, &self.0, &config, here)
     }
 
     /// The whole way: view, configuration, inventory, policies, image. Each pod has the cgroup that it would have.
@@ -70,6 +75,7 @@ impl Estate {
         let documents = view.texts.iter().flat_map(|(file, text)| crate::policy::read(file, text));
         let (set, findings) = crate::policy::PolicySet::assemble(documents, &Default::default());
         assert_eq!(findings, []);
+        let set = set.under(crate::policy::Overrides { lowered: view.lowered.clone(), ..Default::default() });
         let compiled = crate::policy::compile(&set, &assembled.inventory, &mut Default::default());
         (view, compiled.image, assembled)
     }
@@ -117,6 +123,20 @@ fn a_pod_is_a_workload_with_its_cgroup_and_address() {
 }
 
 #[test]
+fn an_address_that_was_given_counts_until_the_status_tells() {
+    let unborn = pod("web-1", "web", POD, "10.0.0.1", "").replace("podIPs: [{ip: 10.0.0.1}]", "podIPs: []");
+    let known = pod("web-2", "web", "b", "10.0.0.2", "");
+    let hosts = unborn.replace("web-1", "web-3").replace(POD, "c").replace("spec: {", "spec: {hostNetwork: true, ");
+    let mut estate = Estate::new(&[SHOP, &unborn, &known, &hosts]);
+    let at = |text: &str| pod::address(text).expect("an address");
+    estate.1 = [(POD, "10.0.0.9"), ("b", "10.0.0.8"), ("c", "10.0.0.7"), ("elsewhere", "10.0.0.6")]
+        .map(|(uid, a)| (uid.to_owned(), vec![at(a)]))
+        .into();
+    let told: Vec<_> = estate.view().published.into_iter().map(|w| (w.uid, w.addresses)).collect();
+    assert_eq!(told, [(POD.to_owned(), vec!["10.0.0.9".to_owned()]), ("b".to_owned(), vec!["10.0.0.2".to_owned()])]);
+}
+
+#[test]
 fn an_address_with_two_claimants_is_nobodys() {
     let elsewhere = "
 kind: NodeEndpoints
@@ -135,6 +155,24 @@ spec:
     assert!(at("10.0.1.1").is_identity());
     assert!(at("10.0.0.2").is_identity(), "one identity twice is that identity");
     assert!(view.warnings.iter().any(|w| w.contains("10.0.0.1 is claimed by")), "{:?}", view.warnings);
+}
+
+#[test]
+fn who_tells_of_another_node_is_believed_if_there_is_such_a_node() {
+    let told = "
+kind: NodeEndpoints
+apiVersion: bulkhead.dev/v1alpha1
+metadata: {name: n2}
+spec:
+  publishedBy: n3
+  workloads: [{uid: b, namespace: shop, ids: ['spiffe://t/ns/shop/sa/web'], addresses: [10.0.1.1]}]";
+    let at = |objects: &[&str]| {
+        let (view, image, _) = Estate::new(objects).image();
+        let addr = pod::address("10.0.1.1").expect("an address");
+        (verdict::resolve(&image, &addr, proto::TCP, 80).peer.is_identity(), view.warnings.len())
+    };
+    assert_eq!(at(&[SHOP, told]), (false, 1));
+    assert_eq!(at(&[SHOP, told, "{kind: Node, metadata: {name: n2}}"]), (true, 0));
 }
 
 #[test]
@@ -160,14 +198,60 @@ fn postures_come_from_labels_and_an_annotation_only_lowers() {
             "{{kind: Namespace, metadata: {{name: {name}, labels: {{{labels}}}, annotations: {{{annotations}}}}}}}"
         );
         let view = Estate::new(&[&text]).view();
-        (view.postures[name], view.warnings.len())
+        (view.posture(name), view.warnings.len())
     };
     assert_eq!(of("", "", "a"), (Posture::Enforce, 0), "the default of the file");
     assert_eq!(of("", "", "kube-system"), (Posture::Observe, 0));
     assert_eq!(of("bulkhead.dev/posture: audit", "", "kube-system"), (Posture::Audit, 0));
     assert_eq!(of("bulkhead.dev/posture: enforce", "bulkhead.dev/override: observe", "a"), (Posture::Observe, 0));
     assert_eq!(of("bulkhead.dev/posture: audit", "bulkhead.dev/override: enforce", "a"), (Posture::Audit, 1));
+    assert_eq!(of("bulkhead.dev/posture: enforce", "bulkhead.dev/override: audit", "a"), (Posture::Audit, 0));
+    assert_eq!(of("bulkhead.dev/posture: observe", "bulkhead.dev/override: audit", "a"), (Posture::Observe, 0));
     assert_eq!(of("bulkhead.dev/posture: 'off'", "", "a"), (Posture::Enforce, 1));
+}
+
+#[test]
+fn the_annotation_turns_off_what_policies_enforce_too() {
+    let closed = "{apiVersion: bulkhead.dev/v1alpha1, kind: SegmentationPolicy, metadata: {name: db, namespace: shop}, \
+        spec: {mode: enforce, selector: {ids: ['spiffe://t/ns/shop/sa/db']}, ingress: {rules: []}}}";
+    let of = |annotations: &str| {
+        let shop = format!(
+            "{{kind: Namespace, metadata: {{name: shop, labels: {{bulkhead.dev/posture: enforce}}, \
+             annotations: {{{annotations}}}}}}}"
+        );
+        let elsewhere = "
+kind: NodeEndpoints
+apiVersion: bulkhead.dev/v1alpha1
+metadata: {name: n2}
+spec:
+  publishedBy: n2
+  workloads: [{uid: b, namespace: other, ids: ['spiffe://t/ns/other/sa/stranger'], addresses: [10.0.1.1]}]";
+        let (web, db) = (pod("a", "web", "a", "10.0.0.1", ""), pod("b", "db", "b", "10.0.0.2", ""));
+        let estate = Estate::new(&[&shop, closed, elsewhere, &web, &db]);
+        [estate.outcome("web", "10.0.0.2", 5432), estate.outcome("stranger", "10.0.0.2", 5432)]
+    };
+    assert_eq!(of(""), [Outcome::Denied; 2]);
+    assert_eq!(of("bulkhead.dev/override: audit"), [Outcome::WouldDeny; 2]);
+    assert_eq!(of("bulkhead.dev/override: observe"), [Outcome::Allowed; 2]);
+    assert_eq!(of("bulkhead.dev/override: 'off'"), [Outcome::Denied; 2]);
+}
+
+#[test]
+fn a_label_that_cant_be_read_keeps_the_posture_that_was_labelled_not_the_lowered_one() {
+    let of = |label: &str, annotations: &str, last: &BTreeMap<String, Posture>| {
+        let text = format!(
+            "{{kind: Namespace, metadata: {{name: a, labels: {{bulkhead.dev/posture: '{label}'}}, \
+             annotations: {{{annotations}}}}}}}"
+        );
+        let config = crate::config::parse("f", "posture: observe\n").expect("fine");
+        let settings = Cluster::new(NODE, None, Some("t")).expect("fine");
+        let here = Here { pods_at: &[], given: &Given::new(), postures: last };
+        view(&settings, &Estate::new(&[&text]).0, &config, here)
+    };
+    let lowered = of("enforce", "bulkhead.dev/override: observe", &BTreeMap::new());
+    assert_eq!(lowered.posture("a"), Posture::Observe);
+    let broken = of("enfocre", "bulkhead.dev/override: observe", &lowered.postures);
+    assert_eq!(of("enfocre", "", &broken.postures).posture("a"), Posture::Enforce);
 }
 
 const SERVICE: &str = "
@@ -276,6 +360,58 @@ endpoints: [{addresses: [192.0.2.1]}]";
     assert_eq!((probe(8080), probe(8081)), (Outcome::Allowed, Outcome::Denied));
     let unknown = pod::address("10.0.0.77").expect("an address");
     assert_eq!(verdict::resolve(&image, &unknown, proto::TCP, 80).peer, Class::Unknown.id(), "a pod not known yet");
+}
+
+#[test]
+fn whom_the_api_server_calls_is_open_to_it_alone_at_that_port_alone() {
+    let api = "
+kind: Service
+metadata: {name: kubernetes, namespace: default}
+spec: {clusterIPs: [10.96.0.1], ports: [{name: https, port: 443}]}";
+    let servers = "
+kind: EndpointSlice
+addressType: IPv4
+metadata: {name: kubernetes, namespace: default, labels: {kubernetes.io/service-name: kubernetes}}
+ports: [{name: https, port: 6443}]
+endpoints: [{addresses: [192.0.2.2]}]";
+    let service = "
+kind: Service
+metadata: {name: hook, namespace: shop}
+spec: {clusterIPs: [10.96.0.7], ports: [{name: https, port: 443}, {name: metrics, port: 9090}]}";
+    let behind = "
+kind: EndpointSlice
+addressType: IPv4
+metadata: {name: hook, namespace: shop, labels: {kubernetes.io/service-name: hook}}
+ports: [{name: https, port: 8443}, {name: metrics, port: 9090}]
+endpoints: [{addresses: [10.0.0.1]}]";
+    let hook = "
+kind: ValidatingWebhookConfiguration
+metadata: {name: hook}
+webhooks: [{name: a.example.org, clientConfig: {service: {namespace: shop, name: hook}}}]";
+    let nodes = [("n1", "192.0.2.1"), ("n2", "192.0.2.2"), ("n3", "192.0.2.3")].map(|(name, a)| {
+        format!(
+            "{{kind: Node, metadata: {{name: {name}}}, status: {{addresses: [{{type: InternalIP, address: {a}}}]}}}}"
+        )
+    });
+    let pod = pod("hook", "hook", "a", "10.0.0.1", "");
+    let all = [SHOP, api, servers, service, behind, &pod, &nodes[0], &nodes[1], &nodes[2]];
+    let outcomes = |hooks: &[&str], server: &str| {
+        let texts: Vec<String> = all.iter().chain(hooks).map(|t| t.replace("[192.0.2.2]", server)).collect();
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let (_, image, assembled) = Estate::new(&texts).image();
+        let dst = *assembled.inventory.identities.keys().next().expect("the hook");
+        let from = |address: &str, port| {
+            let src = verdict::resolve(&image, &pod::address(address).expect("an address"), proto::TCP, 0).peer;
+            verdict::judge(&image, &Flow { src, dst, proto: proto::TCP, port }).outcome().passes()
+        };
+        [from("192.0.2.2", 8443), from("192.0.2.2", 9090), from("192.0.2.3", 8443), from("192.0.2.1", 8443)]
+    };
+    assert_eq!(outcomes(&[], "[192.0.2.2]"), [false; 4]);
+    assert_eq!(outcomes(&[hook], "[192.0.2.2]"), [true, false, false, false]);
+    assert_eq!(outcomes(&[hook], "[192.0.2.1]"), [false, false, false, true], "from here it is the node's");
+    let image = Estate::new(&all).image().1;
+    let node = pod::address("192.0.2.1").expect("an address");
+    assert_eq!(verdict::resolve(&image, &node, proto::TCP, 0).peer, Class::Host.id(), "the kubelet stays the node's");
 }
 
 #[test]

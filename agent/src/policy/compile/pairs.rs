@@ -5,9 +5,10 @@
 //! complete: for both sides, both verdicts and every port of its pair and protocol.
 //!
 //! A pair gets entries if some clause names it as itself. It then inherits what its ends say about any workload, and a
-//! part of the world what is said about the world, since the kernel looks no further than the pair. Under break-glass
-//! each pair with an end in its scope has entries, since the other end's own default would deny.
+//! part of the world what is said about the world, since the kernel looks no further than the pair. Under break-glass, and
+//! where a namespace is lowered, each pair with an end there has entries, since the other end's own default would deny.
 
+use super::super::model::Mode;
 use super::super::overrides::Overrides;
 use super::clauses::Clause;
 use super::peers::{PeerSet, Peers};
@@ -16,7 +17,7 @@ use crate::inventory::Inventory;
 use bulkhead_common::maps::RuleKey;
 use bulkhead_common::slots::{Baseline, PairHeader, Permit, Sides};
 use bulkhead_common::{Class, PeerId};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// An index into the clauses; a lower one takes precedence.
 type Rank = u32;
@@ -26,30 +27,35 @@ const NOBODY: Rank = Rank::MAX;
 const ALL_PROTOCOLS: u8 = u8::MAX;
 /// Both sides' verdicts in force.
 const NOW: u8 = Sides::EGRESS_NOW | Sides::INGRESS_NOW;
+/// Both sides' audited verdicts.
+const AUDITED: u8 = Sides::EGRESS_AUDITED | Sides::INGRESS_AUDITED;
 
-/// For whom nothing is enforced.
+/// For whom nothing is denied, and in which verdicts.
 pub(super) struct Open {
-    everywhere: bool,
-    identities: BTreeSet<PeerId>,
+    /// For everybody.
+    everywhere: u8,
+    /// For these, whatever holds for everybody.
+    identities: BTreeMap<PeerId, u8>,
 }
 
 impl Open {
     pub(super) fn of(overrides: &Overrides, inventory: &Inventory) -> Self {
-        let open = inventory.identities.iter().filter(|(_, facts)| overrides.opens(&facts.identity));
-        Self { everywhere: overrides.open_everywhere(), identities: open.map(|(peer, _)| *peer).collect() }
+        let open = inventory.identities.iter().map(|(peer, facts)| {
+            let bits = |verdict, bits| if overrides.opens(&facts.identity, verdict) { bits } else { 0 };
+            (*peer, bits(Mode::Enforce, NOW) | bits(Mode::Audit, AUDITED))
+        });
+        let everywhere = if overrides.open_everywhere() { NOW } else { 0 };
+        Self { everywhere, identities: open.filter(|(_, bits)| *bits != 0).collect() }
     }
 
-    /// Whether it holds for everything that this peer takes part in.
-    pub(super) fn holds(&self, peer: PeerId) -> bool {
-        self.everywhere || self.identities.contains(&peer)
+    /// The verdicts in which nothing that this peer takes part in is denied: bits of [`Sides`], for both ends.
+    pub(super) fn bits(&self, peer: PeerId) -> u8 {
+        self.everywhere | self.identities.get(&peer).copied().unwrap_or(0)
     }
 
     /// Every pair of which one end alone is open. Where everybody is, each end's default says so.
     fn each_pair(&self, peers: &Peers<'_>, mut pair: impl FnMut(PeerId, PeerId)) {
-        if self.everywhere {
-            return;
-        }
-        for open in &self.identities {
+        for (open, _) in self.identities.iter().filter(|(_, bits)| **bits & !self.everywhere != 0) {
             for other in peers.identities() {
                 pair(*open, other);
                 pair(other, *open);
@@ -260,7 +266,7 @@ impl Writer<'_> {
             Some(b) if concerned & side != 0 => b.sides.0 & side,
             _ => side,
         };
-        let open = if self.open.holds(src) || self.open.holds(dst) { NOW } else { 0 };
+        let open = self.open.bits(src) | self.open.bits(dst);
         let default = default(src, Sides::EGRESS) | default(dst, Sides::INGRESS) | open;
         let spans: Vec<(Rank, Spans)> = ranks.iter().filter_map(|r| Some((*r, self.spans(*r, src, dst)?))).collect();
         for (_, proto) in PROTOCOLS.iter().enumerate().filter(|(n, _)| protocols & (1 << n) != 0) {

@@ -146,7 +146,7 @@ fn cgroups(image: &mut Image, inventory: &Inventory, warnings: &mut Vec<Warning>
     inventory.cgroups.iter().for_each(|c| level(c.id, c.level));
     inventory.attach_points.iter().for_each(|a| level(a.id, a.level));
     for c in &inventory.cgroups {
-        let binding = Binding { instance: c.instance, ..Binding::of(c.peer) };
+        let binding = Binding { peer: c.peer, instance: c.instance, flags: c.flags };
         let kept = image.cgroups.entry(c.id).or_insert(binding);
         if *kept != binding {
             let (first, second) = (kept.peer.min(c.peer), kept.peer.max(c.peer));

@@ -29,7 +29,13 @@ pub(super) fn estate() -> Inventory {
             place: Place::Addr(Addr::v4([10, 0, 0, host])),
             owner: Owner::Workload { peer: PeerId(number), instance: number },
         });
-        inventory.cgroups.push(WorkloadCgroup { id: number.into(), level: 3, peer: PeerId(number), instance: number });
+        inventory.cgroups.push(WorkloadCgroup {
+            id: number.into(),
+            level: 3,
+            peer: PeerId(number),
+            instance: number,
+            flags: 0,
+        });
     }
     inventory.attach_points.push(AttachPoint { id: 7, level: 2 });
     inventory.endpoints.push(Endpoint {
@@ -176,8 +182,8 @@ fn contradictions_of_the_inventory_are_told_and_resolved() {
     let db = Place::Addr(Addr::v4([10, 0, 0, 3]));
     inventory.endpoints.push(Endpoint { place: db, owner: Owner::Workload { peer: PeerId(256), instance: 1 } });
     inventory.endpoints.push(Endpoint { place: db, owner: Owner::Class(Class::Host) });
-    inventory.cgroups.push(WorkloadCgroup { id: 258, level: 3, peer: PeerId(256), instance: 1 });
-    inventory.cgroups.push(WorkloadCgroup { id: 999, level: 32, peer: PeerId(256), instance: 1 });
+    inventory.cgroups.push(WorkloadCgroup { id: 258, level: 3, peer: PeerId(256), instance: 1, flags: 0 });
+    inventory.cgroups.push(WorkloadCgroup { id: 999, level: 32, peer: PeerId(256), instance: 1, flags: 0 });
     inventory.attach_points.push(AttachPoint { id: 257, level: 3 });
     let Compiled { image, warnings } = compile(&PolicySet::default(), &inventory, &mut RuleTable::default());
     assert_eq!(image.addresses[&Addr::v4([10, 0, 0, 3])].peer, PeerId(256));

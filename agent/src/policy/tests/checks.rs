@@ -56,6 +56,8 @@ fn each_doubtful_rule_is_named_with_its_place() {
             "a:6:20: warning: `spiffe://example.com/**` matches no workload known here",
         ),
         (edge(a, b, ""), "", "a:7:7: warning: without `ports`, this is every port"),
+        (edge("class: snat-ingress", b, ports), "", "a:7:7: warning: `snat-ingress` is blind to identity"),
+        (edge(a, "class: snat-ingress", ports), "", "a:7:7: warning: nobody is reached as `snat-ingress`"),
         (edge(any, b, ""), "", "a:7:7: warning: this lets any workload connect on every port"),
         (edge(any, any, ports), "", "this lets every workload connect to every other"),
         (edge(a, "class: world", ""), "", "this lets connections to the whole world through on every port"),

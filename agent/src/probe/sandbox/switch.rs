@@ -50,6 +50,22 @@ impl Switch {
         Ok(Self { netns, bridge: bridge.context("can't make a bridge")?, next: AtomicU8::new(0) })
     }
 
+    /// The namespace with the bridge.
+    pub fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    /// Gives the switch itself an address pair, as a node has one that is the gateway of its pods.
+    pub fn address(&self, v4: Ipv4Addr, v6: Ipv6Addr) -> Result<()> {
+        self.netns.sysctl(&format!("ipv6/conf/{BRIDGE}/disable_ipv6"), "0").context("IPv6 stays off on the bridge")?;
+        let added = self.netns.run(|| {
+            let route = Route::open()?;
+            route.add_address(self.bridge, v4.into(), Self::V4.1)?;
+            route.add_address(self.bridge, v6.into(), Self::V6.1)
+        })?;
+        added.context("can't give the bridge an address")
+    }
+
     /// Connects a new namespace and gives it the next address pair.
     pub fn plug(&self) -> Result<Plug> {
         let n = self.number()?;

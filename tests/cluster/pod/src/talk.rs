@@ -5,13 +5,15 @@
 //!
 //! | file | lines |
 //! |---|---|
-//! | `NAME.orders` | `KEY tcp\|udp ADDRESS:PORT`; replaced as a whole, looked at twenty times a second |
+//! | `NAME.orders` | `KEY tcp\|udp\|hold ADDRESS:PORT`; replaced as a whole, looked at twenty times a second |
 //! | `NAME.tried` | `KEY SENT DONE OUTCOME`, when an attempt is over |
 //! | `NAME.heard` | `AT tcp\|udp PEER KEY SENT`, when somebody else's attempt arrived here |
+//! | `NAME.held`, `NAME.kept` | connections that last: see [`hold`](crate::hold) |
 //!
 //! What arrived is written down before it is answered, by whom it reached: that line decides whether a pair may talk,
 //! whatever the sender believes. Times are microseconds of CLOCK_MONOTONIC, which all containers of a machine share.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -24,7 +26,7 @@ use anyhow::{Context, Result};
 use rustix::time::{ClockId, clock_gettime};
 use socket2::{Protocol, Type};
 
-use crate::serve;
+use crate::{hold, serve};
 
 /// How many attempts are under way at a time.
 const WORKERS: usize = 8;
@@ -44,7 +46,7 @@ struct Target {
 
 /// A file to which whole lines are added.
 #[derive(Clone)]
-struct Journal(Arc<Mutex<File>>);
+pub(crate) struct Journal(Arc<Mutex<File>>);
 
 impl Journal {
     fn open(path: &Path) -> Result<Self> {
@@ -52,7 +54,7 @@ impl Journal {
         Ok(Self(Arc::new(Mutex::new(file.with_context(|| format!("can't open {}", path.display()))?))))
     }
 
-    fn add(&self, line: &str) {
+    pub(crate) fn add(&self, line: &str) {
         let mut file = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = file.write_all(format!("{line}\n").as_bytes()) {
             eprintln!("pod: a line is lost: {error}");
@@ -62,15 +64,16 @@ impl Journal {
 
 /// Answers and tries until the process ends.
 pub(crate) fn start(port: u16, folder: &Path, name: &str) -> Result<()> {
-    listen(port, &Journal::open(&folder.join(format!("{name}.heard")))?)?;
-    let tried = Journal::open(&folder.join(format!("{name}.tried")))?;
+    let journal = |kind: &str| Journal::open(&folder.join(format!("{name}.{kind}")));
+    listen(port, &journal("heard")?, &journal("kept")?)?;
+    let (tried, held) = (journal("tried")?, journal("held")?);
     let orders: Arc<RwLock<Vec<Target>>> = Arc::default();
     for worker in 0..WORKERS {
         let (orders, tried) = (Arc::clone(&orders), tried.clone());
         thread::spawn(move || work(worker, &orders, &tried));
     }
     let file = folder.join(format!("{name}.orders"));
-    thread::spawn(move || follow(&file, &orders));
+    thread::spawn(move || follow(&file, &orders, &held));
     Ok(())
 }
 
@@ -80,17 +83,17 @@ pub(crate) fn now() -> u64 {
     u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000
 }
 
-fn listen(port: u16, heard: &Journal) -> Result<()> {
+fn listen(port: u16, heard: &Journal, kept: &Journal) -> Result<()> {
     let tcp = serve::open(Type::STREAM, Protocol::TCP, port)?;
     tcp.listen(1024).context("can't listen")?;
     let (tcp, udp) = (TcpListener::from(tcp), UdpSocket::from(serve::open(Type::DGRAM, Protocol::UDP, port)?));
     thread::spawn({
-        let heard = heard.clone();
+        let (heard, kept) = (heard.clone(), kept.clone());
         move || {
             for stream in tcp.incoming().flatten() {
-                let heard = heard.clone();
+                let (heard, kept) = (heard.clone(), kept.clone());
                 // One that has hung up already, as a probe does, said nothing.
-                thread::spawn(move || hear(stream, &heard).ok());
+                thread::spawn(move || hear(stream, &heard, &kept).ok());
             }
         }
     });
@@ -109,7 +112,7 @@ fn listen(port: u16, heard: &Journal) -> Result<()> {
     Ok(())
 }
 
-fn hear(mut stream: TcpStream, heard: &Journal) -> Result<()> {
+fn hear(mut stream: TcpStream, heard: &Journal, kept: &Journal) -> Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     let (peer, mut said) = (stream.peer_addr()?, Vec::new());
     let mut byte = [0];
@@ -119,6 +122,15 @@ fn hear(mut stream: TcpStream, heard: &Journal) -> Result<()> {
     if let Some(nonce) = nonce(&said) {
         heard.add(&format!("{} tcp {} {nonce}", now(), plain(peer)));
         stream.write_all(b"heard")?;
+    } else if said.starts_with(hold::WORD.as_bytes()) {
+        hold::answer(stream, &String::from_utf8_lossy(&said), kept)?;
+    } else if said.starts_with(b"GET ") {
+        // A kubelet's probe. What is left unread when the socket closes would take the answer back.
+        while said.len() < 4096 && !said.ends_with(b"\n\r") && stream.read(&mut byte)? == 1 {
+            said.extend(byte);
+        }
+        stream.read_exact(&mut byte)?;
+        stream.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok")?;
     }
     Ok(())
 }
@@ -135,24 +147,30 @@ fn nonce(said: &[u8]) -> Option<&str> {
 }
 
 /// Takes the orders whenever their file was replaced.
-fn follow(file: &PathBuf, orders: &RwLock<Vec<Target>>) {
-    let mut last = String::new();
+fn follow(file: &PathBuf, orders: &RwLock<Vec<Target>>, held: &Journal) {
+    let (mut last, wanted) = (String::new(), hold::Wanted::default());
     loop {
         if let Ok(text) = fs::read_to_string(file)
             && text != last
         {
-            *orders.write().unwrap_or_else(PoisonError::into_inner) = text.lines().filter_map(target).collect();
+            let (mut targets, mut lasting) = (Vec::new(), BTreeMap::new());
+            for (key, kind, address) in text.lines().filter_map(order) {
+                match kind {
+                    "hold" => drop(lasting.insert(key, address)),
+                    kind => targets.push(Target { key, tcp: kind == "tcp", address }),
+                }
+            }
+            *orders.write().unwrap_or_else(PoisonError::into_inner) = targets;
+            hold::follow(&wanted, lasting, held);
             last = text;
         }
         sleep(Duration::from_millis(50));
     }
 }
 
-fn target(line: &str) -> Option<Target> {
+fn order(line: &str) -> Option<(u64, &str, SocketAddr)> {
     let mut words = line.split(' ');
-    let target =
-        Target { key: words.next()?.parse().ok()?, tcp: words.next()? == "tcp", address: words.next()?.parse().ok()? };
-    Some(target)
+    Some((words.next()?.parse().ok()?, words.next()?, words.next()?.parse().ok()?))
 }
 
 fn work(worker: usize, orders: &RwLock<Vec<Target>>, tried: &Journal) {
@@ -174,14 +192,16 @@ fn work(worker: usize, orders: &RwLock<Vec<Target>>, tried: &Journal) {
 /// One attempt; a TCP connection may take `patience`. Its outcome in a word: `heard` or why not.
 pub(crate) fn attempt(tcp: bool, address: SocketAddr, key: u64, sent: u64, patience: Duration) -> String {
     let done = if tcp { by_tcp(address, key, sent, patience) } else { by_udp(address, key, sent) };
-    match done {
-        Ok(()) => "heard".to_owned(),
-        Err(error) => match error.kind() {
-            ErrorKind::PermissionDenied => "denied".to_owned(),
-            ErrorKind::WouldBlock | ErrorKind::TimedOut => "silence".to_owned(),
-            ErrorKind::ConnectionRefused => "refused".to_owned(),
-            _ => format!("{error}").replace(' ', "-"),
-        },
+    done.map_or_else(|error| word(&error), |()| "heard".to_owned())
+}
+
+/// Why not, in a word.
+pub(crate) fn word(error: &std::io::Error) -> String {
+    match error.kind() {
+        ErrorKind::PermissionDenied => "denied".to_owned(),
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => "silence".to_owned(),
+        ErrorKind::ConnectionRefused => "refused".to_owned(),
+        _ => format!("{error}").replace(' ', "-"),
     }
 }
 
