@@ -80,7 +80,14 @@ struct Out<'a> {
 
 impl Out<'_> {
     /// Something of a policy that can't be said as it is.
-    fn find<T>(&mut self, policy: &Policy, at: &At<T>, field: impl Into<String>, errs: Errs, reason: impl Into<String>) {
+    fn find<T>(
+        &mut self,
+        policy: &Policy,
+        at: &At<T>,
+        field: impl Into<String>,
+        errs: Errs,
+        reason: impl Into<String>,
+    ) {
         self.findings.insert(Finding {
             file: Arc::clone(&policy.file),
             line: at.line,

@@ -93,8 +93,14 @@ pub fn import(texts: &[(String, String)], estate: &Estate, wish: &Wish) -> Resul
     for (file, text) in texts {
         let mut reader = Reader { file: file.as_str().into(), faults: Vec::new() };
         for object in reader.objects(text) {
-            let mut reading =
-                Reading { reader: &mut reader, estate, wish, findings: &mut findings, layers: &mut layers, all: &mut all };
+            let mut reading = Reading {
+                reader: &mut reader,
+                estate,
+                wish,
+                findings: &mut findings,
+                layers: &mut layers,
+                all: &mut all,
+            };
             match reading.object(object) {
                 Taken::Policy => imported.objects += 1,
                 Taken::Other(kind) => *imported.others.entry(kind).or_default() += 1,
@@ -205,9 +211,9 @@ impl Reading<'_> {
             return Taken::Policy;
         }
         let annotations = metadata.take("annotations").map(|v| reader.map(v).rest()).unwrap_or_default();
-        let dry = annotations.into_iter().any(|(key, value)| {
-            key == "istio.io/dry-run" && matches!(&value.node, tree::Node::Text(t) if t == "true")
-        });
+        let dry = annotations
+            .into_iter()
+            .any(|(key, value)| key == "istio.io/dry-run" && matches!(&value.node, tree::Node::Text(t) if t == "true"));
         let spec = fields.take("spec").map(|v| reader.map(v));
         drop(fields.take("status"));
         self.reader.finish(fields);
@@ -217,7 +223,11 @@ impl Reading<'_> {
 
     fn spec(&mut self, source: Source, spec: Option<Fields>, dry: bool) {
         let mesh = source.kind == "AuthorizationPolicy";
-        if mesh { self.layers.mesh = true } else { self.layers.network = true }
+        if mesh {
+            self.layers.mesh = true
+        } else {
+            self.layers.network = true
+        }
         if self.layers.mesh && self.layers.network {
             self.reader.fault(&source.spot, TWO_LAYERS, "import the one or the other");
             return;
@@ -244,8 +254,7 @@ impl Reading<'_> {
             }
             "ClusterNetworkPolicy" => tiers::read(self.reader, source, Form::ClusterNetworkPolicy, spec, self.all),
             _ => {
-                let mut mesh =
-                    mesh::Mesh { estate: self.estate, root: &self.wish.root, findings: self.findings };
+                let mut mesh = mesh::Mesh { estate: self.estate, root: &self.wish.root, findings: self.findings };
                 mesh::read(self.reader, source, spec, &mut mesh, dry, self.all);
             }
         }

@@ -35,6 +35,7 @@ impl Census {
         }
         let options = serde_saphyr::options! {
             budget: serde_saphyr::budget! { max_nodes: 50_000_000, max_events: 100_000_000, max_total_scalar_bytes: 1 << 30 },
+            strict_booleans: true,
         };
         for (before, part) in split(text) {
             let value = serde_saphyr::from_str_with_options(&part, options.clone()).map_err(|e| {
@@ -162,7 +163,8 @@ items:
         assert_eq!((census.pods.len(), census.namespaces.len()), (2, 1));
         census.estate(template()).expect("an estate");
         let mut json = Census::default();
-        json.add(r#"{"kind": "PodList", "items": [{"metadata": {"name": "a", "namespace": "n", "uid": "u"}}]}"#).expect("read");
+        json.add(r#"{"kind": "PodList", "items": [{"metadata": {"name": "a", "namespace": "n", "uid": "u"}}]}"#)
+            .expect("read");
         assert_eq!(json.pods.len(), 1);
         let said = json.estate(template()).expect_err("no namespace");
         assert!(said.contains("namespace n of pod n/a isn't among the objects"), "{said}");
@@ -173,6 +175,7 @@ items:
         let said = |text: &str| Census::default().add(text).expect_err("not read");
         assert!(said("kind: Pod\nmetadata: {name: x}\nspec: {containers: 7}\n").starts_with("Pod x: "));
         assert!(said("kind: List\n").contains("without items"));
-        assert!(said("a: 1\n---\nb: [").starts_with('3'), "{}", said("a: 1\n---\nb: ["));
+        assert!(said("kind: X\n---\nb: [").starts_with('3'), "{}", said("kind: X\n---\nb: ["));
+        assert!(said("a: 1\n").contains("without a kind"));
     }
 }

@@ -121,7 +121,8 @@ impl Out<'_> {
                     Some(text) => sources.principals.push(text),
                     None => {
                         let ids = self.estate.ids(|_, id| pattern.matches(id));
-                        let plain = |id: &crate::identity::SpiffeId| id.as_str().trim_start_matches("spiffe://").to_owned();
+                        let plain =
+                            |id: &crate::identity::SpiffeId| id.as_str().trim_start_matches("spiffe://").to_owned();
                         sources.principals.extend(ids.iter().map(plain));
                         let reason = format!("{pattern} can't be said there: it stands for who there is at present");
                         self.find(policy, peer, field, errs, reason);
@@ -209,10 +210,12 @@ impl Out<'_> {
         for except in &deny.except {
             let from = except.from.as_deref().filter(|_| except.to.is_none() && except.ports.is_none());
             let said: Option<Vec<String>> = from.and_then(|list| {
-                list.iter().map(|p| match &p.value {
-                    Peer::Id(id) => principal(id),
-                    _ => None,
-                }).collect()
+                list.iter()
+                    .map(|p| match &p.value {
+                        Peer::Id(id) => principal(id),
+                        _ => None,
+                    })
+                    .collect()
             });
             match said {
                 Some(list) => not.extend(list),
@@ -258,7 +261,10 @@ fn principal(pattern: &IdPattern) -> Option<String> {
         return Some(text.to_owned());
     }
     // The IDs of a mesh have no more segments than a namespace and an account.
-    let prefix = text.strip_suffix("/*/**").or_else(|| text.strip_suffix("/**")).or_else(|| text.strip_suffix("/sa/*").filter(|t| !t.contains('*')).map(|_| &text[..text.len() - 2]));
+    let prefix = text
+        .strip_suffix("/*/**")
+        .or_else(|| text.strip_suffix("/**"))
+        .or_else(|| text.strip_suffix("/sa/*").filter(|t| !t.contains('*')).map(|_| &text[..text.len() - 2]));
     if let Some(prefix) = prefix.filter(|p| !p.contains('*')) {
         return Some(format!("{prefix}/*"));
     }

@@ -30,8 +30,9 @@ impl Out<'_> {
                     types.push(json!(kind));
                 }
                 let rules = list.iter().enumerate();
-                let rules: Vec<Value> =
-                    rules.filter_map(|(n, r)| self.network_rule(policy, r, &format!("spec.{section}.rules[{n}]"), word)).collect();
+                let rules: Vec<Value> = rules
+                    .filter_map(|(n, r)| self.network_rule(policy, r, &format!("spec.{section}.rules[{n}]"), word))
+                    .collect();
                 if !rules.is_empty() {
                     spec[section] = Value::Array(rules);
                 }
@@ -46,7 +47,8 @@ impl Out<'_> {
                 (_, suffix) if suffix.is_empty() => policy.name.name.clone(),
                 (_, suffix) => format!("{}-{suffix}", policy.name.name),
             };
-            let object = json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {}, "spec": spec});
+            let object =
+                json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {}, "spec": spec});
             self.push(&target.namespace, &name, object);
         }
     }
@@ -96,7 +98,8 @@ impl Out<'_> {
             }
             Peer::Cidr { net, except } => {
                 if !self.estate.inside(net, except).is_empty() || self.estate.nodes_inside(net, except) {
-                    let reason = format!("{net} would be pods and nodes there, too: nothing is allowed by it; except them");
+                    let reason =
+                        format!("{net} would be pods and nodes there, too: nothing is allowed by it; except them");
                     self.find(policy, peer, field, Errs::Stricter, reason);
                     return Vec::new();
                 }

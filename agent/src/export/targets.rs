@@ -32,13 +32,16 @@ impl Target {
     pub(super) fn labels(&self) -> Value {
         match self.labels.is_empty() {
             true => json!({}),
-            false => json!({"matchLabels": self.labels.iter().map(|(k, v)| (k.clone(), json!(v))).collect::<Map<_, _>>()}),
+            false => {
+                json!({"matchLabels": self.labels.iter().map(|(k, v)| (k.clone(), json!(v))).collect::<Map<_, _>>()})
+            }
         }
     }
 
     /// A part of a name.
     pub(super) fn suffix(&self) -> String {
-        let last = self.id.as_ref().and_then(|id| id.segments().last().map(str::to_ascii_lowercase)).unwrap_or_default();
+        let last =
+            self.id.as_ref().and_then(|id| id.segments().last().map(str::to_ascii_lowercase)).unwrap_or_default();
         last.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').collect()
     }
 }
@@ -61,7 +64,9 @@ pub(super) fn of(estate: &Estate, patterns: &[IdPattern], only: Option<&str>) ->
     let mut namespaces: BTreeSet<String> = estate.namespaces(|_| true).into_iter().collect();
     // A namespace may be named though nobody is in it yet.
     for pattern in patterns {
-        let named = |n: &&str| estate.glob(Some(n)).is_some_and(|g| pattern.covers(&g) && g.literal_prefix() == pattern.literal_prefix());
+        let named = |n: &&str| {
+            estate.glob(Some(n)).is_some_and(|g| pattern.covers(&g) && g.literal_prefix() == pattern.literal_prefix())
+        };
         let segments = pattern.literal_prefix().trim_start_matches("spiffe://").split('/').skip(1);
         namespaces.extend(segments.filter(named).map(str::to_owned));
     }
@@ -74,9 +79,8 @@ pub(super) fn of(estate: &Estate, patterns: &[IdPattern], only: Option<&str>) ->
         }
     }
     let here = |namespace: &str| only.is_none_or(|only| only == namespace);
-    let ids = estate.ids(|namespace, id| {
-        here(namespace) && !whole.contains(namespace) && patterns.iter().any(|p| p.matches(id))
-    });
+    let ids = estate
+        .ids(|namespace, id| here(namespace) && !whole.contains(namespace) && patterns.iter().any(|p| p.matches(id)));
     for id in ids {
         match estate.apart(&id, &FLEETING) {
             Some((namespace, labels)) => found.targets.push(Target { namespace, labels, id: Some(id) }),

@@ -78,7 +78,8 @@ fn said(exported: &Exported) -> Vec<String> {
 fn identities_become_labels_that_nobody_else_has() {
     let exported = export(&set(), &estate(), Form::NetworkPolicy, "istio-system");
     let text = |file: &str| exported.files.iter().find(|f| f.file == file).map(|f| f.text.as_str()).expect("a file");
-    let shop: Value = serde_saphyr::from_str(text("shop.yaml").split_once("---\n").expect("a document").1).expect("YAML");
+    let shop: Value =
+        serde_saphyr::from_str(text("shop.yaml").split_once("---\n").expect("a document").1).expect("YAML");
     assert_eq!(shop["spec"]["podSelector"], serde_json::json!({"matchLabels": {"app": "web"}}));
     assert_eq!(
         shop["spec"]["ingress"][0]["from"],

@@ -174,9 +174,7 @@ impl Estate {
             (false, ..) => None,
             (true, true, _) => self.glob(None).map(|g| vec![g]),
             (true, false, Some(names)) => names.iter().map(|n| self.glob(Some(n))).collect(),
-            (true, false, None) => {
-                self.namespaces.keys().filter(|n| inside(n)).map(|n| self.glob(Some(n))).collect()
-            }
+            (true, false, None) => self.namespaces.keys().filter(|n| inside(n)).map(|n| self.glob(Some(n))).collect(),
         };
         if let Some(globs) = globs {
             pick.whole = globs;

@@ -4,9 +4,7 @@
 //! allows isn't carried, what denies is carried without the condition and so denies more.
 
 use super::estate::{Estate, Scope};
-use super::model::{
-    Action, Clause, Errs, Everything, Findings, Isolation, Ordered, Peer, Pods, Port, Source, Tier,
-};
+use super::model::{Action, Clause, Errs, Everything, Findings, Isolation, Ordered, Peer, Pods, Port, Source, Tier};
 use super::network::net;
 use super::selector::Selector;
 use super::tree::{Fields, Reader, Spot, Value};
@@ -281,7 +279,10 @@ impl Rule<'_, '_> {
         };
         let pattern = |name: &String| {
             format!("spiffe://*/ns/{name}/*/**").parse::<IdPattern>().map_err(|e| {
-                (format!("`{name}` is no namespace: {}", e.why), "the name of a namespace, with * at one end".to_owned())
+                (
+                    format!("`{name}` is no namespace: {}", e.why),
+                    "the name of a namespace, with * at one end".to_owned(),
+                )
             })
         };
         names.iter().map(pattern).collect()

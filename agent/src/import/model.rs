@@ -45,7 +45,10 @@ pub(super) enum Peer {
     Anybody,
     Pods(Pods),
     /// By address.
-    Block { net: IpNet, except: Vec<IpNet> },
+    Block {
+        net: IpNet,
+        except: Vec<IpNet>,
+    },
     /// Nodes, by their labels.
     Nodes(Selector),
     /// Names in the DNS.

@@ -75,7 +75,8 @@ impl Resolver<'_> {
                     self.say_parts(source, spot, &pick, "an identity is allowed as a whole, so it isn't");
                     if !pick.host.is_empty() && !pods.pods.is_empty() {
                         let who = shortened(pick.host);
-                        let reason = format!("{who} in the node's own network can't be told apart: not allowed by this");
+                        let reason =
+                            format!("{who} in the node's own network can't be told apart: not allowed by this");
                         self.findings.add(source, spot, Errs::Neither, reason);
                     }
                     all.extend(pick.whole.into_iter().map(Named::Id));

@@ -14,14 +14,19 @@ use crate::inventory::{IdentityFacts, Inventory, Posture};
 use crate::policy::PolicySet;
 use crate::policy::reference::{self, Connection, End};
 use bulkhead_common::PeerId;
-use obvious::{World, Who};
+use obvious::{Who, World};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// At least this many cases; more by the environment's PROPTEST_CASES, 10000 of which take about a minute.
 pub(super) fn cases(least: u32) -> proptest::test_runner::Config {
     let config = proptest::test_runner::Config::default();
     let asked = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(0);
-    proptest::test_runner::Config { cases: least.max(asked), max_shrink_iters: 4000, failure_persistence: None, ..config }
+    proptest::test_runner::Config {
+        cases: least.max(asked),
+        max_shrink_iters: 4000,
+        failure_persistence: None,
+        ..config
+    }
 }
 
 pub(super) fn template() -> Template {
@@ -128,7 +133,8 @@ pub(super) fn compare(
     let mut tally = Tally::default();
     for (from, to) in world.pairs() {
         for &(proto, port) in ports {
-            let (ours, theirs) = (allows(&set, &inventory, world, (from, to, proto, port)), standard(from, to, proto, port));
+            let (ours, theirs) =
+                (allows(&set, &inventory, world, (from, to, proto, port)), standard(from, to, proto, port));
             tally.all += 1;
             let exact = exact(from) && exact(to);
             if exact {

@@ -70,7 +70,11 @@ fn pods(reader: &mut Reader, value: Value) -> Option<Pods> {
         }
         (None, Some(v)) => Some(namespaced(reader, spot, v)),
         _ => {
-            reader.fault(&spot, format!("`{}` says nothing that is known", spot.path), "exactly one of namespaces and pods");
+            reader.fault(
+                &spot,
+                format!("`{}` says nothing that is known", spot.path),
+                "exactly one of namespaces and pods",
+            );
             None
         }
     }

@@ -165,7 +165,8 @@ impl Reader {
                 }
                 Err(e) => {
                     let mut fault = yaml_fault(&self.file, &e);
-                    fault.hint = Some("an object, or a list of objects, as `kubectl get -o yaml` writes them".to_owned());
+                    fault.hint =
+                        Some("an object, or a list of objects, as `kubectl get -o yaml` writes them".to_owned());
                     fault.line += if fault.line > 0 { before } else { 0 };
                     self.faults.push(fault);
                 }
@@ -177,7 +178,8 @@ impl Reader {
     fn object(&mut self, value: Value, objects: &mut Vec<Fields>) {
         let spot = value.spot.clone();
         let mut fields = self.map(value);
-        let list = fields.map.iter().any(|(k, v)| k == "kind" && matches!(&v.value, Node::Text(t) if t.ends_with("List")));
+        let list =
+            fields.map.iter().any(|(k, v)| k == "kind" && matches!(&v.value, Node::Text(t) if t.ends_with("List")));
         if !list {
             objects.push(fields);
             return;
@@ -253,7 +255,8 @@ impl Reader {
     /// Whatever nobody took isn't known.
     pub(super) fn finish(&mut self, fields: Fields) {
         for (name, value) in fields.rest() {
-            let message = format!("`{}` isn't a field that is known: nobody can say what it would change", value.spot.path);
+            let message =
+                format!("`{}` isn't a field that is known: nobody can say what it would change", value.spot.path);
             let hint = format!("take `{name}` or the object out of the file, and import the rest");
             self.fault(&value.spot, message, hint);
         }
@@ -274,6 +277,8 @@ fn moved(node: Node, lines: u32) -> Node {
 fn options() -> serde_saphyr::Options {
     serde_saphyr::options! {
         budget: serde_saphyr::budget! { max_nodes: 4_000_000, max_events: 8_000_000 },
+        // A namespace may be called `n`.
+        strict_booleans: true,
     }
 }
 

@@ -182,7 +182,8 @@ fn isolate(
             };
             !isolates || part.others.iter().all(|n| !isolated.pods.contains(n))
         });
-        let what = if free { "it isolates all of them" } else { "all of them are isolated, and its rules allow them nothing" };
+        let what =
+            if free { "it isolates all of them" } else { "all of them are isolated, and its rules allow them nothing" };
         let reason = format!(
             "of the pods of {}, {} are selected and {} aren't: {what}; give them service accounts of their own",
             part.id,
@@ -227,7 +228,8 @@ fn isolate(
         woven.push(policy(source.name.clone(), description, whole, ingress_rules, egress_rules));
     }
     if !shared.is_empty() {
-        let description = format!("of these, {source} selects some pods and not all: isolated, and allowed nothing by it");
+        let description =
+            format!("of these, {source} selects some pods and not all: isolated, and allowed nothing by it");
         let nothing = |clauses: &Option<Vec<Clause>>| clauses.as_ref().map(|_| Vec::new());
         woven.push(policy(format!("{}-shared", source.name), description, shared, nothing(ingress), nothing(egress)));
     }
@@ -305,8 +307,10 @@ fn say_ties(policies: &[Ordered], steps: &[Step<'_>], resolver: &mut Resolver<'_
         for (m, b) in policies.iter().enumerate().skip(n + 1) {
             let tied = a.tier == b.tier && (a.priority == b.priority || a.priority.is_none() || b.priority.is_none());
             if tied && speaks(n) && speaks(m) && !(only_denies(n) && only_denies(m)) {
-                let reason =
-                    format!("it and {} have one priority, so nobody says which comes first: the denies of both hold", b.source);
+                let reason = format!(
+                    "it and {} have one priority, so nobody says which comes first: the denies of both hold",
+                    b.source
+                );
                 resolver.findings.add(&a.source, &a.source.spot, Errs::Stricter, reason);
             }
         }
@@ -362,7 +366,9 @@ fn denies(
         for (earlier_at, earlier) in steps.iter().enumerate().filter(|(_, e)| e.action != Action::Deny) {
             let same_policy = earlier.policy == n && earlier_at < at;
             let before = match (earlier.tier, step.tier) {
-                (Tier::Admin, Tier::Baseline) => earlier.action == Action::Accept && lives(earlier, earlier_at, steps, resolver),
+                (Tier::Admin, Tier::Baseline) => {
+                    earlier.action == Action::Accept && lives(earlier, earlier_at, steps, resolver)
+                }
                 (a, b) => a == b && (same_policy || step.surely_after(earlier)),
             };
             if before && meet(earlier, step) {
@@ -370,7 +376,8 @@ fn denies(
             }
         }
         if all.len() > EXCEPTIONS {
-            let reason = format!("more than {EXCEPTIONS} earlier rules take something out of it: the last of them don't here");
+            let reason =
+                format!("more than {EXCEPTIONS} earlier rules take something out of it: the last of them don't here");
             resolver.findings.add(step.source, step.spot, Errs::Stricter, reason);
             all.truncate(EXCEPTIONS);
         }
@@ -405,7 +412,8 @@ fn lives(step: &Step<'_>, at: usize, steps: &[Step<'_>], resolver: &mut Resolver
                 && ports_cover(&e.ports, &half.ports)
         });
         if !whole {
-            let reason = format!("an earlier Pass of {} may take some of it, so none of it is accepted here", earlier.source);
+            let reason =
+                format!("an earlier Pass of {} may take some of it, so none of it is accepted here", earlier.source);
             resolver.findings.add(step.source, step.spot, Errs::Stricter, reason);
         }
         return false;

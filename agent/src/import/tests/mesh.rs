@@ -98,7 +98,8 @@ fn request_allowed(world: &World, all: &[Authorization], from: Who, to: &Pod, po
 
 fn allowed(world: &World, all: &[Authorization], from: Who, to: Who, port: u16) -> bool {
     let Some(pod) = world.pod(to) else { return true };
-    let requests = ["GET", "DELETE"].into_iter().flat_map(|method| [true, false].map(|header| Request { method, header }));
+    let requests =
+        ["GET", "DELETE"].into_iter().flat_map(|method| [true, false].map(|header| Request { method, header }));
     requests.into_iter().all(|request| request_allowed(world, all, from, pod, port, request))
 }
 
@@ -168,7 +169,8 @@ fn policies() -> impl Strategy<Value = Vec<Authorization>> {
     let rule = (from, to, prop::bool::weighted(0.06)).prop_map(|(from, to, when)| Rule { from, to, when });
     let action = prop_oneof![5 => Just("ALLOW"), 3 => Just("DENY"), 1 => Just("CUSTOM"), 1 => Just("AUDIT")];
     let labels = prop::option::weighted(0.4, select(vec![("app", "x"), ("app", "y"), ("tier", "f")]));
-    let policy = (select(vec!["n0", "n1", "n0", "n1", "istio-system"]), labels, action, prop::collection::vec(rule, 0..3));
+    let policy =
+        (select(vec!["n0", "n1", "n0", "n1", "istio-system"]), labels, action, prop::collection::vec(rule, 0..3));
     prop::collection::vec(policy, 0..4).prop_map(|all| {
         let named = all.into_iter().enumerate().map(|(n, (namespace, labels, action, rules))| Authorization {
             namespace,

@@ -239,7 +239,14 @@ pub(in crate::import) fn side(
 
 /// "For a connection from a source pod to a destination pod to be allowed, both the egress policy on the source pod and
 /// the ingress policy on the destination pod need to allow the connection."
-pub(in crate::import) fn allowed(world: &World, policies: &[NetworkPolicy], from: Who, to: Who, protocol: u8, port: u16) -> bool {
+pub(in crate::import) fn allowed(
+    world: &World,
+    policies: &[NetworkPolicy],
+    from: Who,
+    to: Who,
+    protocol: u8,
+    port: u16,
+) -> bool {
     let says = |direction| side(world, policies, (from, to), protocol, port, direction).unwrap_or(true);
     says("Egress") && says("Ingress")
 }

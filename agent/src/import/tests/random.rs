@@ -8,7 +8,8 @@ use proptest::test_runner::{TestCaseError, TestRunner};
 use std::cell::Cell;
 use std::collections::BTreeMap;
 
-pub(in crate::import) const PORTS: [(u8, u16); 7] = [(6, 80), (6, 81), (6, 8080), (6, 443), (17, 53), (17, 80), (132, 80)];
+pub(in crate::import) const PORTS: [(u8, u16); 7] =
+    [(6, 80), (6, 81), (6, 8080), (6, 443), (17, 53), (17, 80), (132, 80)];
 
 fn labels() -> impl Strategy<Value = BTreeMap<String, String>> {
     let one = |key: &'static str, values: Vec<&'static str>| {
@@ -65,9 +66,11 @@ fn expression(key: &'static str, values: Vec<&'static str>) -> impl Strategy<Val
 
 pub(in crate::import) fn pod_selector() -> impl Strategy<Value = Labels> {
     let equal = |key: &'static str, values: Vec<&'static str>| {
-        select(values).prop_map(move |v| Labels { equal: vec![(key.to_owned(), v.to_owned())], expressions: Vec::new() })
+        select(values)
+            .prop_map(move |v| Labels { equal: vec![(key.to_owned(), v.to_owned())], expressions: Vec::new() })
     };
-    let by_expression = expression("app", vec!["x", "y", "z"]).prop_map(|e| Labels { equal: Vec::new(), expressions: vec![e] });
+    let by_expression =
+        expression("app", vec!["x", "y", "z"]).prop_map(|e| Labels { equal: Vec::new(), expressions: vec![e] });
     let both = (equal("app", vec!["x", "y"]), expression("tier", vec!["f", "b"]))
         .prop_map(|(a, e)| Labels { expressions: vec![e], ..a });
     prop_oneof![3 => Just(Labels::default()), 3 => equal("app", vec!["x", "y"]), 1 => equal("tier", vec!["f", "b"]),
@@ -99,9 +102,8 @@ fn peer() -> impl Strategy<Value = Peer> {
         ("10.0.1.0/24", vec![]),
         ("2001:db8::/32", vec![]),
     ];
-    let block = select(blocks).prop_map(|(cidr, except)| {
-        Peer::Block(cidr.to_owned(), except.into_iter().map(str::to_owned).collect())
-    });
+    let block = select(blocks)
+        .prop_map(|(cidr, except)| Peer::Block(cidr.to_owned(), except.into_iter().map(str::to_owned).collect()));
     prop_oneof![
         3 => pod_selector().prop_map(|p| Peer::Selectors(Some(p), None)),
         2 => namespace_selector().prop_map(|n| Peer::Selectors(None, Some(n))),

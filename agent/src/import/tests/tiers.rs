@@ -92,7 +92,14 @@ fn first<'t>(
 }
 
 /// One side: the admin tier, then NetworkPolicies, then the baseline, then everything is allowed.
-fn side(world: &World, tiers: &[Tiered], policies: &[NetworkPolicy], ends: (Who, Who), at: (u8, u16), ingress: bool) -> bool {
+fn side(
+    world: &World,
+    tiers: &[Tiered],
+    policies: &[NetworkPolicy],
+    ends: (Who, Who),
+    at: (u8, u16),
+    ingress: bool,
+) -> bool {
     match first(world, tiers, true, ends, at, ingress) {
         Some("Accept") => return true,
         Some("Deny") => return false,
@@ -111,10 +118,11 @@ fn allowed(world: &World, tiers: &[Tiered], policies: &[NetworkPolicy], from: Wh
 }
 
 fn port_written(port: &Port, old: bool) -> Value {
-    let (upper, lower) = |proto: u8| -> (&str, &str) { if proto == 6 { ("TCP", "tcp") } else { ("UDP", "udp") } }(match port {
-        Port::Number(proto, _) | Port::Range(proto, ..) => *proto,
-        Port::Named(_) => 6,
-    });
+    let (upper, lower) =
+        |proto: u8| -> (&str, &str) { if proto == 6 { ("TCP", "tcp") } else { ("UDP", "udp") } }(match port {
+            Port::Number(proto, _) | Port::Range(proto, ..) => *proto,
+            Port::Named(_) => 6,
+        });
     match (port, old) {
         (Port::Number(_, n), true) => json!({"portNumber": {"protocol": upper, "port": n}}),
         (Port::Range(_, a, b), true) => json!({"portRange": {"protocol": upper, "start": a, "end": b}}),
@@ -182,8 +190,11 @@ fn rules(networks: bool) -> impl Strategy<Value = Vec<Rule>> {
     ];
     let ports = prop::option::weighted(0.5, prop::collection::vec(port, 1..3));
     let peers = prop::collection::vec(peer(networks), 1..3);
-    let rule = (select(vec!["Accept", "Deny", "Deny", "Pass"]), peers, ports)
-        .prop_map(|(action, peers, ports)| Rule { action, peers, ports });
+    let rule = (select(vec!["Accept", "Deny", "Deny", "Pass"]), peers, ports).prop_map(|(action, peers, ports)| Rule {
+        action,
+        peers,
+        ports,
+    });
     prop::collection::vec(rule, 0..3)
 }
 
