@@ -175,13 +175,13 @@ impl Reading<'_> {
             return Taken::Other(String::new());
         };
         let group = version.split_once('/').map_or("", |(group, _)| group);
-        let known = match (version.as_str(), kind.as_str()) {
+        let known = matches!(
+            (version.as_str(), kind.as_str()),
             ("networking.k8s.io/v1", "NetworkPolicy")
-            | ("security.istio.io/v1" | "security.istio.io/v1beta1", "AuthorizationPolicy") => true,
-            ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy") => true,
-            ("policy.networking.k8s.io/v1alpha1", "AdminNetworkPolicy" | "BaselineAdminNetworkPolicy") => true,
-            _ => false,
-        };
+                | ("security.istio.io/v1" | "security.istio.io/v1beta1", "AuthorizationPolicy")
+                | ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy")
+                | ("policy.networking.k8s.io/v1alpha1", "AdminNetworkPolicy" | "BaselineAdminNetworkPolicy")
+        );
         if !known && !judges(group, &kind) {
             return Taken::Other(kind);
         }
@@ -248,11 +248,11 @@ impl Reading<'_> {
         };
         match source.kind.as_str() {
             "NetworkPolicy" => network::read(self.reader, source, spec, self.all),
-            "AdminNetworkPolicy" => tiers::read(self.reader, source, Form::AdminNetworkPolicy, spec, self.all),
+            "AdminNetworkPolicy" => tiers::read(self.reader, source, Form::Admin, spec, self.all),
             "BaselineAdminNetworkPolicy" => {
-                tiers::read(self.reader, source, Form::BaselineAdminNetworkPolicy, spec, self.all);
+                tiers::read(self.reader, source, Form::Baseline, spec, self.all);
             }
-            "ClusterNetworkPolicy" => tiers::read(self.reader, source, Form::ClusterNetworkPolicy, spec, self.all),
+            "ClusterNetworkPolicy" => tiers::read(self.reader, source, Form::Cluster, spec, self.all),
             _ => {
                 let mut mesh = mesh::Mesh { estate: self.estate, root: &self.wish.root, findings: self.findings };
                 mesh::read(self.reader, source, spec, &mut mesh, dry, self.all);

@@ -11,17 +11,17 @@ use bulkhead_common::proto;
 /// Which of the kinds it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Form {
-    ClusterNetworkPolicy,
-    AdminNetworkPolicy,
-    BaselineAdminNetworkPolicy,
+    Cluster,
+    Admin,
+    Baseline,
 }
 
 /// Reads the spec of any of them.
 pub(super) fn read(reader: &mut Reader, source: Source, form: Form, mut spec: Fields, all: &mut Everything) {
     let tier = match form {
-        Form::AdminNetworkPolicy => Some(Tier::Admin),
-        Form::BaselineAdminNetworkPolicy => Some(Tier::Baseline),
-        Form::ClusterNetworkPolicy => match spec.take("tier") {
+        Form::Admin => Some(Tier::Admin),
+        Form::Baseline => Some(Tier::Baseline),
+        Form::Cluster => match spec.take("tier") {
             Some(v) => {
                 let spot = v.spot.clone();
                 match reader.text(v).as_deref() {
@@ -37,7 +37,7 @@ pub(super) fn read(reader: &mut Reader, source: Source, form: Form, mut spec: Fi
         },
     };
     let priority = match (form, spec.take("priority")) {
-        (Form::BaselineAdminNetworkPolicy, None) => None,
+        (Form::Baseline, None) => None,
         (_, Some(v)) => reader.number(v),
         (_, None) => missing(reader, &spec.spot, "priority"),
     };
@@ -100,15 +100,15 @@ fn rule(reader: &mut Reader, form: Form, item: Value, ends: &str) -> Option<Clau
     drop(rule.take("name"));
     let action = rule.take("action");
     let peers = rule.take(ends);
-    let ports = rule.take(if form == Form::ClusterNetworkPolicy { "protocols" } else { "ports" });
+    let ports = rule.take(if form == Form::Cluster { "protocols" } else { "ports" });
     reader.finish(rule);
     let action = match action.map(|v| (v.spot.clone(), reader.text(v).unwrap_or_default())) {
         None => return missing(reader, &spot, "action"),
         Some((at, word)) => match (word.as_str(), form) {
-            ("Accept", Form::ClusterNetworkPolicy) => Action::Accept,
-            ("Allow", Form::AdminNetworkPolicy | Form::BaselineAdminNetworkPolicy) => Action::Accept,
+            ("Accept", Form::Cluster) => Action::Accept,
+            ("Allow", Form::Admin | Form::Baseline) => Action::Accept,
             ("Deny", _) => Action::Deny,
-            ("Pass", Form::ClusterNetworkPolicy | Form::AdminNetworkPolicy) => Action::Pass,
+            ("Pass", Form::Cluster | Form::Admin) => Action::Pass,
             _ => {
                 reader.fault(&at, format!("`{word}` is no action of this kind"), "see the kind's reference");
                 return None;
@@ -125,7 +125,7 @@ fn rule(reader: &mut Reader, form: Form, item: Value, ends: &str) -> Option<Clau
     };
     let ports = match ports.map(|v| reader.list(v)) {
         Some(list) if !list.is_empty() => {
-            let read = if form == Form::ClusterNetworkPolicy { protocols } else { port };
+            let read = if form == Form::Cluster { protocols } else { port };
             Some(list.into_iter().filter_map(|v| Some((v.spot.clone(), read(reader, v)?))).collect())
         }
         _ => None,

@@ -6,7 +6,6 @@ use crate::policy::document::API_VERSION;
 use crate::policy::model::{Kind, Peer, PortRange, PortSpec, protocol_name};
 use crate::policy::{IdPattern, Mode};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write;
 
 /// One file of policies.
 #[derive(Clone, PartialEq, Eq, Debug, serde::Serialize)]
@@ -50,37 +49,38 @@ fn parts(policy: Woven) -> Vec<Woven> {
     policy.selector.chunks(LONGEST).map(part).collect()
 }
 
+fn line(text: &mut String, indent: usize, what: &str) {
+    text.push_str(&" ".repeat(indent));
+    text.push_str(what);
+    text.push('\n');
+}
+
 fn one(text: &mut String, policy: &Woven, name: &str, mode: Mode) {
     let Woven { kind, namespace, name: _, description, selector, ingress, egress, denies } = policy;
-    let mut line = |indent: usize, what: &str| {
-        text.push_str(&" ".repeat(indent));
-        text.push_str(what);
-        text.push('\n');
-    };
-    line(0, "---");
-    line(0, &format!("apiVersion: {API_VERSION}"));
-    line(0, &format!("kind: {}", kind.as_str()));
-    line(0, "metadata:");
+    line(text, 0, "---");
+    line(text, 0, &format!("apiVersion: {API_VERSION}"));
+    line(text, 0, &format!("kind: {}", kind.as_str()));
+    line(text, 0, "metadata:");
     // A name such as `123` or `on` is a text, too.
-    line(2, &format!("name: \"{name}\""));
+    line(text, 2, &format!("name: \"{name}\""));
     if !namespace.is_empty() {
-        line(2, &format!("namespace: \"{namespace}\""));
+        line(text, 2, &format!("namespace: \"{namespace}\""));
     }
-    line(0, "spec:");
-    line(2, &format!("mode: {}", mode.as_str()));
-    line(2, &format!("description: \"{description}\""));
+    line(text, 0, "spec:");
+    line(text, 2, &format!("mode: {}", mode.as_str()));
+    line(text, 2, &format!("description: \"{description}\""));
     if !selector.is_empty() {
-        line(2, "selector:");
-        line(4, "ids:");
+        line(text, 2, "selector:");
+        line(text, 4, "ids:");
         for id in selector {
-            line(6, &format!("- \"{id}\""));
+            line(text, 6, &format!("- \"{id}\""));
         }
     }
     for (section, ends, list) in [("ingress", "from", ingress), ("egress", "to", egress)] {
         match list.as_deref() {
             None => {}
             Some([]) => {
-                let _ = writeln!(text, "  {section}: {{}}");
+                line(text, 2, &format!("{section}: {{}}"));
             }
             Some(list) => rules(text, section, ends, list),
         }
@@ -94,10 +94,11 @@ fn one(text: &mut String, policy: &Woven, name: &str, mode: Mode) {
 }
 
 fn rules(text: &mut String, section: &str, ends: &str, list: &[Rule]) {
-    let _ = writeln!(text, "  {section}:\n    rules:");
+    line(text, 2, &format!("{section}:"));
+    line(text, 4, "rules:");
     for rule in list {
         for peers in rule.peers.chunks(LONGEST) {
-            let _ = writeln!(text, "      - {ends}:");
+            line(text, 6, &format!("- {ends}:"));
             write_peers(text, 10, peers);
             write_ports(text, 8, &rule.ports);
         }
@@ -119,7 +120,7 @@ fn write_deny(text: &mut String, deny: &Deny) {
                 let mut sign = "- ";
                 for (word, peers) in [("from", from), ("to", to)] {
                     if let Some(peers) = peers {
-                        let _ = writeln!(text, "        {sign}{word}:");
+                        line(text, 8, &format!("{sign}{word}:"));
                         write_peers(text, 12, peers);
                         sign = "  ";
                     }
@@ -148,13 +149,13 @@ fn write_peers(text: &mut String, indent: usize, peers: &[Peer]) {
                 format!("{{cidr: \"{net}\", except: [{}]}}", except.join(", "))
             }
         };
-        let _ = writeln!(text, "{}- {what}", " ".repeat(indent));
+        line(text, indent, &format!("- {what}"));
     }
 }
 
 fn write_ports(text: &mut String, indent: usize, ports: &Ports) {
     let Some(ports) = ports else { return };
-    let _ = writeln!(text, "{}ports:", " ".repeat(indent));
+    line(text, indent, "ports:");
     for PortSpec { proto, ports } in ports {
         let protocol = protocol_name(*proto);
         let what = match ports {
@@ -163,6 +164,6 @@ fn write_ports(text: &mut String, indent: usize, ports: &Ports) {
             PortRange::Range(first, last) => format!("{{protocol: {protocol}, port: {first}, endPort: {last}}}"),
             PortRange::Named(name) => format!("{{protocol: {protocol}, port: \"{name}\"}}"),
         };
-        let _ = writeln!(text, "{}- {what}", " ".repeat(indent + 2));
+        line(text, indent + 2, &format!("- {what}"));
     }
 }
