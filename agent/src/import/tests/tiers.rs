@@ -118,11 +118,10 @@ fn allowed(world: &World, tiers: &[Tiered], policies: &[NetworkPolicy], from: Wh
 }
 
 fn port_written(port: &Port, old: bool) -> Value {
-    let (upper, lower) =
-        |proto: u8| -> (&str, &str) { if proto == 6 { ("TCP", "tcp") } else { ("UDP", "udp") } }(match port {
-            Port::Number(proto, _) | Port::Range(proto, ..) => *proto,
-            Port::Named(_) => 6,
-        });
+    let (upper, lower) = match port {
+        Port::Number(6, _) | Port::Range(6, ..) => ("TCP", "tcp"),
+        _ => ("UDP", "udp"),
+    };
     match (port, old) {
         (Port::Number(_, n), true) => json!({"portNumber": {"protocol": upper, "port": n}}),
         (Port::Range(_, a, b), true) => json!({"portRange": {"protocol": upper, "start": a, "end": b}}),
