@@ -32,7 +32,7 @@ fn imported(text: &str) -> (String, Vec<String>) {
     let files = [("f.yaml".to_owned(), text.to_owned())];
     let imported = import(&files, &shop(), &Wish::default()).unwrap_or_else(|e| panic!("{e:#?}"));
     let files = imported.files.iter().map(|f| format!("== {}\n{}", f.file, f.text));
-    (files.collect(), imported.findings.iter().map(ToString::to_string).collect())
+    (files.collect(), imported.findings.iter().map(line).collect())
 }
 
 /// The body of the only policy written, behind its head.

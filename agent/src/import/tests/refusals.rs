@@ -62,7 +62,7 @@ fn kinds_that_judge_connections_and_are_not_read_are_named() {
     let files = [("f.yaml".to_owned(), text.to_owned())];
     let imported = import(&files, &nobody(), &Wish::default()).expect("read");
     assert_eq!(imported.others, BTreeMap::from([("ConfigMap".to_owned(), 1)]));
-    let said = imported.findings[0].to_string();
+    let said = line(&imported.findings[0]);
     assert!(said.starts_with("f.yaml:1:1: CiliumNetworkPolicy ns/c:") && said.ends_with("(LOOSER)"), "{said}");
 }
 
