@@ -37,7 +37,7 @@ pub mod trial;
 pub use check::check;
 pub use compile::{Compiled, Warning, compile};
 pub use diagnostic::{At, Diagnostic, Severity};
-pub use explain::{Explanation, Party, explain};
+pub use explain::{BESIDE_CNI, Explanation, Party, explain};
 pub use model::{Mode, Policy, PolicyName};
 pub use overrides::{Lowered, Overrides, Scope};
 pub use parse::{Document, Rejected, parse, read};

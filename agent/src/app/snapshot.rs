@@ -94,6 +94,8 @@ const ADDRESSES: usize = 64;
 pub struct Snapshot {
     /// For `status`.
     pub status: Status,
+    /// Whether this is a cluster's node.
+    pub on_cluster: bool,
     /// The set of maps that the counters are of.
     pub generation: u64,
     /// How the history is.

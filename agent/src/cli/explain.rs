@@ -94,7 +94,7 @@ fn cluster(args: &Args) -> super::Result {
     eprint!("{}", said.err);
     print!("{}", String::from_utf8_lossy(&said.out));
     if !json {
-        println!("(by the agent of {node}; the CNI's own NetworkPolicies hold beside this)");
+        println!("(by the agent of {node})");
     }
     match said.code {
         0 => Ok(Answer::Fine),
@@ -129,6 +129,7 @@ fn offline(file: &Path, args: &Args) -> anyhow::Result<Explained> {
     let mut roster = Roster::new(0);
     let known = assemble::assemble(&name, &config, &hierarchy::Scan::default(), &host, &mut roster)?;
     let now = policy::expiry::at(policies.set, crate::app::clock::now());
-    let told = policy::explain(&now, &known.inventory, &args.from, &args.to, args.proto, args.port);
+    let mut told = policy::explain(&now, &known.inventory, &args.from, &args.to, args.proto, args.port);
+    told.notes.extend(config.cluster.is_some().then(|| policy::BESIDE_CNI.to_owned()));
     Explained::of(&told).context("writing the explanation")
 }

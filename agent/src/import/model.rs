@@ -169,16 +169,6 @@ pub struct Finding {
     pub reason: String,
 }
 
-impl fmt::Display for Finding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.file)?;
-        if self.line > 0 {
-            write!(f, ":{}:{}", self.line, self.column)?;
-        }
-        write!(f, ": {}: {}: {} ({})", self.object, self.field, self.reason, self.errs.as_str())
-    }
-}
-
 /// Gathers findings, each once.
 #[derive(Debug, Default)]
 pub(super) struct Findings(std::collections::BTreeSet<Finding>);

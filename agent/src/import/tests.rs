@@ -29,6 +29,11 @@ pub(super) fn cases(least: u32) -> proptest::test_runner::Config {
     }
 }
 
+/// A finding in one line.
+fn line(f: &Finding) -> String {
+    format!("{}:{}:{}: {}: {}: {} ({})", f.file, f.line, f.column, f.object, f.field, f.reason, f.errs.as_str())
+}
+
 pub(super) fn template() -> Template {
     Template::new("spiffe://{trustDomain}/ns/{namespace}/sa/{serviceAccount}", "cluster.local").expect("a template")
 }

@@ -277,6 +277,8 @@ fn moved(node: Node, lines: u32) -> Node {
 fn options() -> serde_saphyr::Options {
     serde_saphyr::options! {
         budget: serde_saphyr::budget! { max_nodes: 4_000_000, max_events: 8_000_000 },
+        // A namespace may be called `n`.
+        strict_booleans: true,
     }
 }
 

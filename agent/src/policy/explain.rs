@@ -99,6 +99,10 @@ pub struct Explanation {
     pub notes: Vec<String>,
 }
 
+/// A note for wherever a cluster's network has policies of its own.
+pub const BESIDE_CNI: &str =
+    "the CNI's NetworkPolicies, and a mesh's policies, hold beside this: a connection must pass all";
+
 /// One end.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]

@@ -2,6 +2,7 @@
 
 mod cases;
 mod checks;
+mod damage;
 mod files;
 mod table;
 

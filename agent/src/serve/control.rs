@@ -159,7 +159,8 @@ async fn explain(State(shared): State<Shared>, Query(q): Query<Question>) -> Res
     let parties = q.from.parse::<Party>().and_then(|f| Ok((f, q.to.parse::<Party>()?)));
     match parties {
         Ok((from, to)) => {
-            let told = policy::explain(&now.policies, &now.inventory, &from, &to, q.protocol, q.port);
+            let mut told = policy::explain(&now.policies, &now.inventory, &from, &to, q.protocol, q.port);
+            told.notes.extend(now.on_cluster.then(|| policy::BESIDE_CNI.to_owned()));
             match Explained::of(&told) {
                 Ok(e) => Json(e).into_response(),
                 Err(e) => (StatusCode::INTERNAL_SERVER_ERROR, e.to_string()).into_response(),

@@ -102,6 +102,7 @@ impl<K: Kernel> Engine<K> {
                 last_cut: self.cuts.last.clone(),
                 decision_log: self.accounts.log.borrow().clone(),
             },
+            on_cluster: self.cluster.is_some(),
             generation: self.kernel.generation(),
             history: self.accounts.history.borrow().clone(),
             surface: *self.accounts.surface.borrow(),

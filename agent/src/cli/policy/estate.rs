@@ -2,9 +2,10 @@
 
 use crate::cli::client;
 use crate::cli::fleet::connect;
+use crate::cli::table::WIDTH;
 use crate::cluster::census::Census;
 use crate::config::Template;
-use crate::import::{Estate, File};
+use crate::import::{Estate, File, Finding};
 use crate::serve::api::printable;
 use anyhow::{Context, bail};
 use k8s_openapi::api::core::v1::{Namespace, Pod};
@@ -129,4 +130,57 @@ pub(super) fn store(folder: Option<&Path>, files: &[File]) -> anyhow::Result<()>
         written.with_context(|| format!("writing {}", path.display()))?;
     }
     Ok(())
+}
+
+/// A finding as people read it: where and what on one line, why below.
+pub(super) fn told(finding: &Finding) -> String {
+    let Finding { file, line, column, object, field, errs, reason } = finding;
+    let place = if *line > 0 { format!("{file}:{line}:{column}") } else { file.to_string() };
+    let field = if field.is_empty() { String::new() } else { format!(" {field}") };
+    let mut text = format!("{place}: {object}{field} ({})", errs.as_str());
+    let mut column = usize::from(WIDTH);
+    for word in reason.split(' ') {
+        if column + 1 + word.chars().count() > usize::from(WIDTH) {
+            text.push_str("\n   ");
+            column = 3;
+        }
+        text.push(' ');
+        text.push_str(word);
+        column += 1 + word.chars().count();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::import::Errs;
+
+    #[test]
+    fn a_reason_stands_below_its_place_and_fits() {
+        let finding = Finding {
+            file: "a.yaml".into(),
+            line: 3,
+            column: 5,
+            object: "NetworkPolicy n/p".to_owned(),
+            field: "spec.ingress[0]".to_owned(),
+            errs: Errs::Looser,
+            reason: "because of this and that ".repeat(9).trim_end().to_owned(),
+        };
+        let text = told(&finding);
+        assert!(
+            text.starts_with("a.yaml:3:5: NetworkPolicy n/p spec.ingress[0] (LOOSER)\n    because of this"),
+            "{text}"
+        );
+        assert!(text.lines().all(|l| l.len() <= 100 && !l.ends_with(' ')) && text.lines().count() == 4, "{text}");
+    }
+
+    #[test]
+    fn files_that_are_there_stay_as_they_are() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let files = [File { file: "a.yaml".to_owned(), text: "new".to_owned() }];
+        store(Some(folder.path()), &files).expect("written");
+        let said = store(Some(folder.path()), &files).expect_err("in the way").to_string();
+        assert!(said.contains("a.yaml is there already"), "{said}");
+    }
 }

@@ -1,6 +1,6 @@
 //! `bulkhead policy export`
 
-use super::estate::{Whom, store};
+use super::estate::{Whom, store, told};
 use super::files::{count, policies};
 use crate::cli::exit::Answer;
 use crate::export::{Exported, Form, export};
@@ -60,7 +60,7 @@ pub(super) fn run(args: &Args) -> crate::cli::Result {
 }
 
 fn report(policies: usize, exported: &Exported) -> String {
-    let mut lines: Vec<String> = exported.findings.iter().map(ToString::to_string).collect();
+    let mut lines: Vec<String> = exported.findings.iter().map(told).collect();
     lines.push(format!(
         "{} read, {} written; {}",
         count(policies, "policy", "policies"),

@@ -1,6 +1,6 @@
 //! `bulkhead policy import`
 
-use super::estate::{Whom, expand, read, store};
+use super::estate::{Whom, expand, read, store, told};
 use super::files::count;
 use crate::cli::exit::Answer;
 use crate::import::{Errs, Imported, Wish, import};
@@ -62,7 +62,7 @@ fn refused(faults: usize) -> anyhow::Error {
 }
 
 fn report(imported: &Imported) -> String {
-    let mut lines: Vec<String> = imported.findings.iter().map(ToString::to_string).collect();
+    let mut lines: Vec<String> = imported.findings.iter().map(told).collect();
     let of = |errs| imported.findings.iter().filter(|f| f.errs == errs).count();
     if !imported.others.is_empty() {
         let kinds: Vec<String> = imported.others.iter().map(|(kind, n)| format!("{n} {kind}")).collect();
