@@ -20,6 +20,8 @@
 //! | [`conditions`] | what becomes of a policy, from what the nodes say |
 //! | [`lease`] | who sums that up |
 //! | [`summary`] | the status of policies, written by that one |
+//! | [`denials`] | Events of what was denied |
+//! | [`taint`] | the taint that keeps pods off a node without an agent |
 //! | [`leave`] | whether enforcement ends with the agent |
 
 mod backoff;
@@ -27,6 +29,7 @@ pub mod builtin;
 pub mod cgroup;
 pub mod conditions;
 pub mod crd;
+pub mod denials;
 pub mod lease;
 pub mod kept;
 pub mod leave;
@@ -36,8 +39,9 @@ pub mod pod;
 pub mod publish;
 pub mod services;
 pub mod summary;
+pub mod taint;
 pub mod view;
 pub mod watch;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -89,6 +89,8 @@ pub struct Workload {
     pub ports: BTreeMap<String, (u8, u16)>,
     /// Addresses that are its own.
     pub addresses: Vec<Addr>,
+    /// What runs it on a cluster, as `Kind/name`; empty: not known.
+    pub owner: String,
     /// Where it stands in the file.
     pub at: Position,
 }

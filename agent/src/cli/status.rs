@@ -286,6 +286,7 @@ mod tests {
                 revoked: false,
                 break_glass: false,
                 outside: 0,
+                owner: String::new(),
                 cgroups: vec!["/system.slice/payments-api.service".to_owned()],
             }],
             not_contained: vec![NotContained { what: "x: a packet socket".to_owned(), why: "word ".repeat(40) }],

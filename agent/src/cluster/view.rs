@@ -17,6 +17,7 @@ use crate::config::{Backend, Cluster, Config, Peer, Position, Service as Facade,
 use crate::identity::{Identity, SpiffeId};
 use crate::inventory::{Place, Posture};
 use crate::policy::model::protocol_name;
+use crate::serve::api::ObjectFault;
 use bulkhead_common::maps::{AddrPort, PrefixKey};
 use bulkhead_common::{Addr, Class, proto};
 use claims::{Claim, Claims, Named};
@@ -79,7 +80,7 @@ pub struct View {
     /// What other nodes are to know of this one.
     pub published: Vec<NodeWorkload>,
     /// What looks wrong.
-    pub warnings: Vec<String>,
+    pub warnings: Vec<ObjectFault>,
     /// Addresses of classes, while it is worked out.
     classes: BTreeMap<Addr, Class>,
 }
@@ -135,8 +136,8 @@ fn identity(namespace: &str, ids: impl IntoIterator<Item = SpiffeId>) -> Identit
 }
 
 impl View {
-    fn warn(&mut self, message: String) {
-        self.warnings.push(message);
+    fn warn(&mut self, object: String, text: String) {
+        self.warnings.push(ObjectFault { object, text });
     }
 
     fn posture(&self, namespace: &str) -> Posture {
@@ -159,7 +160,7 @@ impl View {
                 Some((_, Some(p))) => p,
                 Some((text, None)) => {
                     let kept = last.get(&name).copied().unwrap_or(Posture::Enforce);
-                    self.warn(format!(
+                    self.warn(format!("Namespace/{name}"), format!(
                         "namespace {name}: {POSTURE}={text:?} isn't a posture, so it stays in {} (write observe, audit or enforce)",
                         kept.as_str()
                     ));
@@ -171,7 +172,7 @@ impl View {
             if let Some(text) = object.metadata.annotations.as_ref().and_then(|a| a.get(OVERRIDE)) {
                 match word(text) {
                     Some(lower @ (Posture::Observe | Posture::Audit)) => posture = posture.min(lower),
-                    _ => self.warn(format!(
+                    _ => self.warn(format!("Namespace/{name}"), format!(
                         "namespace {name}: {OVERRIDE}={text:?} does nothing (it can lower the posture to observe or audit)"
                     )),
                 }
@@ -188,13 +189,17 @@ impl View {
                 by_uid.entry(&pod.uid).or_default().push(pod);
             }
         }
+        for pod in by_uid.values().flatten().filter(|p| p.running && p.addresses.is_empty() && !p.host_network) {
+            let text = format!("pod {} runs and has no address, so what it is asked for isn't known to be it", pod.title());
+            self.warnings.push(ObjectFault { object: format!("Pod/{}", pod.title()), text });
+        }
         let mut known: HashMap<(&str, SpiffeId), Arc<Identity>> = HashMap::new();
         let mut pods = Vec::new();
         for (uid, same) in by_uid {
             let pod = match &same[..] {
                 [one] => *one,
                 [first, second, ..] => {
-                    self.warn(format!(
+                    self.warn(format!("Pod/{}", first.title()), format!(
                         "pods {} and {} both say that they run under UID {uid}, so neither is known",
                         first.title(),
                         second.title()
@@ -209,7 +214,9 @@ impl View {
                     let identity = known.entry((&pod.namespace, id.clone())).or_insert_with(one);
                     pods.push((pod, Arc::clone(identity)));
                 }
-                Err(e) => self.warn(format!("pod {} stays unknown: {e}", pod.title())),
+                Err(e) => {
+                    self.warn(format!("Pod/{}", pod.title()), format!("pod {} stays unknown: {e}", pod.title()));
+                }
             }
         }
         pods
@@ -236,6 +243,7 @@ impl View {
                 cgroups: pods_at.iter().flat_map(|at| at.patterns(&pod.uid)).collect(),
                 ports: Ports::clone(&ports),
                 addresses: pod.addresses.clone(),
+                owner: format!("{}/{}", pod.namespace, pod.owner),
                 at: Position::default(),
             });
         }
@@ -253,7 +261,8 @@ impl View {
     ) -> Named<'a> {
         let mut named = Named::default();
         for node in objects.peers.iter().filter(|p| *p.node != *settings.node) {
-            self.warnings.extend(node.faults.iter().cloned());
+            let object = format!("NodeEndpoints/{}", node.node);
+            node.faults.iter().for_each(|text| self.warn(object.clone(), text.clone()));
             for pod in &node.pods {
                 named.add(&pod.identity, &pod.ports);
                 let claim = |addr: &Addr| Claim { addr: *addr, uid: &pod.uid, identity: Arc::clone(&pod.identity) };
@@ -274,7 +283,7 @@ impl View {
             if let Some(other) = all.iter().find(|c| c.identity != first.identity) {
                 nobodys.insert(first.addr);
                 self.class(first.addr, Class::Unknown);
-                self.warn(format!(
+                self.warn(format!("Address/{}", narrow(&first.addr)), format!(
                     "{} is claimed by {} (pod {}) and {} (pod {}), so it is nobody's",
                     narrow(&first.addr),
                     first.identity,
@@ -341,7 +350,7 @@ impl View {
         let on_nodes = fronts.iter().filter(|f| f.node_port.is_some()).count();
         let everywhere = on_nodes * nodes.len() <= NODE_PORTS;
         if !everywhere {
-            self.warn(format!(
+            self.warn("Services".to_owned(), format!(
                 "{on_nodes} node ports at {} addresses are too many: only this node's are judged as their Services",
                 nodes.len()
             ));

@@ -286,6 +286,7 @@ impl Check<'_> {
             posture,
             ports,
             addresses: own_addresses,
+            owner: String::new(),
             at,
         })
     }

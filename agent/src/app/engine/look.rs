@@ -8,6 +8,7 @@ use crate::cluster::view::{self, Revision, View};
 use crate::cluster::watch::Watch;
 use crate::config::{self, Config};
 use crate::policy::{Diagnostic, Severity};
+use crate::serve::api::ObjectFault;
 use crate::sources::watch::Dirty;
 use crate::sources::{addresses, policies};
 use anyhow::Context;
@@ -42,7 +43,7 @@ impl Cluster {
         let mut view = view::view(settings, &objects, base, &self.pods_at, &self.view.postures);
         let config = view.over(base);
         for new in view.warnings.iter().filter(|w| !self.view.warnings.contains(w)) {
-            tracing::warn!("{new}");
+            tracing::warn!(object = new.object, "{}", new.text);
         }
         self.view = view;
         self.publish.send_if_modified(|last| {
@@ -65,7 +66,7 @@ impl Cluster {
     }
 
     /// What is wrong with the objects, and with the watches.
-    pub(super) fn faults(&self) -> impl Iterator<Item = String> {
+    pub(super) fn faults(&self) -> impl Iterator<Item = ObjectFault> {
         self.view.warnings.iter().cloned().chain(self.watch.faults())
     }
 }
