@@ -168,8 +168,8 @@ async fn a_pod_without_an_address_and_an_address_of_two_are_told() {
     node.told("Pod/shop/lost", "has no address").await;
     let thief = yaml(
         "{apiVersion: bulkhead.dev/v1alpha1, kind: NodeEndpoints, metadata: {name: n2}, spec: {publishedBy: n2, workloads: [
-          {uid: x, namespace: shop, ids: ['spiffe://cluster.local/ns/shop/sa/thief'], addresses: [10.0.0.1]},
-          {uid: y, namespace: shop, ids: ['spiffe:bad'], addresses: [10.0.0.9]}]}}",
+          {uid: pod-1, namespace: shop, ids: ['spiffe://cluster.local/ns/shop/sa/thief'], addresses: [10.0.0.1]},
+          {uid: pod-2, namespace: shop, ids: ['spiffe:bad'], addresses: [10.0.0.9]}]}}",
     );
     node.server.put(ENDPOINTS, thief);
     node.told("Address/10.0.0.1", "is claimed by").await;
