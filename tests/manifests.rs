@@ -77,7 +77,13 @@ fn evaluated(pipeline: &str, context: &Value) -> Value {
     let first = field(steps.next().expect("a field"));
     steps.fold(first, |value, step| match step.split_once(' ') {
         None if step == "toJson" => json!(value.to_string()),
-        Some(("default", other)) => if value == json!("") { field(other) } else { value },
+        Some(("default", other)) => {
+            if value == json!("") {
+                field(other)
+            } else {
+                value
+            }
+        }
         Some(("indent", n)) => {
             let spaces = " ".repeat(n.parse().expect("a number"));
             let text = value.as_str().expect("a text");

@@ -35,8 +35,7 @@ const RESIDENTS: u32 = 60;
 const SWARM: u16 = 1000;
 const SWARM_WITHIN: Duration = Duration::from_secs(1);
 
-const TEN_THOUSAND: Sizes =
-    Sizes { nodes: 100, pods: 100, accounts: 1000, policies: 1000, services: 300, dual: true };
+const TEN_THOUSAND: Sizes = Sizes { nodes: 100, pods: 100, accounts: 1000, policies: 1000, services: 300, dual: true };
 const FIFTY_THOUSAND: Sizes =
     Sizes { nodes: 5000, pods: 10, accounts: 1000, policies: 1000, services: 300, dual: false };
 
@@ -143,8 +142,8 @@ pub(crate) fn react(factor: f64) -> Result<Vec<Figure>> {
     let late = node.cgroups.len() - 1;
     let netns = Some(node.plug.netns());
     let targets = [TARGET, GATED, ALWAYS];
-    let mut processes = [late - 1, late]
-        .map(|cgroup| Process::spawn(Some(&node.cgroups[cgroup]), netns, |turn| tries(turn, targets)));
+    let mut processes =
+        [late - 1, late].map(|cgroup| Process::spawn(Some(&node.cgroups[cgroup]), netns, |turn| tries(turn, targets)));
     let mut swarm = Process::spawn(Some(&node.cgroups[late - 1]), netns, tries_swarm)?;
 
     let server = &node.server;
@@ -204,7 +203,12 @@ pub(crate) fn react(factor: f64) -> Result<Vec<Figure>> {
     let p99 = |all: &Vec<f64>| percentile(all.clone(), 99);
     let pods: Vec<f64> = peers.iter().chain(&owns).copied().collect();
     let note = |all: &Vec<f64>| {
-        format!("median {:.1} ms, greatest {:.1} ms of {}", median(all.clone()), percentile(all.clone(), 100), all.len())
+        format!(
+            "median {:.1} ms, greatest {:.1} ms of {}",
+            median(all.clone()),
+            percentile(all.clone(), 100),
+            all.len()
+        )
     };
     let loaded = format!(
         "{} pods with {} addresses, {} policies",
@@ -277,7 +281,8 @@ pub(crate) fn scale(_: f64) -> Result<Vec<Figure>> {
     for n in 0..CHANGES {
         let which = 1 + n * 211 % sizes.nodes;
         let mut pods = sizes.pods_of(which);
-        pods[0] = told(&uid(103, n), BENCH, "target", &[Ipv4Addr::from((198 << 24) + (18 << 16) + 256 + n).to_string()]);
+        pods[0] =
+            told(&uid(103, n), BENCH, "target", &[Ipv4Addr::from((198 << 24) + (18 << 16) + 256 + n).to_string()]);
         let before = node.server.bytes_watched();
         node.server.put(NODE_ENDPOINTS, endpoints(&format!("n{which}"), pods));
         bytes += node.server.bytes_watched() - before;

@@ -266,7 +266,10 @@ impl<K: Kernel> Engine<K> {
         let (mut rounds, mut emitting, mut commits) = (0_u32, false, self.commits);
         loop {
             tokio::select! {
-                _ = stopped.changed() => return Ok(()),
+                _ = stopped.changed() => {
+                    self.store_policies();
+                    return Ok(());
+                }
                 dirty = async {
                     tokio::select! {
                         dirty = self.watcher.changed() => dirty,

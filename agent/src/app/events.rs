@@ -74,9 +74,7 @@ pub async fn run<E: Records<Event>>(
                 }
             }
             let denied = Outcome::from_u8(event.outcome) == Some(Outcome::Denied);
-            let told = denials
-                .as_ref()
-                .filter(|_| denied && pairs.take(PeerId(event.src), PeerId(event.dst), instant));
+            let told = denials.as_ref().filter(|_| denied && pairs.take(PeerId(event.src), PeerId(event.dst), instant));
             let logged = refused && rate.take(instant);
             if !followed && !logged && told.is_none() {
                 continue;

@@ -79,7 +79,11 @@ pub(super) fn run(args: &Args) -> super::Result {
     } else if removed.is_empty() {
         println!("Nothing of instance `{}` was there.", place.instance);
     } else {
-        println!("Instance `{}` is off: {} pins removed, nothing is contained any more.", place.instance, removed.len());
+        println!(
+            "Instance `{}` is off: {} pins removed, nothing is contained any more.",
+            place.instance,
+            removed.len()
+        );
         let folder = place.state.join(&place.instance);
         println!("Left: {} (the last good policies); remove it if you won't come back.", folder.display());
     }

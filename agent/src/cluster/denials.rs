@@ -173,7 +173,10 @@ mod tests {
         let name = event("n1", &decision("spiffe://t/ns/shop/sa/web", "spiffe://t/ns/bank/sa/db", 1_000_000));
         let name = name.and_then(|e| e.metadata.name).expect("a name");
         let written = fake.get(EVENTS, &name).expect("written");
-        assert_eq!((&written["regarding"]["kind"], &written["regarding"]["name"]), (&"ServiceAccount".into(), &"web".into()));
+        assert_eq!(
+            (&written["regarding"]["kind"], &written["regarding"]["name"]),
+            (&"ServiceAccount".into(), &"web".into())
+        );
         assert_eq!(written["reportingInstance"], "n1", "the second was refused");
         let note = written["note"].as_str().expect("a note");
         assert!(note.contains("sa/web to spiffe://t/ns/bank/sa/db on tcp/5432 (no-ingress-rule"), "{note}");

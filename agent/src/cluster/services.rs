@@ -47,9 +47,8 @@ impl Slice {
             Some((p.name.clone().unwrap_or_default(), protocol(p.protocol.as_deref())?, number))
         };
         // `ready` that isn't there means ready; one that is ending and still serves may get connections as well.
-        let may_answer = |c: Option<&EndpointConditions>| {
-            c.is_none_or(|c| c.ready.unwrap_or(true) || c.serving.unwrap_or(false))
-        };
+        let may_answer =
+            |c: Option<&EndpointConditions>| c.is_none_or(|c| c.ready.unwrap_or(true) || c.serving.unwrap_or(false));
         let answering = object.endpoints.iter().filter(|e| may_answer(e.conditions.as_ref()));
         Some(Self {
             namespace: meta.namespace.clone()?,

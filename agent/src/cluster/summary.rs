@@ -99,11 +99,10 @@ impl Sums {
     fn begin(client: &Client, node: &str, peers: Peers) -> Self {
         let mut kinds = Spawn::new();
         let every = watcher::Config::default;
-        let reports =
-            kinds.kind("segmentationnodes", Api::all(client.clone()), every(), |mut n: SegmentationNode| {
-                strip(n.meta_mut());
-                n
-            });
+        let reports = kinds.kind("segmentationnodes", Api::all(client.clone()), every(), |mut n: SegmentationNode| {
+            strip(n.meta_mut());
+            n
+        });
         let policies = POLICIES.iter().map(|kind| {
             let resource = kind.resource();
             let api = Api::all_with(client.clone(), &resource);

@@ -190,7 +190,8 @@ impl View {
             }
         }
         for pod in by_uid.values().flatten().filter(|p| p.running && p.addresses.is_empty() && !p.host_network) {
-            let text = format!("pod {} runs and has no address, so what it is asked for isn't known to be it", pod.title());
+            let text =
+                format!("pod {} runs and has no address, so what it is asked for isn't known to be it", pod.title());
             self.warnings.push(ObjectFault { object: format!("Pod/{}", pod.title()), text });
         }
         let mut known: HashMap<(&str, SpiffeId), Arc<Identity>> = HashMap::new();
@@ -199,11 +200,14 @@ impl View {
             let pod = match &same[..] {
                 [one] => *one,
                 [first, second, ..] => {
-                    self.warn(format!("Pod/{}", first.title()), format!(
-                        "pods {} and {} both say that they run under UID {uid}, so neither is known",
-                        first.title(),
-                        second.title()
-                    ));
+                    self.warn(
+                        format!("Pod/{}", first.title()),
+                        format!(
+                            "pods {} and {} both say that they run under UID {uid}, so neither is known",
+                            first.title(),
+                            second.title()
+                        ),
+                    );
                     continue;
                 }
                 [] => continue,
@@ -253,12 +257,7 @@ impl View {
     }
 
     /// What other nodes' agents say. Gives the named ports of each identity.
-    fn read_peers<'a>(
-        &mut self,
-        settings: &Cluster,
-        objects: &'a Objects,
-        claims: &mut Vec<Claim<'a>>,
-    ) -> Named<'a> {
+    fn read_peers<'a>(&mut self, settings: &Cluster, objects: &'a Objects, claims: &mut Vec<Claim<'a>>) -> Named<'a> {
         let mut named = Named::default();
         for node in objects.peers.iter().filter(|p| *p.node != *settings.node) {
             let object = format!("NodeEndpoints/{}", node.node);
@@ -283,14 +282,17 @@ impl View {
             if let Some(other) = all.iter().find(|c| c.identity != first.identity) {
                 nobodys.insert(first.addr);
                 self.class(first.addr, Class::Unknown);
-                self.warn(format!("Address/{}", narrow(&first.addr)), format!(
-                    "{} is claimed by {} (pod {}) and {} (pod {}), so it is nobody's",
-                    narrow(&first.addr),
-                    first.identity,
-                    first.uid,
-                    other.identity,
-                    other.uid
-                ));
+                self.warn(
+                    format!("Address/{}", narrow(&first.addr)),
+                    format!(
+                        "{} is claimed by {} (pod {}) and {} (pod {}), so it is nobody's",
+                        narrow(&first.addr),
+                        first.identity,
+                        first.uid,
+                        other.identity,
+                        other.uid
+                    ),
+                );
             } else if !own.contains(&first.addr) {
                 self.endpoints.push(Peer {
                     place: Place::Addr(first.addr),
@@ -329,11 +331,7 @@ impl View {
     }
 
     /// Reads the Services. Gives who answers for the cluster's DNS.
-    fn read_services(
-        &mut self,
-        objects: &Objects,
-        claims: &Claims<'_>,
-    ) -> BTreeSet<(SpiffeId, u8, u16)> {
+    fn read_services(&mut self, objects: &Objects, claims: &Claims<'_>) -> BTreeSet<(SpiffeId, u8, u16)> {
         let class_at = std::mem::take(&mut self.classes);
         let ranges: BTreeSet<PrefixKey> = self.ranges.iter().copied().collect();
         let inside = |a: &Addr| ranges.iter().any(|r| crate::image::masked(a, r.bits) == r.addr);
@@ -350,10 +348,13 @@ impl View {
         let on_nodes = fronts.iter().filter(|f| f.node_port.is_some()).count();
         let everywhere = on_nodes * nodes.len() <= NODE_PORTS;
         if !everywhere {
-            self.warn("Services".to_owned(), format!(
-                "{on_nodes} node ports at {} addresses are too many: only this node's are judged as their Services",
-                nodes.len()
-            ));
+            self.warn(
+                "Services".to_owned(),
+                format!(
+                    "{on_nodes} node ports at {} addresses are too many: only this node's are judged as their Services",
+                    nodes.len()
+                ),
+            );
         }
         let mut dns = BTreeSet::new();
         for front in fronts {

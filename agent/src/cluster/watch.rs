@@ -91,11 +91,10 @@ impl Watch {
         let every = watcher::Config::default;
         let pods = spawn.kind("pods", Api::all(client.clone()), own, |p: PodObject| Pod::of(&p));
         let mut reader = Reader::default();
-        let peers = spawn
-            .kind("nodeendpoints", Api::all(client.clone()), every(), move |e: NodeEndpoints| reader.read(&e));
+        let peers =
+            spawn.kind("nodeendpoints", Api::all(client.clone()), every(), move |e: NodeEndpoints| reader.read(&e));
         let services = spawn.kind("services", Api::all(client.clone()), every(), bare);
-        let slices =
-            spawn.kind("endpointslices", Api::all(client.clone()), every(), |s: EndpointSlice| Slice::of(&s));
+        let slices = spawn.kind("endpointslices", Api::all(client.clone()), every(), |s: EndpointSlice| Slice::of(&s));
         let namespaces = spawn.kind("namespaces", Api::all(client.clone()), every(), bare);
         let nodes = spawn.kind("nodes", Api::all(client.clone()), every(), |n: NodeObject| Node::of(&n));
         let service_cidrs = spawn.kind("servicecidrs", Api::all(client.clone()), every(), bare);

@@ -135,7 +135,9 @@ proptest! {
 fn what_nodes_report_is_put_together() {
     let names = ["a", "b", "c", "d"];
     let all = inventory(Posture::Enforce, &names);
-    let policies = edges("enforce", &[("a", "b", TCP), ("b", "c", TCP)]) + "---\n" + &edges("audit", &[("c", "d", TCP)]).replace("name: p", "name: q");
+    let policies = edges("enforce", &[("a", "b", TCP), ("b", "c", TCP)])
+        + "---\n"
+        + &edges("audit", &[("c", "d", TCP)]).replace("name: p", "name: q");
     let whole = report(&compiled(&policies, &all), &all);
     let node = |here: &[&str]| {
         let is_here = |f: &IdentityFacts| here.iter().any(|n| f.identity.to_string().ends_with(n));

@@ -97,10 +97,7 @@ impl Sizes {
     pub(crate) fn put(&self, server: &ApiServer) {
         let teams = (0..TEAMS).map(|n| format!("team-{n}")).chain([BENCH.to_owned()]);
         for name in teams {
-            server.put(
-                NAMESPACES,
-                json!({"metadata": {"name": name, "labels": {"bulkhead.dev/posture": "enforce"}}}),
-            );
+            server.put(NAMESPACES, json!({"metadata": {"name": name, "labels": {"bulkhead.dev/posture": "enforce"}}}));
         }
         server.put(SERVICE_CIDRS, json!({"metadata": {"name": "all"}, "spec": {"cidrs": ["10.96.0.0/12"]}}));
         server.put(NODES, node(NODE, 0));

@@ -98,8 +98,10 @@ fn agent(text: &str) -> Result<(String, Values)> {
         ensure!(!value.is_empty() && !text[start..].contains(field), "`{}` isn't there once", field.trim());
         Ok(value)
     };
-    let image =
-        take("          image: ", "\"{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}\"")?;
+    let image = take(
+        "          image: ",
+        "\"{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}\"",
+    )?;
     let values = Values {
         repository: image.rsplit_once(':').context("the image has no tag")?.0.to_owned(),
         pull_policy: take("          imagePullPolicy: ", "{{ .Values.image.pullPolicy }}")?,

@@ -78,9 +78,7 @@ impl<K: Kernel> Engine<K> {
                 tracing::warn!("break-glass was ended by command: enforcing again");
                 Ok(self.done("break-glass is over: enforcing again".to_owned(), cut))
             }
-            Order::Enforce { target, seconds, dry_run, unseen } => {
-                self.enforce(target, seconds, dry_run, unseen, &now)
-            }
+            Order::Enforce { target, seconds, dry_run, unseen } => self.enforce(target, seconds, dry_run, unseen, &now),
             Order::Confirm { again } => {
                 let mut next = self.overrides.clone();
                 let Some((target, _)) = next.trial() else {

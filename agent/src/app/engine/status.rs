@@ -10,7 +10,9 @@ use crate::flows::PeerName;
 use crate::identity::Identity;
 use crate::inventory::IdentityFacts;
 use crate::policy;
-use crate::serve::api::{Finding, ObjectFault, ObjectStatus, Overridden, Override, PolicyStatus, Status, WorkloadStatus};
+use crate::serve::api::{
+    Finding, ObjectFault, ObjectStatus, Overridden, Override, PolicyStatus, Status, WorkloadStatus,
+};
 use bulkhead_common::PeerId;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;

@@ -150,7 +150,9 @@ async fn a_trial_is_turned_back_unless_confirmed_also_by_the_next_agent() {
 #[tokio::test(flavor = "multi_thread")]
 async fn break_glass_opens_its_scope_for_its_time_by_command_or_by_file() {
     let rig = Rig::start().await;
-    rig.order(&Order::Enforce { target: Target::Node, seconds: 3600, dry_run: false, unseen: false }).await.expect("a trial");
+    rig.order(&Order::Enforce { target: Target::Node, seconds: 3600, dry_run: false, unseen: false })
+        .await
+        .expect("a trial");
     let glass = |scope: &str, seconds| Order::BreakGlass {
         scope: scope.parse().expect("a scope"),
         seconds,

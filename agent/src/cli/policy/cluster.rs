@@ -30,18 +30,10 @@ pub(super) fn present(fleet: &Fleet) -> anyhow::Result<Present> {
         policies.extend(all.iter().map(|o| Arc::new(Document::of(o))));
     }
     let objects = Objects {
-        peers: fleet
-            .list::<NodeEndpoints>((), "nodeendpoints")?
-            .iter()
-            .map(|e| Arc::new(reader.read(e)))
-            .collect(),
+        peers: fleet.list::<NodeEndpoints>((), "nodeendpoints")?.iter().map(|e| Arc::new(reader.read(e))).collect(),
         namespaces: fleet.list::<Namespace>((), "namespaces")?.into_iter().map(Arc::new).collect(),
         services: fleet.list::<Service>((), "services")?.into_iter().map(Arc::new).collect(),
-        slices: fleet
-            .list::<EndpointSlice>((), "endpointslices")?
-            .iter()
-            .map(|s| Arc::new(Slice::of(s)))
-            .collect(),
+        slices: fleet.list::<EndpointSlice>((), "endpointslices")?.iter().map(|s| Arc::new(Slice::of(s))).collect(),
         policies,
         ..Objects::default()
     };

@@ -99,9 +99,7 @@ impl Gathered<'_> {
     fn clear(&self) -> Arc<Ports> {
         match &self.merged {
             None => Arc::new(self.first.clone()),
-            Some(merged) => {
-                Arc::new(merged.iter().filter_map(|(name, port)| Some((name.clone(), (*port)?))).collect())
-            }
+            Some(merged) => Arc::new(merged.iter().filter_map(|(name, port)| Some((name.clone(), (*port)?))).collect()),
         }
     }
 }
