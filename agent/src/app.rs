@@ -25,7 +25,7 @@ pub use failure::Failure;
 pub use snapshot::{Accounts, Names, Snapshot};
 
 use crate::cluster::watch::Watch;
-use crate::cluster::{cgroup, publish, summary};
+use crate::cluster::{cgroup, denials, publish, summary, taint};
 use crate::config::Config;
 use crate::datapath;
 use crate::serve::api::Status;
@@ -101,6 +101,7 @@ pub async fn run<K: Kernel>(
     let (measured, surface) = watch::channel(None);
     let accounts = Accounts { history: health, log: log_health, surface, ..Accounts::default() };
     let cluster = config.cluster.clone();
+    let in_cluster = cluster.is_some();
     let (instance, bpffs) = (config.instance.clone(), config.bpffs.clone());
     let attach = config.attach.clone();
     let folder = state.clone();
@@ -142,9 +143,11 @@ pub async fn run<K: Kernel>(
         tasks.spawn(async move { ("the decision log", task.await) });
         way
     });
+    let tells = published.as_ref().is_some_and(|(_, settings, ..)| settings.denial_events);
+    let (denials, told) = if tells { Some(mpsc::channel(denials::QUEUE)).unzip() } else { (None, None) };
     if let Some(events) = events {
         let Accounts { sightings, naming, .. } = accounts.clone();
-        let listeners = events::Listeners { decisions: decisions.clone(), sightings, naming, log };
+        let listeners = events::Listeners { decisions: decisions.clone(), sightings, naming, log, denials };
         let task = events::run(events, snapshots.clone(), listeners, stopped.clone());
         tasks.spawn(async move { ("events", task.await) });
     }
@@ -164,6 +167,14 @@ pub async fn run<K: Kernel>(
     }
     if let Some((client, settings, peers, workloads)) = published {
         let node = settings.node.clone();
+        if let Some(told) = told {
+            let task = denials::run(client.clone(), node.clone(), told, stopped.clone());
+            tasks.spawn(async move { ("the Events of denials", task.await) });
+        }
+        if let Some(key) = settings.startup_taint.clone() {
+            let task = taint::run(client.clone(), node.clone(), key, stopped.clone());
+            tasks.spawn(async move { ("the start-up taint", task.await) });
+        }
         let task = publish::run(client.clone(), node.clone(), peers.clone(), workloads, stopped.clone());
         tasks.spawn(async move { ("the node's endpoints", task.await) });
         let task = node_report::run(client.clone(), node, peers.clone(), snapshots.clone(), stopped.clone());
@@ -172,7 +183,9 @@ pub async fn run<K: Kernel>(
         tasks.spawn(async move { ("the status of policies", task.await) });
     }
     let (give_orders, orders) = mpsc::channel(ORDERS);
-    let task = control::serve(control, snapshots.clone(), decisions.clone(), keep, give_orders, stopped.clone());
+    let (take_off, mut asked_off) = watch::channel(false);
+    let obeying = control::Obeying { orders: give_orders, take_off: in_cluster.then_some(take_off) };
+    let task = control::serve(control, snapshots.clone(), decisions.clone(), keep, obeying, stopped.clone());
     tasks.spawn(async move { ("the control socket", task.await) });
     if let Some(listener) = scrape {
         let task = metrics::serve(listener, snapshots.clone(), stopped.clone());
@@ -183,8 +196,12 @@ pub async fn run<K: Kernel>(
     notify("READY=1");
     tracing::info!(epoch = snapshots.borrow().status.epoch, "ready");
 
-    let (mut outcome, mut last) = (Ok(()), false);
+    let (mut outcome, mut last, mut waits) = (Ok(()), false, false);
     tokio::select! {
+        () = asked(&mut asked_off) => {
+            tracing::warn!("asked to take everything off");
+            (last, waits) = (true, true);
+        }
         () = &mut end => {
             if let Some(leave) = leave {
                 last = leave.is_final().await;
@@ -212,7 +229,20 @@ pub async fn run<K: Kernel>(
             datapath::uninstall(&instance, &bpffs).context("taking off what is in force").map_err(Failure::Other)?;
         tracing::info!(pins = off.removed.len(), "nothing is contained on this node any more");
     }
+    if waits {
+        // Whoever asked takes the DaemonSet away next. If this process ended first, it would be started again.
+        end.await;
+    }
     outcome
+}
+
+/// Waits until somebody asks; for ever if nobody can.
+async fn asked(off: &mut watch::Receiver<bool>) {
+    while !*off.borrow_and_update() {
+        if off.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
 }
 
 /// Puts in force what the files, or their last good forms, say now, and ends: for a machine that has just been started,

@@ -59,8 +59,8 @@ enum Command {
     /// Show who talks to whom, and what was decided
     #[command(after_help = "Examples:\n  bulkhead observe\n  bulkhead observe --verdict would-deny --since 10m\n  \
         bulkhead observe --follow --id spiffe://example.org/payments/api --json\n  \
-        bulkhead observe --cluster --verdict denied\n\n\
-        Exit codes: 0 shown, 2 the agent couldn't be asked.")]
+        bulkhead observe --cluster --follow --verdict denied\n\n\
+        Exit codes: 0 shown, 1 some nodes couldn't be asked, 2 the agent couldn't be asked.")]
     Observe(observe::Args),
     /// Draw who talked to whom, over all the time that is kept
     #[command(after_help = "Examples:\n  bulkhead graph\n  bulkhead graph --since 24h --namespace payments\n  \
@@ -77,14 +77,16 @@ enum Command {
     Explain(explain::Args),
     /// Withdraw an identity: it is denied both ways, and its live connections end
     #[command(after_help = "Examples:\n  bulkhead revoke spiffe://example.org/payments/api --dry-run\n  \
-        bulkhead revoke spiffe://example.org/payments/api --reason 'key leaked, INC-1234'\n\n\
+        bulkhead revoke spiffe://example.org/payments/api --reason 'key leaked, INC-1234'\n  \
+        bulkhead revoke --cluster spiffe://t/ns/shop/sa/web --reason 'INC-1234'    # again does no harm\n\n\
         It stays revoked, over restarts too, until `bulkhead restore`; under break-glass as well.\n\n\
-        Exit codes: 0 revoked, or a dry run that would cut nothing, 1 a dry run that would cut something,\n\
-        2 not done: no such ID here, or the agent couldn't be asked.")]
+        Exit codes: 0 revoked, or a dry run that would cut nothing, 1 a dry run that would cut something, or\n\
+        no node knows the ID, 2 not done: no such ID here, or an agent couldn't be asked (it is named).")]
     Revoke(orders::Revoke),
     /// Give a revoked identity back what its rules allow
-    #[command(after_help = "Examples:\n  bulkhead restore spiffe://example.org/payments/api\n\n\
-        Exit codes: 0 restored, 2 not done: it isn't revoked, or the agent couldn't be asked.")]
+    #[command(after_help = "Examples:\n  bulkhead restore spiffe://example.org/payments/api\n  \
+        bulkhead restore --cluster spiffe://t/ns/shop/sa/web\n\n\
+        Exit codes: 0 restored, 2 not done: it isn't revoked, or an agent couldn't be asked (it is named).")]
     Restore(orders::Restore),
     /// Turn enforcement to audit for a while; also with the agent dead
     #[command(after_help = "Examples:\n  \
@@ -99,7 +101,8 @@ enum Command {
     /// Turn a posture or a policy to enforce, and back again unless that is confirmed
     #[command(after_help = "Examples:\n  bulkhead enforce --confirm-within 10m --namespace payments --dry-run\n  \
         bulkhead enforce --confirm-within 10m --policy payments/ledger\n  \
-        bulkhead enforce --confirm\n  bulkhead enforce --revert\n\n\
+        bulkhead enforce --confirm\n  bulkhead enforce --revert\n  \
+        bulkhead enforce --cluster --confirm-within 10m --namespace shop\n\n\
         Exit codes: 0 done, or a dry run that would cut nothing, 1 a dry run that would cut something, 2 not done.")]
     Enforce(orders::Enforce),
     /// Work with policy files
@@ -118,9 +121,9 @@ enum Command {
     Probe(probe::Args),
     /// Show whom each identity can reach, and the lateral-movement surface; or look a decision log over
     #[command(after_help = "Examples:\n  bulkhead report\n  bulkhead report --json | jq .surface\n  \
-        bulkhead report verify /var/log/bulkhead/decisions.jsonl\n\n\
+        bulkhead report verify /var/log/bulkhead/decisions.jsonl\n  bulkhead report --cluster\n\n\
         docs/blast-radius.md says what the numbers mean.\n\n\
-        Exit codes: 0 shown, 2 the agent couldn't be asked.")]
+        Exit codes: 0 shown, 1 some nodes couldn't be asked, 2 the agent couldn't be asked.")]
     Report(report::Args),
     /// Gather what somebody who helps needs to see, in a folder
     #[command(after_help = "Examples:\n  bulkhead bugreport --output report/\n  \
@@ -136,8 +139,11 @@ enum Command {
     Crd(crd::Args),
     /// Take everything off: programs, links and maps; nothing is contained afterwards
     #[command(after_help = "Examples:\n  systemctl disable --now bulkhead && bulkhead uninstall\n  \
-        bulkhead uninstall --config /etc/bulkhead/bulkhead.yaml\n\n\
-        Exit codes: 0 it is off, or wasn't there, 2 it couldn't be taken off (stop the agent first).")]
+        bulkhead uninstall --config /etc/bulkhead/bulkhead.yaml\n  \
+        bulkhead uninstall --check    # is anything pinned?\n  \
+        bulkhead uninstall --cluster    # every node, each looked at afterwards; then the DaemonSet\n\n\
+        Exit codes: 0 it is off, or wasn't there, 1 with --check: something is pinned, 2 it couldn't be taken off\n\
+        (stop the agent first), or not on every node.")]
     Uninstall(uninstall::Args),
 }
 

@@ -26,6 +26,8 @@
 //! | [`lease`] | who sums that up |
 //! | [`summary`] | the status of policies, written by that one |
 //! | `absent` | the pods of nodes that have no agent, told by that one too |
+//! | [`denials`] | Events of what was denied |
+//! | [`taint`] | the taint that keeps pods off a node without an agent |
 //! | [`leave`] | whether enforcement ends with the agent |
 //! | [`left`] | what the node knew of itself, for an agent that finds nothing in force |
 
@@ -37,6 +39,7 @@ pub mod census;
 pub mod cgroup;
 pub mod conditions;
 pub mod crd;
+pub mod denials;
 pub mod dump;
 pub mod kept;
 pub mod lease;
@@ -50,8 +53,9 @@ pub mod publish;
 pub mod sandboxes;
 pub mod services;
 pub mod summary;
+pub mod taint;
 pub mod view;
 pub mod watch;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -91,6 +91,8 @@ pub struct Workload {
     pub addresses: Vec<Addr>,
     /// Whether others may not know of it yet.
     pub young: bool,
+    /// What runs it on a cluster, as `Kind/name`; empty: not known.
+    pub owner: String,
     /// Where it stands in the file.
     pub at: Position,
 }

@@ -39,7 +39,7 @@ pub use events::{Answers, Events, Records};
 pub use features::{Feature, features};
 pub use open_up::open_up;
 pub use options::{Committed, Limits, Options, Origin, ProgramStatus, Timings};
-pub use uninstall::{Report, uninstall};
+pub use uninstall::{Report, pinned, uninstall};
 pub use watch::Fault;
 
 use crate::image::Image;

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// The name of a peer, as it stands in tables, metrics and logs.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 pub struct PeerName {
     /// The SPIFFE IDs (with `+` between several), or the name of the class.
     pub id: String,
@@ -58,7 +58,7 @@ impl PeerName {
 }
 
 /// One kind of event between two peers, by name.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 pub struct Edge {
     /// Who opened it.
     pub source: PeerName,
@@ -77,7 +77,7 @@ pub struct Edge {
 }
 
 /// How often, and when.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Count {
     /// Since the counters began.
     pub total: u64,

@@ -110,6 +110,37 @@ pub struct History {
     /// Who answers now where the records name a Service.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub services: Vec<Service>,
+    /// What runs the workloads of each identity now, on a cluster.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub owners: Vec<Owned>,
+}
+
+/// What runs an identity's workloads.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct Owned {
+    /// The identity.
+    pub peer: PeerName,
+    /// As `namespace/Kind/name`.
+    pub owners: BTreeSet<String>,
+}
+
+/// How many owners are named.
+const NAMED: usize = 4;
+
+/// What to say of an identity that several owners' workloads share, as those without a service account of their own do.
+pub fn shared_by(peer: &PeerName, owners: &BTreeSet<String>) -> Option<String> {
+    if owners.len() < 2 {
+        return None;
+    }
+    let mut named = owners.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
+    if owners.len() > NAMED {
+        named.push_str(&format!(" and {} more", owners.len() - NAMED));
+    }
+    Some(format!(
+        "{} is shared by {named}: a rule for one opens for all; give each a service account of its own \
+         (kubectl set serviceaccount)",
+        peer.id
+    ))
 }
 
 /// One port of a Service at whose address others answer.

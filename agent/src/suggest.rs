@@ -17,7 +17,7 @@ mod unused;
 mod write;
 
 use crate::flows::PeerName;
-use crate::history::{History, Window};
+use crate::history::{History, Window, shared_by};
 use crate::identity::{Identity, SpiffeId};
 use crate::inventory::{Inventory, Posture};
 use crate::judge::{Cast, Judge, Who};
@@ -173,6 +173,7 @@ pub fn suggest(
         let n = window.unattributed;
         notes.push(format!("{n} connections were counted without their ends: rules may be missing for what they were"));
     }
+    notes.extend(history.owners.iter().filter_map(|o| shared_by(&o.peer, &o.owners)));
     let named = chosen(&cast, &wish.only)?;
     let enforced = |p: PeerId| named.as_ref().is_none_or(|only| only.contains(&p));
     let everybody = cast.under(|p| if enforced(p) { Posture::Enforce } else { Posture::Observe });

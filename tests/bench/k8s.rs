@@ -12,7 +12,9 @@ use crate::numbers::{median, percentile};
 use anyhow::{Context, Result, ensure};
 use bulkhead_tests::sandbox::{Cgroup, Plug, Process, Sandbox, Turn};
 use bulkhead_tests::{Agent, ApiServer};
-use estate::{BENCH, CLUSTER_POLICIES, NODE, NODE_ENDPOINTS, PODS, Sizes, edges, endpoints, own_pod, told, uid};
+use estate::{
+    BENCH, CLUSTER_POLICIES, NODE, NODE_ENDPOINTS, PODS, Sizes, account, edges, endpoints, own_pod, told, uid,
+};
 use rustix::net::{AddressFamily, SocketType, connect, socket};
 use rustix::time::{ClockId, clock_gettime};
 use std::io;
@@ -30,7 +32,7 @@ const TARGET: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 const GATED: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
 const ALWAYS: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 3);
 /// Pods that run on the agent's node all the time.
-const RESIDENTS: u32 = 60;
+const RESIDENTS: u32 = 100;
 /// Pods that come within a second.
 const SWARM: u16 = 1000;
 const SWARM_WITHIN: Duration = Duration::from_secs(1);
@@ -109,13 +111,15 @@ impl Node {
             Self { agent, server, cgroups: Vec::new(), plug: sandbox.switch().plug()?, pods, _sandbox: sandbox };
         for n in 0..RESIDENTS {
             let address = Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 64, 0, 1)) + n);
-            this.pod(&format!("resident-{n}"), &format!("resident-{}", n % 30), &uid(100, n), address)?;
+            // Of service accounts that others have, too, and policies speak of.
+            let (namespace, account) = account(n / 2 * 16);
+            this.pod(&format!("resident-{n}"), (&namespace, &account), &uid(100, n), address)?;
         }
         Ok(this)
     }
 
     /// A pod that comes: its cgroup, and then its object. Gives when that was told.
-    fn pod(&mut self, name: &str, account: &str, uid: &str, address: Ipv4Addr) -> Result<u64> {
+    fn pod(&mut self, name: &str, account: (&str, &str), uid: &str, address: Ipv4Addr) -> Result<u64> {
         self.cgroups.push(self.pods.child(&format!("pod{uid}"))?);
         let pod = own_pod(name, account, uid, address);
         let told = now();
@@ -135,8 +139,8 @@ struct Change<'a> {
 pub(crate) fn react(factor: f64) -> Result<Vec<Figure>> {
     let mut node = Node::new(TEN_THOUSAND)?;
     let (late_uid, late_at) = (uid(101, 1), Ipv4Addr::new(10, 64, 0, 201));
-    node.pod("prober", "prober", &uid(101, 0), Ipv4Addr::new(10, 64, 0, 200))?;
-    node.pod("late", "late", &late_uid, late_at)?;
+    node.pod("prober", (BENCH, "prober"), &uid(101, 0), Ipv4Addr::new(10, 64, 0, 200))?;
+    node.pod("late", (BENCH, "late"), &late_uid, late_at)?;
     let allowed = [("prober", "target", PORT), ("late", "target", PORT), ("prober", "swarm", PORT)];
     node.server.put(CLUSTER_POLICIES, edges("bench", 1, &allowed));
     let late = node.cgroups.len() - 1;
@@ -159,7 +163,7 @@ pub(crate) fn react(factor: f64) -> Result<Vec<Figure>> {
     };
     let own = |there: bool| {
         if there {
-            server.put(PODS, own_pod("late", "late", &late_uid, late_at));
+            server.put(PODS, own_pod("late", (BENCH, "late"), &late_uid, late_at));
         } else {
             server.remove(PODS, BENCH, "late");
         }
@@ -232,7 +236,7 @@ fn swarmed(node: &mut Node, watcher: &mut Process) -> Result<Figure> {
     let (begun, mut told) = (Instant::now(), Vec::new());
     for n in 0..SWARM {
         sleep((begun + SWARM_WITHIN * u32::from(n) / u32::from(SWARM)).saturating_duration_since(Instant::now()));
-        told.push(node.pod(&format!("swarm-{n}"), "swarm", &uid(102, n.into()), of_swarm(n))?);
+        told.push(node.pod(&format!("swarm-{n}"), (BENCH, "swarm"), &uid(102, n.into()), of_swarm(n))?);
     }
     let made = begun.elapsed();
     watcher.wait_ready(2 * SOON)?;

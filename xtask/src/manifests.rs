@@ -1,7 +1,10 @@
 //! `cargo xtask manifests`: what deploy/ holds twice is written from one source.
 //!
-//! `deploy/kubernetes/crds.yaml` is what the agent prints, and `deploy/daemonset.yaml` is everything that
-//! `deploy/kustomization.yaml` names in one file. A test holds them together.
+//! `deploy/kubernetes/crds.yaml` is what the agent prints, `deploy/daemonset.yaml` is everything that
+//! `deploy/kustomization.yaml` names in one file, and `deploy/helm/bulkhead` is the same with values ([`chart`]). A test
+//! holds them together.
+
+mod chart;
 
 use std::fs;
 use std::process::Command;
@@ -29,14 +32,24 @@ impl Args {
         let printed = Command::new(agent).arg("crd").output().context("running bulkhead crd")?;
         ensure!(printed.status.success(), "bulkhead crd: {}", String::from_utf8_lossy(&printed.stderr));
         put("kubernetes/crds.yaml", &printed.stdout)?;
-        let mut all = HEAD.to_owned();
         let listed = fs::read_to_string(deploy.join("kustomization.yaml"))?;
+        let mut files = Vec::new();
         for name in listed.lines().filter_map(|l| l.trim().strip_prefix("- ")) {
             let text = fs::read_to_string(deploy.join(name)).with_context(|| format!("deploy/{name}"))?;
-            all.push_str("---\n");
-            all.push_str(text.strip_prefix("---\n").unwrap_or(&text));
+            files.push((name.to_owned(), text));
         }
-        put("daemonset.yaml", all.as_bytes())
+        let mut all = HEAD.to_owned();
+        for (_, text) in &files {
+            all.push_str("---\n");
+            all.push_str(text.strip_prefix("---\n").unwrap_or(text));
+        }
+        put("daemonset.yaml", all.as_bytes())?;
+        for (name, text) in chart::files(&files, env!("CARGO_PKG_VERSION"))? {
+            let path = deploy.join(chart::FOLDER).join(&name);
+            fs::create_dir_all(path.parent().context("a folder")?)?;
+            put(&format!("{}/{name}", chart::FOLDER), text.as_bytes())?;
+        }
+        Ok(())
     }
 }
 

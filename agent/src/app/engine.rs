@@ -307,6 +307,7 @@ impl<K: Kernel> Engine<K> {
             tokio::select! {
                 _ = stopped.changed() => {
                     self.write_down();
+                    self.store_policies();
                     return Ok(());
                 }
                 dirty = async {

@@ -7,6 +7,7 @@ use super::log::{Heard, Way};
 use super::naming::Naming;
 use super::sightings::{Executables, Sightings};
 use super::snapshot::{Names, Snapshot};
+use crate::cluster::denials::Pairs;
 use crate::config::narrow;
 use crate::flows::{self, Edge};
 use crate::policy::Overrides;
@@ -16,7 +17,7 @@ use bulkhead_common::{Addr, Direction, Hook, Outcome, PeerId};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 
 /// Denials logged in a burst, and then per second.
 const LOG_RATE: u32 = 20;
@@ -34,6 +35,8 @@ pub struct Listeners {
     pub naming: Naming,
     /// The decision log.
     pub log: Option<Way>,
+    /// Whoever writes Events of what was denied, of each pair now and then.
+    pub denials: Option<mpsc::Sender<Arc<Decision>>>,
 }
 
 /// Passes events on until told to stop.
@@ -46,7 +49,8 @@ pub async fn run<E: Records<Event>>(
     listeners: Listeners,
     mut stopped: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
-    let Listeners { decisions, sightings, naming, log: way } = listeners;
+    let Listeners { decisions, sightings, naming, log: way, denials } = listeners;
+    let mut pairs = Pairs::default();
     let mut executables = Executables::default();
     let mut rate = Rate::new(LOG_RATE, Instant::now());
     let mut writing = Rate::new(WRITE_RATE, Instant::now());
@@ -69,14 +73,21 @@ pub async fn run<E: Records<Event>>(
                     way.leave_out();
                 }
             }
+            let denied = Outcome::from_u8(event.outcome) == Some(Outcome::Denied);
+            let told = denials.as_ref().filter(|_| denied && pairs.take(PeerId(event.src), PeerId(event.dst), instant));
             let logged = refused && rate.take(instant);
-            if !followed && !logged {
+            if !followed && !logged && told.is_none() {
                 continue;
             }
             let above = snapshot.policies.overrides();
             let mut decision = decision(event, &snapshot.names, above, executable, time);
             decision.name = name(event, &naming, instant);
             let decision = Arc::new(decision);
+            if let Some(denials) = told
+                && denials.try_send(Arc::clone(&decision)).is_err()
+            {
+                tracing::debug!("an Event of a denied connection found no room");
+            }
             if logged {
                 log(&decision, rate.left_out());
             }

@@ -108,6 +108,8 @@ pub struct Snapshot {
     pub policies: Arc<PolicySet>,
     /// What numbers mean.
     pub names: Arc<Names>,
+    /// What runs the workloads of each identity, on a cluster.
+    pub owners: BTreeMap<PeerName, BTreeSet<String>>,
     /// The counters.
     pub edges: Edges,
     /// The same for peers outside, by address.
@@ -131,7 +133,15 @@ impl Snapshot {
                 addresses.sort_by_key(|a| (Reverse(a.count.total), a.address));
                 let more = addresses.len().saturating_sub(ADDRESSES);
                 addresses.truncate(ADDRESSES);
-                EdgeLine { edge, count, addresses, more_addresses: u64::try_from(more).unwrap_or(u64::MAX) }
+                let owners = |name: &PeerName| self.owners.get(name).cloned().unwrap_or_default();
+                EdgeLine {
+                    source_owners: owners(&edge.source),
+                    destination_owners: owners(&edge.destination),
+                    edge,
+                    count,
+                    addresses,
+                    more_addresses: u64::try_from(more).unwrap_or(u64::MAX),
+                }
             })
             .collect()
     }

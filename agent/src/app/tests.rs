@@ -2,6 +2,7 @@
 
 mod accounts;
 mod again;
+mod cluster;
 mod orders;
 
 use super::kernel::{Kernel, Records};

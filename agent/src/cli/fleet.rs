@@ -4,16 +4,22 @@
 //! stays root's. Nothing new listens anywhere, and who may ask is decided by the rights of whoever's kubeconfig it is:
 //! listing pods in the agents' namespace, and `pods/exec` there.
 
+mod follow;
+
+pub(super) use follow::Heard;
+
 use super::client;
 use crate::history::History;
 use anyhow::{Context, bail};
 use futures_util::StreamExt;
+use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Api, AttachParams, ListParams};
+use kube::api::{Api, AttachParams, DeleteParams, ListParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Client, Config};
+use kube::{Client, Config, Resource};
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
@@ -189,6 +195,35 @@ pub(super) async fn connect(context: Option<&str>) -> anyhow::Result<Client> {
         }
     };
     Client::try_from(config).context("the kubeconfig can't be used")
+}
+
+impl Fleet {
+    /// Deletes the DaemonSets that run the agents; their names.
+    pub(super) fn delete_agents(&self) -> anyhow::Result<Vec<String>> {
+        client::block_on(async {
+            let api: Api<DaemonSet> = Api::namespaced(connect(self.context.as_deref()).await?, &self.agents_in);
+            let all = api.list(&ListParams::default().labels(LABELS)).await.context("listing DaemonSets")?;
+            let mut gone = Vec::new();
+            for name in all.items.into_iter().filter_map(|set| set.metadata.name) {
+                api.delete(&name, &DeleteParams::background()).await.with_context(|| format!("deleting {name}"))?;
+                gone.push(format!("DaemonSet {}/{name}", self.agents_in));
+            }
+            Ok(gone)
+        })
+    }
+
+    /// All objects of a kind, in all namespaces.
+    pub(super) fn list<K>(&self, dynamic: K::DynamicType, what: &str) -> anyhow::Result<Vec<K>>
+    where
+        K: Resource + Clone + Debug + DeserializeOwned,
+    {
+        let _deaf = client::Deaf::new();
+        client::block_on(async {
+            let api: Api<K> = Api::all_with(connect(self.context.as_deref()).await?, &dynamic);
+            let list = api.list(&ListParams::default()).await;
+            Ok(list.with_context(|| format!("listing {what} (may you?)"))?.items)
+        })
+    }
 }
 
 /// Arguments.

@@ -1,7 +1,7 @@
 //! `bulkhead observe`
 
 use super::exit::Answer;
-use super::fleet::{Fleet, complain, words};
+use super::fleet::{Fleet, Heard, complain, words};
 use super::names::shared_domain;
 use super::table::{ago, table, text, verdict};
 use super::{Socket, client};
@@ -13,8 +13,10 @@ use anyhow::Context;
 use bulkhead_common::{Direction, Outcome};
 use clap::builder::PossibleValuesParser;
 use http_body_util::BodyExt;
+use rustix::event::{PollFd, PollFlags, poll};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
+use std::os::fd::AsFd;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 #[derive(clap::Args)]
@@ -24,7 +26,7 @@ pub(super) struct Args {
     #[command(flatten)]
     fleet: Fleet,
     /// Show each decision as it is made, until interrupted
-    #[arg(long, short, conflicts_with = "cluster")]
+    #[arg(long, short)]
     follow: bool,
     /// Only where either end's SPIFFE ID or class contains this
     #[arg(long, value_name = "TEXT")]
@@ -83,6 +85,9 @@ pub(super) fn run(args: &Args) -> super::Result {
 
 /// What all agents saw, each connection at its source's node.
 fn cluster(args: &Args, query: &[(&str, String)]) -> super::Result {
+    if args.follow {
+        return follow_cluster(args, query);
+    }
     let mut command = words(&["observe", "--json"]);
     command.extend(query.iter().flat_map(|(key, value)| [format!("--{key}"), value.clone()]));
     command.extend(args.since.into_iter().flat_map(|ms| ["--since".to_owned(), format!("{}s", ms.div_ceil(1000))]));
@@ -101,6 +106,38 @@ fn cluster(args: &Args, query: &[(&str, String)]) -> super::Result {
         println!("{}", render(&edges, &nodes, now()));
     }
     Ok(if failed.is_empty() { Answer::Fine } else { Answer::Findings })
+}
+
+/// Decisions of all agents as they are made, each with its node.
+fn follow_cluster(args: &Args, query: &[(&str, String)]) -> super::Result {
+    let mut command = words(&["observe", "--follow", "--json"]);
+    command.extend(query.iter().flat_map(|(key, value)| [format!("--{key}"), value.clone()]));
+    let mut out = std::io::stdout();
+    args.fleet.follow(&command, |node, heard| match heard {
+        Heard::Line(line) => writeln!(out, "{}", of_node(node, line, args.json)).and_then(|()| out.flush()).is_ok(),
+        Heard::Ended(why) => {
+            eprintln!("bulkhead: {node} isn't followed now, and is tried again: {why}");
+            true
+        }
+    })?;
+    Ok(Answer::Fine)
+}
+
+/// What one node's agent said, with the node.
+fn of_node(node: &str, line: &str, json: bool) -> String {
+    if json {
+        return match serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(line) {
+            Ok(mut all) => {
+                all.insert("node".to_owned(), node.into());
+                serde_json::Value::Object(all).to_string()
+            }
+            Err(_) => serde_json::json!({"node": node, "said": line}).to_string(),
+        };
+    }
+    match serde_json::from_str::<Decision>(line) {
+        Ok(d) => format!("{node}: {}", one_line(&d)),
+        Err(_) => format!("{node}: (some were missed: {})", printable(line.as_bytes())),
+    }
 }
 
 #[derive(serde::Serialize)]
@@ -233,6 +270,10 @@ async fn stream(socket: &std::path::Path, query: &[(&str, String)], json: bool) 
         while let Some(end) = rest.iter().position(|b| *b == b'\n') {
             let line: Vec<u8> = rest.drain(..=end).collect();
             if line == b"\n" {
+                // Nothing may be written for hours, and whoever read us has gone: over a cluster, nobody tells us.
+                if has_gone(&out) {
+                    return Ok(());
+                }
                 continue;
             }
             let shown = if json {
@@ -250,6 +291,13 @@ async fn stream(socket: &std::path::Path, query: &[(&str, String)], json: bool) 
         }
     }
     Ok(())
+}
+
+/// Whether nobody reads what is written there any more.
+fn has_gone(out: &impl AsFd) -> bool {
+    let mut ends = [PollFd::new(out, PollFlags::empty())];
+    let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut ends, Some(&now)).is_ok() && ends[0].revents().intersects(PollFlags::ERR)
 }
 
 fn one_line(d: &Decision) -> String {
@@ -299,7 +347,7 @@ mod tests {
             outcome: "would-deny".to_owned(),
             reason: "no-ingress-rule".to_owned(),
         };
-        EdgeLine { edge, count: Count { total, first: 0, last: 0 }, addresses: Vec::new(), more_addresses: 0 }
+        EdgeLine { edge, count: Count { total, first: 0, last: 0 }, ..EdgeLine::default() }
     }
 
     #[test]
@@ -320,6 +368,14 @@ mod tests {
         let of_web: Vec<&str> = page.lines().filter(|l| l.contains(web)).collect();
         assert!(of_web.len() == 1 && of_web[0].contains(" 7 ") && of_web[0].contains("n1, n2"), "{page}");
         assert!(page.lines().all(|l| l.chars().count() <= 100), "{page}");
+    }
+
+    #[test]
+    fn what_is_followed_says_its_node() {
+        let decision = serde_json::json!({"missed": 3}).to_string();
+        assert_eq!(of_node("n1", &decision, true), r#"{"missed":3,"node":"n1"}"#);
+        assert_eq!(of_node("n1", &decision, false), r#"n1: (some were missed: {"missed":3})"#);
+        assert_eq!(of_node("n1", "no JSON", true), r#"{"node":"n1","said":"no JSON"}"#);
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! `bulkhead revoke`, `restore`, `break-glass` and `enforce`: telling the agent what to do.
 
+mod cluster;
 mod glass;
 
 pub(super) use glass::{Glass, break_glass};
 
 use super::exit::Answer;
+use super::fleet::{Fleet, words};
 use super::names::Names;
 use super::table::{table, text};
 use super::{Socket, client};
@@ -13,12 +15,15 @@ use crate::flows::protocol;
 use crate::identity::SpiffeId;
 use crate::serve::orders::{CutLine, Cutting, Done, Order};
 use anyhow::Context;
+use cluster::Deed;
 use std::time::Duration;
 
 #[derive(clap::Args)]
 pub(super) struct Revoke {
     #[command(flatten)]
     socket: Socket,
+    #[command(flatten)]
+    fleet: Fleet,
     /// The SPIFFE ID to withdraw
     id: SpiffeId,
     /// Why: it is kept, logged and shown
@@ -27,6 +32,9 @@ pub(super) struct Revoke {
     /// Only list the live connections that it would cut
     #[arg(long)]
     dry_run: bool,
+    /// Also if nothing here has the ID, or not yet; so it always is with --cluster
+    #[arg(long)]
+    unseen: bool,
     /// As JSON
     #[arg(long)]
     json: bool,
@@ -36,8 +44,13 @@ pub(super) struct Revoke {
 pub(super) struct Restore {
     #[command(flatten)]
     socket: Socket,
+    #[command(flatten)]
+    fleet: Fleet,
     /// The SPIFFE ID to give back what its rules allow
     id: SpiffeId,
+    /// No error if it isn't revoked; so it always is with --cluster
+    #[arg(long)]
+    again: bool,
     /// As JSON
     #[arg(long)]
     json: bool,
@@ -48,6 +61,8 @@ pub(super) struct Restore {
 pub(super) struct Enforce {
     #[command(flatten)]
     socket: Socket,
+    #[command(flatten)]
+    fleet: Fleet,
     /// Turn it to enforce, and back after this time unless confirmed; at most 24h
     #[arg(long, value_name = "TIME", value_parser = length)]
     confirm_within: Option<Duration>,
@@ -66,6 +81,9 @@ pub(super) struct Enforce {
     /// Only list the live connections that it would cut
     #[arg(long)]
     dry_run: bool,
+    /// No error if there is no such thing here, or it is so already; so it always is with --cluster
+    #[arg(long)]
+    again: bool,
     /// As JSON
     #[arg(long)]
     json: bool,
@@ -78,23 +96,53 @@ pub(super) fn length(text: &str) -> Result<Duration, String> {
 }
 
 pub(super) fn revoke(args: Revoke) -> super::Result {
-    let Revoke { socket, id, reason, dry_run, json } = args;
-    tell(&socket, &Order::Revoke { id, reason, dry_run }, json)
+    let Revoke { socket, fleet, id, reason, dry_run, unseen, json } = args;
+    if fleet.cluster {
+        let mut command = words(&["revoke", id.as_str(), "--unseen", "--json"]);
+        command.push(format!("--reason={reason}"));
+        command.extend(dry_run.then(|| "--dry-run".to_owned()));
+        let otherwise = "there the ID isn't revoked, so its pods go on and pods there take its connections".to_owned();
+        return cluster::tell(&fleet, &Deed { command, otherwise, named: id.to_string() }, json);
+    }
+    tell(&socket, &Order::Revoke { id, reason, dry_run, unseen }, json)
 }
 
 pub(super) fn restore(args: Restore) -> super::Result {
-    tell(&args.socket, &Order::Restore { id: args.id }, args.json)
+    let Restore { socket, fleet, id, again, json } = args;
+    if fleet.cluster {
+        let command = words(&["restore", id.as_str(), "--again", "--json"]);
+        let otherwise = "there the ID stays revoked".to_owned();
+        return cluster::tell(&fleet, &Deed { command, otherwise, named: id.to_string() }, json);
+    }
+    tell(&socket, &Order::Restore { id, again }, json)
 }
 
 pub(super) fn enforce(args: Enforce) -> super::Result {
-    let Enforce { socket, confirm_within, confirm, revert, namespace, policy, dry_run, json } = args;
+    let Enforce { socket, fleet, confirm_within, confirm, revert, namespace, policy, dry_run, again, json } = args;
+    if fleet.cluster {
+        let mut command = words(&["enforce", "--again", "--json"]);
+        command.extend(confirm_within.map(|d| format!("--confirm-within={}s", d.as_secs())));
+        command.extend(namespace.as_ref().map(|ns| format!("--namespace={ns}")));
+        command.extend(policy.as_ref().map(|name| format!("--policy={name}")));
+        for (flag, given) in [("--confirm", confirm), ("--revert", revert), ("--dry-run", dry_run)] {
+            command.extend(given.then(|| flag.to_owned()));
+        }
+        let otherwise = match (confirm, revert) {
+            (true, _) => "there it is turned back when its time is over",
+            (_, true) => "there it stays enforced",
+            _ => "there it isn't enforced; `bulkhead enforce --revert --cluster` turns the others back",
+        };
+        let named = policy.map(|p| format!("the policy {p}")).or(namespace.map(|n| format!("the namespace {n}")));
+        let named = named.unwrap_or_else(|| "any workload".to_owned());
+        return cluster::tell(&fleet, &Deed { command, otherwise: otherwise.to_owned(), named }, json);
+    }
     let target = policy.map(Target::Policy).or(namespace.map(Target::Namespace));
     let order = match confirm_within {
-        _ if confirm => Order::Confirm,
-        _ if revert => Order::Revert { target },
+        _ if confirm => Order::Confirm { again },
+        _ if revert => Order::Revert { target, again },
         within => {
             let seconds = within.unwrap_or_default().as_secs();
-            Order::Enforce { target: target.unwrap_or(Target::Node), seconds, dry_run }
+            Order::Enforce { target: target.unwrap_or(Target::Node), seconds, dry_run, unseen: again }
         }
     };
     tell(&socket, &order, json)
@@ -177,7 +225,7 @@ mod tests {
             sockets: 2,
         };
         let cut = Cutting { sockets: 2, namespaces: 1, took_us: 12_345, connections: vec![line], ..Cutting::default() };
-        let page = render(&Done { text: "done".to_owned(), epoch: 3, cut: Some(cut) });
+        let page = render(&Done { text: "done".to_owned(), epoch: 3, cut: Some(cut), ..Done::default() });
         for words in ["2 live sockets cut", "1 network namespace (12 ms)", "revoked", "tcp/5432"] {
             assert!(page.contains(words), "{words} isn't in\n{page}");
         }

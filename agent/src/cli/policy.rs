@@ -1,6 +1,7 @@
 //! `bulkhead policy`: everything about policy files. Each command below is a file; what they read is read here.
 
 mod check;
+mod cluster;
 mod diff;
 mod estate;
 mod export;

@@ -1,11 +1,13 @@
 //! `bulkhead report` and `bulkhead report verify`
 
 use super::exit::Answer;
+use super::fleet::{Fleet, complain, words};
 use super::table::{table, text};
 use super::{Socket, client};
 use crate::declog::verify::{Finding, Verified};
-use crate::report::Report;
+use crate::report::{self, Report};
 use anyhow::Context;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
@@ -17,6 +19,8 @@ pub(super) struct Args {
     command: Option<Command>,
     #[command(flatten)]
     socket: Socket,
+    #[command(flatten)]
+    fleet: Fleet,
     /// Show every identity, not only those that reach most
     #[arg(long)]
     all: bool,
@@ -54,13 +58,24 @@ pub(super) fn run(args: &Args) -> super::Result {
     if let Some(Command::Verify(args)) = &args.command {
         return verify(args);
     }
-    let report: Report = client::block_on(client::get(&args.socket.socket, "/report", &[]))?;
+    let (report, failed) = if args.fleet.cluster {
+        let (nodes, failed) = args.fleet.ask(&words(&["report", "--json"]), None)?.json::<Report>();
+        complain(&failed);
+        if nodes.is_empty() {
+            return Err(anyhow::anyhow!("no agent could be asked").into());
+        }
+        (report::merged(nodes.into_values()), failed)
+    } else {
+        let report = client::block_on(client::get(&args.socket.socket, "/report", &[]))?;
+        (report, BTreeMap::new())
+    };
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report).context("writing JSON")?);
     } else {
         print!("{}", render(&report, args.all));
     }
-    Ok(Answer::Fine)
+    // Without a node, what its identities can reach is missing.
+    Ok(if failed.is_empty() { Answer::Fine } else { Answer::Findings })
 }
 
 /// How many identities are shown.

@@ -304,6 +304,7 @@ mod tests {
                 break_glass: false,
                 lowered: None,
                 outside: 0,
+                owner: String::new(),
                 cgroups: vec!["/system.slice/payments-api.service".to_owned()],
             }],
             not_contained: vec![NotContained { what: "x: a packet socket".to_owned(), why: "word ".repeat(40) }],

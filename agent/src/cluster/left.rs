@@ -33,6 +33,7 @@ struct LeftPod {
     name: String,
     namespace: String,
     ids: BTreeSet<SpiffeId>,
+    owner: String,
     posture: Posture,
     ports: BTreeMap<String, (u8, u16)>,
     cgroups: Vec<String>,
@@ -93,6 +94,7 @@ impl Left {
             name: w.name.clone(),
             namespace: w.identity.namespace.clone(),
             ids: w.identity.ids.clone(),
+            owner: w.owner.clone(),
             posture: w.posture,
             ports: w.ports.clone(),
             cgroups: w.cgroups.iter().map(|g| g.as_str().to_owned()).collect(),
@@ -143,6 +145,7 @@ impl Left {
                 addresses: Vec::new(),
                 at: Position::default(),
                 young: false,
+                owner: pod.owner.clone(),
             });
         }
         for LeftClass { class: name, at } in &self.classes {
@@ -205,6 +208,7 @@ mod tests {
             addresses: vec![Addr::v4([10, 0, 1, 2])],
             at: Position::default(),
             young: false,
+            owner: "shop/Deployment/web".to_owned(),
         });
         let pod = Who::Identity { identity: Arc::new(identity()), posture: Posture::Enforce, ports: Arc::default() };
         let at = |last: u8, port: u16| AddrPort { addr: Addr::v4([10, 96, 0, last]), port, proto: 6, pad: 0 };

@@ -36,6 +36,8 @@ pub struct Pod {
     pub addresses: Vec<Addr>,
     /// Whether it is in the node's network namespace.
     pub host_network: bool,
+    /// Whether its containers run.
+    pub running: bool,
     /// Whether it has ended for good, so that its addresses may be another's.
     pub over: bool,
     /// Its named ports: name to (IP protocol, port). A name that means two things is none.
@@ -67,6 +69,7 @@ impl Pod {
         let status = object.status.clone().unwrap_or_default();
         let host_network = spec.host_network.unwrap_or(false);
         let over = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
+        let running = status.phase.as_deref() == Some("Running");
         let addresses = status.pod_ips.unwrap_or_default().into_iter().filter_map(|ip| address(&ip.ip)).collect();
         let sidecars = spec.init_containers.unwrap_or_default();
         let mut this = Self {
@@ -85,6 +88,7 @@ impl Pod {
             node: spec.node_name.unwrap_or_default(),
             addresses: if host_network { Vec::new() } else { addresses },
             host_network,
+            running,
             over,
             has_token: spec.volumes.unwrap_or_default().iter().any(|v| {
                 let projected = v.projected.as_ref().and_then(|p| p.sources.as_ref());

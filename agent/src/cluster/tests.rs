@@ -37,6 +37,8 @@ struct Held {
     compacted: u64,
     /// Watches end after each event.
     cut: bool,
+    /// Collections that may not be read.
+    forbidden: Vec<String>,
     /// So many writes are answered with 409 although nothing is wrong.
     conflicts: u32,
 }
@@ -85,6 +87,13 @@ impl Fake {
         let mut held = self.held();
         held.compacted = held.version + 1;
         held.version += 1;
+    }
+
+    /// From now on this collection may not be read.
+    pub(crate) fn forbid(&self, collection: &str) {
+        self.held().forbidden.push(collection.to_owned());
+        self.compact();
+        self.tell();
     }
 
     pub(crate) fn conflict(&self, times: u32) {
@@ -138,6 +147,9 @@ async fn answer(State(fake): State<Fake>, method: Method, uri: Uri, body: Bytes)
     let parent = path.strip_suffix(&format!("/{last}")).unwrap_or_default().to_owned();
     let sent: Value = serde_json::from_slice(&body).unwrap_or_default();
     if method == Method::GET {
+        if fake.held().forbidden.contains(&path) {
+            return refusal(StatusCode::FORBIDDEN, "Forbidden");
+        }
         if query.contains("watch=true") {
             return follow(fake, path, &query);
         }

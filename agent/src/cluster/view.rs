@@ -23,6 +23,7 @@ use crate::config::{Cluster, Config, Peer, Position, Service as Facade, Who, Wor
 use crate::identity::{Identity, SpiffeId};
 use crate::inventory::{Place, Posture};
 use crate::policy::Lowered;
+use crate::serve::api::ObjectFault;
 use bulkhead_common::maps::PrefixKey;
 use bulkhead_common::{Addr, Class};
 use claims::{Claim, Claims, Named};
@@ -83,7 +84,7 @@ pub struct View {
     /// What other nodes are to know of this one.
     pub published: Vec<NodeWorkload>,
     /// What looks wrong.
-    pub warnings: Vec<String>,
+    pub warnings: Vec<ObjectFault>,
     /// Addresses of classes, while it is worked out.
     classes: BTreeMap<Addr, Class>,
 }
@@ -155,8 +156,8 @@ fn identity(namespace: &str, ids: impl IntoIterator<Item = SpiffeId>) -> Identit
 }
 
 impl View {
-    fn warn(&mut self, message: String) {
-        self.warnings.push(message);
+    fn warn(&mut self, object: String, text: String) {
+        self.warnings.push(ObjectFault { object, text });
     }
 
     fn posture(&self, namespace: &str) -> Posture {
@@ -184,7 +185,7 @@ impl View {
                 Some((_, Some(p))) => p,
                 Some((text, None)) => {
                     let kept = last.get(&name).copied().unwrap_or(Posture::Enforce);
-                    self.warn(format!(
+                    self.warn(format!("Namespace/{name}"), format!(
                         "namespace {name}: {POSTURE}={text:?} isn't a posture, so it stays in {} (write observe, audit or enforce)",
                         kept.as_str()
                     ));
@@ -196,7 +197,7 @@ impl View {
             if let Some(text) = object.metadata.annotations.as_ref().and_then(|a| a.get(OVERRIDE)) {
                 match Lowered::from_name(text) {
                     Some(to) => drop(self.lowered.insert(name.clone(), to)),
-                    None => self.warn(format!(
+                    None => self.warn(format!("Namespace/{name}"), format!(
                         "namespace {name}: {OVERRIDE}={text:?} does nothing (it can lower the posture to observe or audit)"
                     )),
                 }
@@ -213,17 +214,25 @@ impl View {
                 by_uid.entry(&pod.uid).or_default().push(pod);
             }
         }
+        for pod in by_uid.values().flatten().filter(|p| p.running && p.addresses.is_empty() && !p.host_network) {
+            let text =
+                format!("pod {} runs and has no address, so what it is asked for isn't known to be it", pod.title());
+            self.warnings.push(ObjectFault { object: format!("Pod/{}", pod.title()), text });
+        }
         let mut known: HashMap<(&str, SpiffeId), Arc<Identity>> = HashMap::new();
         let mut pods = Vec::new();
         for (uid, same) in by_uid {
             let pod = match &same[..] {
                 [one] => *one,
                 [first, second, ..] => {
-                    self.warn(format!(
-                        "pods {} and {} both say that they run under UID {uid}, so neither is known",
-                        first.title(),
-                        second.title()
-                    ));
+                    self.warn(
+                        format!("Pod/{}", first.title()),
+                        format!(
+                            "pods {} and {} both say that they run under UID {uid}, so neither is known",
+                            first.title(),
+                            second.title()
+                        ),
+                    );
                     continue;
                 }
                 [] => continue,
@@ -236,7 +245,9 @@ impl View {
                     let addresses = given.get(&pod.uid).filter(|_| untold).unwrap_or(&pod.addresses);
                     pods.push(Own { pod, identity: Arc::clone(identity), addresses });
                 }
-                Err(e) => self.warn(format!("pod {} stays unknown: {e}", pod.title())),
+                Err(e) => {
+                    self.warn(format!("Pod/{}", pod.title()), format!("pod {} stays unknown: {e}", pod.title()));
+                }
             }
         }
         pods
@@ -259,6 +270,7 @@ impl View {
                 ports: Ports::clone(&ports),
                 addresses: addresses.to_vec(),
                 young: false,
+                owner: format!("{}/{}", pod.namespace, pod.owner),
                 at: Position::default(),
             });
         }
@@ -272,15 +284,17 @@ impl View {
         let mut named = Named::default();
         let nodes: BTreeSet<&str> = objects.nodes.iter().map(|n| n.name.as_str()).collect();
         for node in objects.peers.iter().filter(|p| *p.node != *settings.node) {
+            let object = format!("NodeEndpoints/{}", node.node);
             // What an agent says of a node that isn't its own counts for nodes that there are.
             if !node.is_its_own() && !nodes.contains(&*node.node) {
-                self.warn(format!(
+                let text = format!(
                     "{} says what pods run on {}, which is no node, so it doesn't count",
                     node.published_by, node.node
-                ));
+                );
+                self.warn(object, text);
                 continue;
             }
-            self.warnings.extend(node.faults.iter().cloned());
+            node.faults.iter().for_each(|text| self.warn(object.clone(), text.clone()));
             for pod in &node.pods {
                 named.add(&pod.identity, &pod.ports);
                 let claim = |addr: &Addr| Claim { addr: *addr, uid: &pod.uid, identity: Arc::clone(&pod.identity) };
@@ -301,14 +315,17 @@ impl View {
             if let Some(other) = all.iter().find(|c| c.identity != first.identity) {
                 nobodys.insert(first.addr);
                 self.class(first.addr, Class::Unknown);
-                self.warn(format!(
-                    "{} is claimed by {} (pod {}) and {} (pod {}), so it is nobody's",
-                    narrow(&first.addr),
-                    first.identity,
-                    first.uid,
-                    other.identity,
-                    other.uid
-                ));
+                self.warn(
+                    format!("Address/{}", narrow(&first.addr)),
+                    format!(
+                        "{} is claimed by {} (pod {}) and {} (pod {}), so it is nobody's",
+                        narrow(&first.addr),
+                        first.identity,
+                        first.uid,
+                        other.identity,
+                        other.uid
+                    ),
+                );
             } else if !own.contains(&first.addr) {
                 self.endpoints.push(Peer {
                     place: Place::Addr(first.addr),

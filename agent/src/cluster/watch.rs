@@ -14,6 +14,7 @@ use super::pod::Pod;
 use super::services::Slice;
 use super::view::{Document, Objects};
 use crate::config::{BuiltIn, Cluster};
+use crate::serve::api::ObjectFault;
 use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::{Namespace, Node as NodeObject, Pod as PodObject, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -138,10 +139,14 @@ impl Watch {
         self.kinds.missing()
     }
 
-    /// What is wrong with the watches now, a line for each kind.
-    pub fn faults(&self) -> Vec<String> {
+    /// What is wrong with the watches now, for each kind.
+    pub fn faults(&self) -> Vec<ObjectFault> {
         let health = self.kinds.health.lock().unwrap_or_else(PoisonError::into_inner);
-        health.faults.iter().map(|(kind, why)| format!("{kind} can't be watched: {why}")).collect()
+        let fault = |(kind, why): (&&str, &String)| ObjectFault {
+            object: (*kind).to_owned(),
+            text: format!("{kind} can't be watched: {why}"),
+        };
+        health.faults.iter().map(fault).collect()
     }
 
     /// The nodes, and what their agents say of their pods.

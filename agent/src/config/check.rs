@@ -287,6 +287,7 @@ impl Check<'_> {
             ports,
             addresses: own_addresses,
             young: false,
+            owner: String::new(),
             at,
         })
     }

@@ -49,6 +49,10 @@ pub struct Cluster {
     pub exempt: BTreeSet<String>,
     /// Whether what is in force stays when Bulkhead is taken off the cluster.
     pub keep_when_deleted: bool,
+    /// Whether denied connections are told as Events.
+    pub denial_events: bool,
+    /// The key of the taint that is taken off this node once it is ready.
+    pub startup_taint: Option<String>,
     /// The built-ins that are on.
     pub built_ins: BTreeSet<BuiltIn>,
 }
@@ -77,6 +81,8 @@ impl Cluster {
             template: Template::new(id.unwrap_or(DEFAULT), trust_domain.unwrap_or(TRUST_DOMAIN))?,
             exempt: EXEMPT.iter().map(|s| (*s).to_owned()).collect(),
             keep_when_deleted: false,
+            denial_events: false,
+            startup_taint: None,
             built_ins: BuiltIn::ALL.into(),
         })
     }

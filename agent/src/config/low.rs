@@ -52,6 +52,9 @@ pub(super) struct Cluster {
     #[serde(default)]
     pub(super) keep_when_deleted: bool,
     #[serde(default)]
+    pub(super) denial_events: bool,
+    pub(super) startup_taint: Option<Spanned<String>>,
+    #[serde(default)]
     pub(super) built_ins: BTreeMap<String, Spanned<bool>>,
 }
 

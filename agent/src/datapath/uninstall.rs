@@ -12,6 +12,31 @@ pub struct Report {
     pub removed: Vec<PathBuf>,
 }
 
+/// What an instance has pinned now, files and folders; nothing if it was never there or is off.
+pub fn pinned(instance: &str, bpffs: &Path) -> Result<Vec<PathBuf>, UninstallError> {
+    let folder =
+        pins::instance_folder(bpffs, instance).map_err(io::Error::other).uninstalling(|| "finding the pins".into())?;
+    let mut all = Vec::new();
+    let mut open = vec![folder];
+    while let Some(folder) = open.pop() {
+        let entries = match std::fs::read_dir(&folder) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            entries => entries.uninstalling(|| format!("reading {}", folder.display()))?,
+        };
+        all.push(folder);
+        for entry in entries {
+            let entry = entry.uninstalling(|| "reading the pins".into())?;
+            if entry.file_type().is_ok_and(|t| t.is_dir()) {
+                open.push(entry.path());
+            } else {
+                all.push(entry.path());
+            }
+        }
+    }
+    all.sort();
+    Ok(all)
+}
+
 /// Detaches all programs of an instance and removes its pins. Nothing is contained afterwards.
 pub fn uninstall(instance: &str, bpffs: &Path) -> Result<Report, UninstallError> {
     let folder =

@@ -4,7 +4,7 @@
 //! only there it is known under the Service's address that was asked for. The destination's is left where nobody told of
 //! the source: peers without an identity, and nodes that couldn't be asked.
 
-use super::{Backend, History, Link, Record, Service, Window};
+use super::{Backend, History, Link, Owned, Record, Service, Window};
 use crate::flows::PeerName;
 use crate::identity::{SCHEME, SERVICE};
 use crate::store::sum;
@@ -17,7 +17,11 @@ impl History {
         let mut windows: Vec<Window> = Vec::new();
         let mut records: Vec<Record> = Vec::new();
         let mut services: BTreeMap<(PeerName, u8, u16), BTreeSet<Backend>> = BTreeMap::new();
+        let mut owners: BTreeMap<PeerName, BTreeSet<String>> = BTreeMap::new();
         for history in all {
+            for o in history.owners {
+                owners.entry(o.peer).or_default().extend(o.owners);
+            }
             windows.push(history.window);
             records.extend(history.records);
             for s in history.services {
@@ -41,7 +45,8 @@ impl History {
             .into_iter()
             .map(|((name, protocol, port), backends)| Service { name, protocol, port, backends })
             .collect();
-        Self { window, records: settled(records), services }
+        let owners = owners.into_iter().map(|(peer, owners)| Owned { peer, owners }).collect();
+        Self { window, records: settled(records), services, owners }
     }
 
     /// For people: a Service at which one alone answers is that one, at its own port. Others stay Services.

@@ -129,3 +129,23 @@ proptest! {
         }
     }
 }
+
+/// Each node tells of those that run there; together they say what one that has them all says.
+#[test]
+fn what_nodes_report_is_put_together() {
+    let names = ["a", "b", "c", "d"];
+    let all = inventory(Posture::Enforce, &names);
+    let policies = edges("enforce", &[("a", "b", TCP), ("b", "c", TCP)])
+        + "---\n"
+        + &edges("audit", &[("c", "d", TCP)]).replace("name: p", "name: q");
+    let whole = report(&compiled(&policies, &all), &all);
+    let node = |here: &[&str]| {
+        let is_here = |f: &IdentityFacts| here.iter().any(|n| f.identity.to_string().ends_with(n));
+        let elsewhere = all.identities.iter().filter(|(_, f)| !is_here(f)).map(|(peer, _)| *peer).collect();
+        let inventory = Inventory { elsewhere, ..all.clone() };
+        report(&compiled(&policies, &inventory), &inventory)
+    };
+    let (one, two) = (node(&["a", "c"]), node(&["b", "d"]));
+    assert_eq!((one.surface.identities, one.surface.reachable), (2, 1), "b's ways on aren't known there");
+    assert_eq!(merged([one, two]), whole);
+}

@@ -9,7 +9,7 @@ use crate::inventory::Posture;
 use crate::policy::Lowered;
 use crate::serve::orders::Cutting;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 /// `GET /status`.
@@ -58,6 +58,9 @@ pub struct Status {
     pub findings: Vec<Finding>,
     /// What was found to be out of order in the kernel, or with the agent, at the last look.
     pub faults: Vec<String>,
+    /// Those of them that are about objects of the cluster.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub object_faults: Vec<ObjectFault>,
     /// What isn't contained here, and why.
     pub not_contained: Vec<NotContained>,
     /// How the decision log is, if one is written.
@@ -198,6 +201,9 @@ pub struct WorkloadStatus {
     /// How many addresses outside are counted for its identity.
     #[serde(default)]
     pub outside: u32,
+    /// What runs it on a cluster: `shop/Deployment/web`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub owner: String,
     /// The cgroups in which it runs now.
     pub cgroups: Vec<String>,
 }
@@ -242,6 +248,15 @@ pub struct Finding {
     pub text: String,
 }
 
+/// Something that is wrong with an object of the cluster.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize, Deserialize)]
+pub struct ObjectFault {
+    /// Its kind and name, such as `Namespace/shop`; of a kind that can't be watched, what it is called in requests.
+    pub object: String,
+    /// What is wrong.
+    pub text: String,
+}
+
 /// Something that Bulkhead doesn't keep apart.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub struct NotContained {
@@ -252,7 +267,7 @@ pub struct NotContained {
 }
 
 /// A line of `GET /edges`.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct EdgeLine {
     /// Between whom.
     #[serde(flatten)]
@@ -266,6 +281,12 @@ pub struct EdgeLine {
     /// How many more there are.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub more_addresses: u64,
+    /// What runs the source's workloads of this node, on a cluster.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub source_owners: BTreeSet<String>,
+    /// What runs the destination's.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub destination_owners: BTreeSet<String>,
 }
 
 /// One address of a peer outside.
@@ -286,7 +307,7 @@ fn is_zero(n: &u64) -> bool {
 }
 
 /// A line of `GET /observe?follow=true`: one decision as it was made.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Decision {
     /// When it was read, milliseconds since 1970.
     pub time: u64,

@@ -4,10 +4,10 @@
 //! (SO_PEERCRED), asked for each connection before a byte is read.
 
 use super::api::{Decision, Explained, Filter};
-use super::orders::{Order, Refusal, Request};
+use super::orders::{Done, Order, Refusal, Request};
 use crate::app::Snapshot;
 use crate::app::keep::Keep;
-use crate::history::History;
+use crate::history::{History, Owned};
 use crate::policy::{self, Party};
 use anyhow::Context;
 use axum::Router;
@@ -81,7 +81,16 @@ struct Shared {
     decisions: broadcast::Sender<Arc<Decision>>,
     keep: Keep,
     orders: mpsc::Sender<Request>,
+    take_off: Option<watch::Sender<bool>>,
     stopped: watch::Receiver<bool>,
+}
+
+/// Where orders go.
+pub struct Obeying {
+    /// To the one task that may follow them.
+    pub orders: mpsc::Sender<Request>,
+    /// That everything is to be taken off; `None`: this agent is only stopped by whoever started it.
+    pub take_off: Option<watch::Sender<bool>>,
 }
 
 /// Serves until told to stop.
@@ -93,10 +102,11 @@ pub async fn serve(
     snapshots: watch::Receiver<Arc<Snapshot>>,
     decisions: broadcast::Sender<Arc<Decision>>,
     keep: Keep,
-    orders: mpsc::Sender<Request>,
+    obeying: Obeying,
     mut stopped: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
-    let shared = Shared { snapshots, decisions, keep, orders, stopped: stopped.clone() };
+    let Obeying { orders, take_off } = obeying;
+    let shared = Shared { snapshots, decisions, keep, orders, take_off, stopped: stopped.clone() };
     let router = Router::new()
         .route("/status", get(|State(s): State<Shared>| async move { Json(s.now().status.clone()).into_response() }))
         .route("/edges", get(|State(s): State<Shared>, Query(f): Query<Filter>| async move { Json(s.now().edges(&f)) }))
@@ -172,6 +182,10 @@ async fn explain(State(shared): State<Shared>, Query(q): Query<Question>) -> Res
 
 /// Hands an order to the one task that may follow it. What it says no to comes back as one sentence.
 async fn order(State(shared): State<Shared>, Json(order): Json<Order>) -> Response {
+    if let (Order::TakeOff, Some(take_off)) = (&order, &shared.take_off) {
+        take_off.send_replace(true);
+        return Json(Done { text: "everything is being taken off".to_owned(), ..Done::default() }).into_response();
+    }
     let (answer, done) = oneshot::channel();
     let gone = || (StatusCode::SERVICE_UNAVAILABLE, "the agent is ending").into_response();
     if shared.orders.send(Request { order, answer }).await.is_err() {
@@ -198,7 +212,11 @@ async fn history(State(shared): State<Shared>, Query(span): Query<Span>) -> Resp
     let keep = shared.keep.clone();
     let read = move || keep.history(since.unwrap_or(0), until.unwrap_or(u64::MAX));
     match tokio::task::spawn_blocking(read).await {
-        Ok(Ok(history)) => Json(History { services: shared.now().services(), ..history }).into_response(),
+        Ok(Ok(history)) => {
+            let now = shared.now();
+            let owners = now.owners.iter().map(|(peer, owners)| Owned { peer: peer.clone(), owners: owners.clone() });
+            Json(History { services: now.services(), owners: owners.collect(), ..history }).into_response()
+        }
         Ok(Err(e)) => (StatusCode::INTERNAL_SERVER_ERROR, e.to_string()).into_response(),
         Err(e) => (StatusCode::INTERNAL_SERVER_ERROR, format!("the history couldn't be read: {e}")).into_response(),
     }

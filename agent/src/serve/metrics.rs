@@ -25,6 +25,9 @@ use tokio::sync::watch;
 /// What a scraper is told that this is.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
+/// How many objects with faults have a series of their own.
+const OBJECTS: usize = 100;
+
 /// Serves until told to stop.
 ///
 /// # Errors
@@ -235,6 +238,9 @@ impl Collector for Page {
             status.findings.iter().filter(|f| f.error && !f.file.is_empty()).map(|f| f.file.as_str()).collect();
         let refused = refused.into_iter().map(|file| (vec![("file", file.to_owned())], 1));
         gauges(e, "file_refused", "1 for a file or policy object that isn't taken as it is now", refused)?;
+        let objects: BTreeSet<&str> = status.object_faults.iter().map(|f| f.object.as_str()).collect();
+        let objects = objects.into_iter().take(OBJECTS).map(|object| (vec![("object", object.to_owned())], 1));
+        gauges(e, "object_fault", "1 for an object of the cluster with which something is wrong", objects)?;
         gauge(e, "faults", "What was out of order at the last look", count(status.faults.len()))?;
         gauge(e, "not_contained", "Sockets and the like that aren't kept apart", count(status.not_contained.len()))?;
         counter(

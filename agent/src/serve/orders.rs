@@ -20,11 +20,17 @@ pub enum Order {
         reason: String,
         /// Only say what would be cut.
         dry_run: bool,
+        /// Also if nothing here has the ID.
+        #[serde(default)]
+        unseen: bool,
     },
     /// Give a revoked ID back what its rules allow.
     Restore {
         /// The ID.
         id: SpiffeId,
+        /// Done if it isn't revoked.
+        #[serde(default)]
+        again: bool,
     },
     /// Turn enforcement to audit for a while.
     BreakGlass {
@@ -36,7 +42,11 @@ pub enum Order {
         reason: String,
     },
     /// End break-glass, everywhere.
-    EndBreakGlass,
+    EndBreakGlass {
+        /// Done if it isn't on.
+        #[serde(default)]
+        again: bool,
+    },
     /// Turn something to enforce, and back again unless that is confirmed.
     Enforce {
         /// What.
@@ -45,14 +55,26 @@ pub enum Order {
         seconds: u64,
         /// Only say what would be cut.
         dry_run: bool,
+        /// Also if there is no such thing here.
+        #[serde(default)]
+        unseen: bool,
     },
     /// Keep what is on trial.
-    Confirm,
+    Confirm {
+        /// Done if nothing is.
+        #[serde(default)]
+        again: bool,
+    },
     /// Turn it back.
     Revert {
         /// What was turned to enforce; `None`: what is on trial.
         target: Option<Target>,
+        /// Done if it isn't enforced by command.
+        #[serde(default)]
+        again: bool,
     },
+    /// Take everything off this node, and wait for the end. The answer comes before it is done.
+    TakeOff,
     /// Say which live connections these policies would cut in the place of those in force.
     Live {
         /// Texts of policy files, by name.
@@ -71,6 +93,12 @@ pub struct Done {
     pub epoch: u32,
     /// The live connections that were cut, or would be.
     pub cut: Option<Cutting>,
+    /// Whether there was nothing to do.
+    #[serde(default)]
+    pub already: bool,
+    /// Whether it is about something that isn't known here.
+    #[serde(default)]
+    pub unseen: bool,
 }
 
 /// A look at the live connections.

@@ -43,8 +43,8 @@ pub(crate) struct Sizes {
 /// The name of the agent's node.
 pub(crate) const NODE: &str = "n0";
 
-/// The n-th service account, and its namespace.
-fn account(n: u32) -> (String, String) {
+/// The namespace of the n-th service account, and its name.
+pub(crate) fn account(n: u32) -> (String, String) {
     (format!("team-{}", n % TEAMS), format!("service-{n}"))
 }
 
@@ -165,8 +165,8 @@ fn node(name: &str, n: u32) -> Value {
 }
 
 /// A pod of the agent's own node.
-pub(crate) fn own_pod(name: &str, account: &str, uid: &str, address: Ipv4Addr) -> Value {
-    json!({"metadata": {"name": name, "namespace": BENCH, "uid": uid},
+pub(crate) fn own_pod(name: &str, (namespace, account): (&str, &str), uid: &str, address: Ipv4Addr) -> Value {
+    json!({"metadata": {"name": name, "namespace": namespace, "uid": uid},
         "spec": {"nodeName": NODE, "serviceAccountName": account,
             "containers": [{"name": "main", "image": "registry.example/x",
                 "ports": [{"name": "http", "containerPort": 8080}],

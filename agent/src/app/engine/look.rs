@@ -11,6 +11,7 @@ use crate::cluster::view::{self, Revision, View};
 use crate::cluster::watch::Watch;
 use crate::config::{self, Config};
 use crate::policy::{Diagnostic, Lowered, Severity};
+use crate::serve::api::ObjectFault;
 use crate::sources::watch::Dirty;
 use crate::sources::{addresses, policies};
 use anyhow::Context;
@@ -86,7 +87,7 @@ impl Cluster {
             tracing::warn!("namespace {namespace} isn't lowered any more: enforcing again what is in force");
         }
         for new in view.warnings.iter().filter(|w| !self.view.warnings.contains(w)) {
-            tracing::warn!("{new}");
+            tracing::warn!(object = new.object, "{}", new.text);
         }
         self.view = view;
         self.publish.send_if_modified(|last| {
@@ -114,7 +115,7 @@ impl Cluster {
     }
 
     /// What is wrong with the objects, and with the watches.
-    pub(super) fn faults(&self) -> impl Iterator<Item = String> {
+    pub(super) fn faults(&self) -> impl Iterator<Item = ObjectFault> {
         self.view.warnings.iter().cloned().chain(self.watch.faults())
     }
 }

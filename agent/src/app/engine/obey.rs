@@ -34,10 +34,15 @@ impl<K: Kernel> Engine<K> {
     pub(super) fn obey(&mut self, order: Order) -> Answer {
         let now = Clock::now();
         match order {
-            Order::Revoke { id, reason, dry_run } => self.revoke(id, printable(reason.as_bytes()), dry_run, &now),
-            Order::Restore { id } => {
+            Order::Revoke { id, reason, dry_run, unseen } => {
+                self.revoke(id, printable(reason.as_bytes()), dry_run, unseen, &now)
+            }
+            Order::Restore { id, again } => {
                 let mut next = self.overrides.clone();
                 if next.revoked.remove(&id).is_none() {
+                    if again {
+                        return Ok(self.already(format!("{id} isn't revoked")));
+                    }
                     return Err(bad(format!("{id} isn't revoked; `bulkhead status` lists what is")));
                 }
                 let cut = self.adopt(next)?;
@@ -62,18 +67,26 @@ impl<K: Kernel> Engine<K> {
                 tracing::warn!(scope = scope.to_string(), reason, "break-glass: {text}");
                 Ok(self.done(text, cut))
             }
-            Order::EndBreakGlass => {
+            Order::EndBreakGlass { again } => {
                 if self.overrides.break_glass.is_empty() {
+                    if again {
+                        return Ok(self.already("break-glass isn't on".to_owned()));
+                    }
                     return Err(bad("break-glass isn't on"));
                 }
                 let cut = self.adopt(Overrides { break_glass: BTreeMap::new(), ..self.overrides.clone() })?;
                 tracing::warn!("break-glass was ended by command: enforcing again");
                 Ok(self.done("break-glass is over: enforcing again".to_owned(), cut))
             }
-            Order::Enforce { target, seconds, dry_run } => self.enforce(target, seconds, dry_run, &now),
-            Order::Confirm => {
+            Order::Enforce { target, seconds, dry_run, unseen } => self.enforce(target, seconds, dry_run, unseen, &now),
+            Order::Confirm { again } => {
                 let mut next = self.overrides.clone();
-                let Some((target, _)) = next.trial() else { return Err(bad("no trial of enforcement is going on")) };
+                let Some((target, _)) = next.trial() else {
+                    if again {
+                        return Ok(self.already("no trial of enforcement is going on".to_owned()));
+                    }
+                    return Err(bad("no trial of enforcement is going on"));
+                };
                 let target = target.clone();
                 if let Some(e) = next.enforced.get_mut(&target) {
                     e.confirm_by = None;
@@ -82,18 +95,25 @@ impl<K: Kernel> Engine<K> {
                 Ok(self
                     .done(format!("{target} stays enforced; write that into the files, for whoever reads them"), cut))
             }
-            Order::Revert { target } => {
+            Order::Revert { target, again } => {
                 let mut next = self.overrides.clone();
                 let on_trial = next.trial().map(|(t, _)| t.clone());
                 let Some(target) = target.or(on_trial) else {
+                    if again {
+                        return Ok(self.already("no trial of enforcement is going on".to_owned()));
+                    }
                     return Err(bad("no trial of enforcement is going on; to turn back what was confirmed, name it"));
                 };
                 if next.enforced.remove(&target).is_none() {
+                    if again {
+                        return Ok(self.already(format!("{target} isn't turned to enforce by command")));
+                    }
                     return Err(bad(format!("{target} wasn't turned to enforce by command")));
                 }
                 let cut = self.adopt(next)?;
                 Ok(self.done(format!("{target} is as the files say again"), cut))
             }
+            Order::TakeOff => Err(bad("this agent can't take itself off: stop it, then run `bulkhead uninstall`")),
             Order::Live { policies, enforce } => {
                 let documents = policies.iter().flat_map(|(file, text)| policy::read(file, text));
                 let (set, findings) = PolicySet::assemble(documents, &PolicySet::default());
@@ -110,24 +130,29 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
-    fn revoke(&mut self, id: SpiffeId, reason: String, dry_run: bool, now: &Clock) -> Answer {
-        if !self.inventory.identities.values().any(|f| f.identity.ids.contains(&id)) {
+    fn revoke(&mut self, id: SpiffeId, reason: String, dry_run: bool, unseen: bool, now: &Clock) -> Answer {
+        let seen = self.inventory.identities.values().any(|f| f.identity.ids.contains(&id));
+        if !seen && !unseen {
             return Err(bad(format!("no workload and no endpoint here has the ID {id}: `bulkhead status` lists them")));
         }
         let mut next = self.overrides.clone();
         next.revoked.insert(id.clone(), Revoked { since: now.wall, reason: reason.clone() });
         if dry_run {
             let cut = self.preview(self.policies.set.clone(), &next)?;
-            return Ok(self.done(format!("{id} isn't revoked: this is what it would cut"), Some(cut)));
+            let text = format!("{id} isn't revoked: this is what it would cut");
+            return Ok(Done { unseen: !seen, ..self.done(text, Some(cut)) });
         }
+        let already = self.overrides.revoked.contains_key(&id);
         let cut = self.adopt(next)?;
         tracing::warn!(id = id.as_str(), reason, epoch = self.epoch(), "an ID was revoked");
-        Ok(self.done(format!("{id} is revoked until `bulkhead restore {id}`"), cut))
+        let text = format!("{id} is revoked until `bulkhead restore {id}`");
+        Ok(Done { already, unseen: !seen, ..self.done(text, cut) })
     }
 
-    fn enforce(&mut self, target: Target, seconds: u64, dry_run: bool, now: &Clock) -> Answer {
+    fn enforce(&mut self, target: Target, seconds: u64, dry_run: bool, unseen: bool, now: &Clock) -> Answer {
         let length = length(seconds)?;
-        if !target.exists(&self.policies.set, &self.inventory) {
+        let seen = target.exists(&self.policies.set, &self.inventory);
+        if !seen && !unseen {
             return Err(bad(format!("there is no {target} here: `bulkhead status` lists workloads and policies")));
         }
         let mut next = self.overrides.clone();
@@ -143,15 +168,21 @@ impl<K: Kernel> Engine<K> {
         next.enforced.insert(target.clone(), Enforced { since: now.wall, confirm_by: Some(deadline) });
         if dry_run {
             let cut = self.preview(self.policies.set.clone(), &next)?;
-            return Ok(self.done(format!("{target} isn't turned to enforce: this is what it would cut"), Some(cut)));
+            let text = format!("{target} isn't turned to enforce: this is what it would cut");
+            return Ok(Done { unseen: !seen, ..self.done(text, Some(cut)) });
         }
         let cut = self.adopt(next)?;
         tracing::warn!("{text}");
-        Ok(self.done(text, cut))
+        Ok(Done { unseen: !seen, ..self.done(text, cut) })
     }
 
     fn done(&self, text: String, cut: Option<Cutting>) -> Done {
-        Done { text, epoch: self.epoch(), cut }
+        Done { text, epoch: self.epoch(), cut, ..Done::default() }
+    }
+
+    /// There was nothing to do.
+    fn already(&self, text: String) -> Done {
+        Done { already: true, ..self.done(text, None) }
     }
 
     /// Puts this in force in the place of what was commanded before, or nothing.

@@ -4,12 +4,15 @@ use super::super::kernel::Kernel;
 use super::super::overrides::Overrides;
 use super::super::snapshot::Snapshot;
 use super::Engine;
+use crate::cluster::builtin;
 use crate::config::Workload;
-use crate::flows;
+use crate::flows::PeerName;
 use crate::identity::Identity;
 use crate::inventory::IdentityFacts;
 use crate::policy;
-use crate::serve::api::{Finding, ObjectStatus, Overridden, Override, PolicyStatus, Status, WorkloadStatus};
+use crate::serve::api::{
+    Finding, ObjectFault, ObjectStatus, Overridden, Override, PolicyStatus, Status, WorkloadStatus,
+};
 use bulkhead_common::PeerId;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -28,14 +31,16 @@ impl<K: Kernel> Engine<K> {
         }
         let workloads = self.config.workloads.iter().enumerate().map(|(index, w)| WorkloadStatus {
             name: w.name.clone(),
-            identity: flows::PeerName { id: w.identity.to_string(), namespace: w.identity.namespace.clone() },
+            identity: PeerName { id: w.identity.to_string(), namespace: w.identity.namespace.clone() },
             posture: facts_of(w).map_or(w.posture, |f| f.posture),
             revoked: overrides.revokes(&w.identity).is_some(),
             break_glass: overrides.breaks(&w.identity),
             lowered: overrides.lowers(&w.identity),
             outside: number_of(w).map_or(0, |n| self.kernel.outside_share(n)),
+            owner: w.owner.clone(),
             cgroups: cgroups.remove(&index).unwrap_or_default(),
         });
+        let owners = owners(&self.config.workloads);
         let expiring = policy::expiry::findings(&self.policies.set, super::super::clock::now());
         let findings = self
             .config_faults
@@ -44,11 +49,12 @@ impl<K: Kernel> Engine<K> {
             .chain(&self.assembly_warnings)
             .chain(&expiring)
             .map(|d| Finding { file: d.file.to_string(), error: d.is_error(), text: d.to_string() })
-            .chain(self.compile_warnings.iter().map(|text| Finding {
+            .chain(self.compile_warnings.iter().cloned().chain(shared(&owners)).map(|text| Finding {
                 file: String::new(),
                 error: false,
-                text: text.clone(),
-            }));
+                text,
+            }))
+            .chain(self.cluster.iter().flat_map(|_| self.selecting_nobody()));
         let refused: BTreeSet<&str> =
             self.policies.findings.iter().filter(|d| d.is_error()).map(|d| &*d.file).collect();
         let objects = self.cluster.iter().flat_map(super::Cluster::revisions).map(|(name, revision)| ObjectStatus {
@@ -57,17 +63,19 @@ impl<K: Kernel> Engine<K> {
             generation: revision.generation,
             in_force: self.compiled && !refused.contains(name.as_str()),
         });
-        let named = Named::of(&self.config.workloads);
+        let all = &self.config.workloads;
+        let named = Ids::of(all.iter().map(|w| &w.identity));
         let policies = self.in_force.iter().map(|p| PolicyStatus {
             name: p.name.to_string(),
             file: p.file.to_string(),
             mode: p.mode.as_str().to_owned(),
-            selects: named.selected(p).into_iter().map(str::to_owned).collect(),
+            selects: named.selected(p).into_iter().filter_map(|n| Some(all.get(n)?.name.clone())).collect(),
         });
         let mut faults = self.source_faults.clone();
         faults.extend(self.kernel_faults.iter().chain(&self.cuts.faults).cloned());
         faults.extend(self.accounts.faults());
-        faults.extend(self.cluster.iter().flat_map(super::Cluster::faults));
+        let object_faults: Vec<ObjectFault> = self.cluster.iter().flat_map(super::Cluster::faults).collect();
+        faults.extend(object_faults.iter().map(|f| f.text.clone()));
         let maps = self.kernel.fill().unwrap_or_else(|e| {
             faults.push(format!("the tables' fill can't be read: {e:#}"));
             Vec::new()
@@ -94,6 +102,7 @@ impl<K: Kernel> Engine<K> {
                 objects: objects.collect(),
                 findings: findings.collect(),
                 faults,
+                object_faults,
                 not_contained: self.not_contained.clone(),
                 overrides: overridden(&self.overrides, overrides),
                 drift: self.drift(),
@@ -109,6 +118,7 @@ impl<K: Kernel> Engine<K> {
             inventory: Arc::clone(&self.inventory),
             policies: Arc::clone(&self.in_force),
             names: Arc::clone(&self.names),
+            owners,
             edges: self.edges.clone(),
             outside: Arc::clone(&self.outside),
             naming: self.accounts.naming.clone(),
@@ -117,31 +127,66 @@ impl<K: Kernel> Engine<K> {
     }
 }
 
-/// The workloads of the configuration by their IDs, in order.
-struct Named<'a> {
-    workloads: &'a [Workload],
+impl<K: Kernel> Engine<K> {
+    /// The cluster's policies that select nobody whom the cluster has now.
+    fn selecting_nobody(&self) -> Vec<Finding> {
+        let identities = self.inventory.identities.values().map(|f| &f.identity);
+        let named = Ids::of(identities);
+        let objects = self.in_force.iter().filter(|p| !p.selector.is_empty() && !p.file.starts_with(builtin::PREFIX));
+        let nobody = objects.filter(|p| named.selected(p).is_empty());
+        let finding = |p: &policy::Policy| Finding {
+            file: p.file.to_string(),
+            error: false,
+            text: format!("{} selects no pod that the cluster has now: it holds for those that come", *p.name),
+        };
+        nobody.map(finding).collect()
+    }
+}
+
+/// What runs the workloads of each identity, where that is known.
+fn owners(workloads: &[Workload]) -> BTreeMap<PeerName, BTreeSet<String>> {
+    let mut all: BTreeMap<PeerName, BTreeSet<String>> = BTreeMap::new();
+    for w in workloads.iter().filter(|w| !w.owner.is_empty()) {
+        let name = PeerName { id: w.identity.to_string(), namespace: w.identity.namespace.clone() };
+        all.entry(name).or_default().insert(w.owner.clone());
+    }
+    all
+}
+
+/// Identities that several share, a line each.
+fn shared(owners: &BTreeMap<PeerName, BTreeSet<String>>) -> impl Iterator<Item = String> {
+    owners.iter().filter_map(|(name, owners)| crate::history::shared_by(name, owners))
+}
+
+/// Identities by their IDs, in order.
+struct Ids<'a> {
+    identities: Vec<&'a Identity>,
     by_id: Vec<(&'a str, usize)>,
 }
 
-impl<'a> Named<'a> {
-    fn of(workloads: &'a [Workload]) -> Self {
-        let ids = workloads.iter().enumerate().flat_map(|(n, w)| w.identity.ids.iter().map(move |id| (id.as_str(), n)));
+impl<'a> Ids<'a> {
+    fn of(identities: impl Iterator<Item = &'a Identity>) -> Self {
+        let identities: Vec<&Identity> = identities.collect();
+        let ids = identities.iter().enumerate().flat_map(|(n, i)| i.ids.iter().map(move |id| (id.as_str(), n)));
         let mut by_id: Vec<_> = ids.collect();
         by_id.sort_unstable();
-        Self { workloads, by_id }
+        Self { identities, by_id }
     }
 
-    /// The names of those that a policy selects, in the configuration's order: as `policy::reference::selects` says.
-    fn selected(&self, policy: &policy::Policy) -> Vec<&'a str> {
+    /// The places of those that a policy selects, as `policy::reference::selects` says.
+    fn selected(&self, policy: &policy::Policy) -> BTreeSet<usize> {
         let mut all = BTreeSet::new();
         for pattern in &policy.selector {
             let start = self.by_id.partition_point(|(id, _)| *id < pattern.literal_prefix());
             let near = self.by_id[start..].iter().take_while(|(id, _)| id.starts_with(pattern.literal_prefix()));
             all.extend(near.filter(|(id, _)| pattern.matches_text(id)).map(|(_, n)| *n));
         }
-        let meant = all.into_iter().filter_map(|n| self.workloads.get(n));
-        let here = |w: &&Workload| policy.namespace().is_none_or(|ns| ns == w.identity.namespace);
-        meant.filter(here).map(|w| w.name.as_str()).collect()
+        let here = |n: &usize| {
+            let of = self.identities.get(*n);
+            of.is_some_and(|i| policy.namespace().is_none_or(|ns| ns == i.namespace))
+        };
+        all.retain(here);
+        all
     }
 }
 
@@ -190,7 +235,7 @@ mod tests {
              - {name: plain, id: spiffe://t/x, cgroup: /x/d}\n",
         )
         .unwrap_or_else(|e| panic!("{}", e[0]));
-        let named = Named::of(&config.workloads);
+        let named = Ids::of(config.workloads.iter().map(|w| &w.identity));
         for (namespace, patterns) in [
             ("s", "'spiffe://t/ns/s/sa/a'"),
             ("s", "'spiffe://t/ns/*/sa/a'"),
@@ -204,14 +249,13 @@ mod tests {
                  spec: {{mode: audit, selector: {{ids: [{patterns}]}}, ingress: {{rules: []}}}}\n"
             );
             let policy = policy::parse("p", &text).unwrap_or_else(|e| panic!("{}", e[0])).remove(0);
-            let plain: Vec<&str> = config
-                .workloads
-                .iter()
-                .filter(|w| {
+            let plain: BTreeSet<usize> = (0..)
+                .zip(&config.workloads)
+                .filter(|(_, w)| {
                     let (identity, ports) = (w.identity.clone(), w.ports.clone());
                     selects(&policy, &End::Workload(&IdentityFacts { identity, posture: w.posture, ports }))
                 })
-                .map(|w| w.name.as_str())
+                .map(|(n, _)| n)
                 .collect();
             assert_eq!(named.selected(&policy), plain, "{namespace} {patterns}");
         }

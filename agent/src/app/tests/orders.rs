@@ -36,7 +36,7 @@ impl Rig {
 }
 
 fn revoke(id: &str, dry_run: bool) -> Order {
-    Order::Revoke { id: id.parse().expect("an ID"), reason: "stolen\u{1b}".to_owned(), dry_run }
+    Order::Revoke { id: id.parse().expect("an ID"), reason: "stolen\u{1b}".to_owned(), dry_run, unseen: false }
 }
 
 fn sockets(done: &Done) -> Option<(u64, bool)> {
@@ -68,11 +68,39 @@ async fn a_revoked_id_is_cut_and_stays_so_over_a_restart_until_restored() {
 
     let again = Rig::start_in(rig.stop().await).await;
     assert!(!again.passes(), "forgotten over a restart");
-    again.order(&Order::Restore { id: WEB.parse().expect("an ID") }).await.expect("restored");
+    again.order(&Order::Restore { id: WEB.parse().expect("an ID"), again: false }).await.expect("restored");
     assert!(again.passes());
-    let twice = again.order(&Order::Restore { id: WEB.parse().expect("an ID") }).await.expect_err("it isn't revoked");
+    let restore = |again| Order::Restore { id: WEB.parse().expect("an ID"), again };
+    let twice = again.order(&restore(false)).await.expect_err("it isn't revoked");
     assert!(twice.contains("isn't revoked"), "{twice}");
+    let twice = again.order(&restore(true)).await.expect("nothing to do");
+    assert!(twice.already && twice.text.contains("isn't revoked"), "{twice:?}");
     again.stop().await;
+}
+
+/// As the command line gives it to every node of a cluster.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_can_be_given_twice_and_ahead_of_whom_it_is_about() {
+    let rig = Rig::start().await;
+    let id = "spiffe://t/tomorrow";
+    let ahead = Order::Revoke { id: id.parse().expect("an ID"), reason: String::new(), dry_run: false, unseen: true };
+    let first = rig.order(&ahead).await.expect("revoked");
+    assert!(first.unseen && !first.already, "{first:?}");
+    let second = rig.order(&ahead).await.expect("revoked");
+    assert!(second.unseen && second.already, "{second:?}");
+    assert!(rig.status().await.overrides.revoked.iter().any(|r| r.what == id));
+    for order in [
+        Order::Confirm { again: true },
+        Order::Revert { target: None, again: true },
+        Order::Revert { target: Some(Target::Node), again: true },
+        Order::EndBreakGlass { again: true },
+    ] {
+        assert!(rig.order(&order).await.expect("nothing to do").already, "{order:?}");
+    }
+    let target = Target::Namespace("later".to_owned());
+    let trial = Order::Enforce { target, seconds: 60, dry_run: false, unseen: true };
+    assert!(rig.order(&trial).await.expect("a trial").unseen);
+    rig.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -91,19 +119,19 @@ async fn what_cannot_be_put_in_force_is_taken_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_trial_is_turned_back_unless_confirmed_also_by_the_next_agent() {
     let rig = Rig::start().await;
-    let enforce = |seconds| Order::Enforce { target: Target::Node, seconds, dry_run: false };
+    let enforce = |seconds| Order::Enforce { target: Target::Node, seconds, dry_run: false, unseen: false };
     // web to db is allowed by a rule on one side alone.
     assert!(rig.passes(), "audited only");
     rig.order(&enforce(3600)).await.expect("a trial");
     assert!(!rig.passes());
-    let other = Order::Enforce { target: Target::Policy("db".to_owned()), seconds: 5, dry_run: false };
+    let other = Order::Enforce { target: Target::Policy("db".to_owned()), seconds: 5, dry_run: false, unseen: false };
     assert!(rig.order(&other).await.expect_err("one at a time").contains("node is on trial"));
-    rig.order(&Order::Revert { target: None }).await.expect("reverted");
+    rig.order(&Order::Revert { target: None, again: false }).await.expect("reverted");
     assert!(rig.passes());
 
     rig.order(&enforce(1)).await.expect("a trial");
     rig.until("it is turned back", || async { rig.passes() }).await;
-    assert!(rig.order(&Order::Confirm).await.expect_err("nothing is on trial").contains("no trial"));
+    assert!(rig.order(&Order::Confirm { again: false }).await.expect_err("nothing is on trial").contains("no trial"));
 
     rig.order(&enforce(1)).await.expect("a trial");
     let folder = rig.stop().await;
@@ -111,7 +139,7 @@ async fn a_trial_is_turned_back_unless_confirmed_also_by_the_next_agent() {
     let again = Rig::start_in(folder).await;
     assert!(again.passes() && again.memory().images.len() == 1, "never in force with the next agent");
     again.order(&enforce(1)).await.expect("a trial");
-    again.order(&Order::Confirm).await.expect("confirmed");
+    again.order(&Order::Confirm { again: false }).await.expect("confirmed");
     let kept = Rig::start_in(again.stop().await).await;
     assert!(!kept.passes(), "confirmed for good");
     let e = &kept.status().await.overrides.enforced[0];
@@ -122,7 +150,9 @@ async fn a_trial_is_turned_back_unless_confirmed_also_by_the_next_agent() {
 #[tokio::test(flavor = "multi_thread")]
 async fn break_glass_opens_its_scope_for_its_time_by_command_or_by_file() {
     let rig = Rig::start().await;
-    rig.order(&Order::Enforce { target: Target::Node, seconds: 3600, dry_run: false }).await.expect("a trial");
+    rig.order(&Order::Enforce { target: Target::Node, seconds: 3600, dry_run: false, unseen: false })
+        .await
+        .expect("a trial");
     let glass = |scope: &str, seconds| Order::BreakGlass {
         scope: scope.parse().expect("a scope"),
         seconds,
@@ -134,7 +164,7 @@ async fn break_glass_opens_its_scope_for_its_time_by_command_or_by_file() {
         assert!(rig.passes(), "{scope}");
         let status = rig.status().await;
         assert!(status.overrides.break_glass[0].until.is_some() && status.workloads.iter().any(|w| w.break_glass));
-        rig.order(&Order::EndBreakGlass).await.expect("ended");
+        rig.order(&Order::EndBreakGlass { again: false }).await.expect("ended");
     }
     assert!(rig.order(&glass("namespace=elsewhere", 60)).await.expect_err("nobody is there").contains("nothing here"));
     assert!(rig.order(&glass("node", 0)).await.expect_err("no time").contains("at least a second"));
@@ -144,9 +174,9 @@ async fn break_glass_opens_its_scope_for_its_time_by_command_or_by_file() {
     rig.order(&revoke(WEB, false)).await.expect("revoked");
     rig.order(&glass("node", 3600)).await.expect("broken");
     assert!(!rig.passes());
-    rig.order(&Order::Restore { id: WEB.parse().expect("an ID") }).await.expect("restored");
+    rig.order(&Order::Restore { id: WEB.parse().expect("an ID"), again: false }).await.expect("restored");
     assert!(rig.passes());
-    rig.order(&Order::EndBreakGlass).await.expect("ended");
+    rig.order(&Order::EndBreakGlass { again: false }).await.expect("ended");
 
     rig.order(&glass("node", 1)).await.expect("broken");
     rig.until("it ends by itself", || async { !rig.passes() }).await;

@@ -1,11 +1,12 @@
 //! `bulkhead break-glass`: by the agent if it lives, else on what it left pinned.
 
+use super::cluster::Deed;
 use super::{length, show};
 use crate::app::clock::{Clock, Deadline};
 use crate::app::overrides::{BreakGlass, LONGEST, Overrides};
 use crate::cli::client;
 use crate::cli::exit::Answer;
-use crate::cli::fleet::{Fleet, complain, words};
+use crate::cli::fleet::{Fleet, words};
 use crate::config::{self, BPFFS};
 use crate::datapath;
 use crate::policy::Scope;
@@ -46,6 +47,9 @@ pub(in crate::cli) struct Glass {
     /// End it, everywhere
     #[arg(long)]
     end: bool,
+    /// No error if it isn't on; so it always is with --cluster
+    #[arg(long, requires = "end")]
+    again: bool,
     /// As JSON
     #[arg(long)]
     json: bool,
@@ -90,7 +94,7 @@ pub(in crate::cli) fn break_glass(args: &Glass) -> crate::cli::Result {
         (Some(scope), Some(length), Some(reason)) => {
             Order::BreakGlass { scope: scope.clone(), seconds: length.as_secs(), reason: reason.clone() }
         }
-        _ => Order::EndBreakGlass,
+        _ => Order::EndBreakGlass { again: args.again },
     };
     let done = done(&place, &order)?;
     show(&done, args.json)?;
@@ -122,30 +126,22 @@ fn done(place: &Place, order: &Order) -> anyhow::Result<Done> {
     }
 }
 
-/// On every node. One that didn't do it is an error, whatever the others did.
+/// On every node.
 fn cluster(args: &Glass) -> crate::cli::Result {
     let mut command = words(&["break-glass", "--json"]);
-    match (&args.scope, args.length, &args.reason) {
+    let otherwise = match (&args.scope, args.length, &args.reason) {
         (Some(scope), Some(length), Some(reason)) => {
             command.extend(words(&["--scope", &scope.to_string(), "--for", &format!("{}s", length.as_secs())]));
             command.push(format!("--reason={reason}"));
+            "there everything stays enforced"
         }
-        _ => command.push("--end".to_owned()),
-    }
-    let (done, failed) = args.fleet.ask(&command, None)?.json::<Done>();
-    if args.json {
-        let told = serde_json::json!({"nodes": done, "failed": failed});
-        println!("{}", serde_json::to_string_pretty(&told).context("writing JSON")?);
-    } else {
-        for (node, done) in &done {
-            println!("{node}: {}", done.text);
+        _ => {
+            command.extend(words(&["--end", "--again"]));
+            "there break-glass holds until its time is over"
         }
-    }
-    complain(&failed);
-    if !failed.is_empty() {
-        return Err(anyhow::anyhow!("{} of {} nodes didn't do it", failed.len(), failed.len() + done.len()).into());
-    }
-    Ok(Answer::Fine)
+    };
+    let deed = Deed { command, otherwise: otherwise.to_owned(), named: "the scope".to_owned() };
+    super::cluster::tell(&args.fleet, &deed, args.json)
 }
 
 /// An agent that holds its things and doesn't listen.
@@ -165,11 +161,14 @@ fn alone(place: &Place, order: &Order) -> anyhow::Result<Option<Done>> {
     let Some(_lock) = state.lock()? else { return Ok(None) };
     let mut overrides = Overrides::stored(&state)?;
     let Order::BreakGlass { scope, seconds, reason } = order else {
+        if overrides.break_glass.is_empty() && matches!(order, Order::EndBreakGlass { again: true }) {
+            return Ok(Some(Done { text: "break-glass isn't on".to_owned(), already: true, ..Done::default() }));
+        }
         ensure!(!overrides.break_glass.is_empty(), "break-glass isn't on");
         overrides.break_glass.clear();
         overrides.store(&state)?;
         let text = "break-glass is over; no agent runs, and what is pinned enforces again once one does: start it";
-        return Ok(Some(Done { text: text.to_owned(), epoch: 0, cut: None }));
+        return Ok(Some(Done { text: text.to_owned(), ..Done::default() }));
     };
     let length = Duration::from_secs(*seconds);
     ensure!(
@@ -192,13 +191,13 @@ fn alone(place: &Place, order: &Order) -> anyhow::Result<Option<Done>> {
         })?;
     let Some(epoch) = epoch else {
         let text = format!("nothing was in force; an agent that starts before {until} enforces nothing until then");
-        return Ok(Some(Done { text, epoch: 0, cut: None }));
+        return Ok(Some(Done { text, ..Done::default() }));
     };
     let text = format!(
         "no agent runs, so what it left pinned was opened: nothing is enforced on this node; an agent that runs ends that \
          at {until}"
     );
-    Ok(Some(Done { text, epoch, cut: None }))
+    Ok(Some(Done { text, epoch, ..Done::default() }))
 }
 
 /// The numbers of those who stay denied. Where they can't be told, that is said and nobody does.

@@ -1,5 +1,6 @@
 //! What the policy commands read: the configuration with everybody there is, policy files, and a history.
 
+use super::cluster;
 use crate::cli::fleet::{Fleet, complain};
 use crate::cli::{Socket, client};
 use crate::config::{self, Config};
@@ -33,6 +34,11 @@ pub(super) struct Source {
 }
 
 impl Source {
+    /// Who there is and which policies exist: what the configuration says, or the cluster's API server.
+    pub(super) fn present(&self, config: Option<&Path>) -> anyhow::Result<Present> {
+        if self.fleet.cluster && config.is_none() { cluster::present(&self.fleet) } else { present(config) }
+    }
+
     /// The agent that is asked, unless it is a file.
     pub(super) fn agent(&self) -> Option<&Socket> {
         (self.history.is_none() && !self.fleet.cluster).then_some(&self.socket)

@@ -30,7 +30,7 @@ pub(super) fn present(file: &Path, config_file: Option<&Path>) -> anyhow::Result
     let Some(config) = config else { return refuse(&findings) };
     let mut view = dump::everybody(objects, &config)?;
     for warning in &view.warnings {
-        eprintln!("bulkhead: {name}: {warning}");
+        eprintln!("bulkhead: {name}: {}", warning.text);
     }
     let whole = view.over(&config);
     let mut roster = Roster::new(0);

@@ -22,7 +22,7 @@ pub(in crate::cli) struct Args {
     files: Vec<PathBuf>,
     #[command(flatten)]
     source: Source,
-    /// The configuration: who there is, and which policies exist
+    /// The configuration: who there is, and which policies exist; with --cluster the API server knows
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Take the files instead of the policies that exist, not beside them
@@ -43,7 +43,7 @@ pub(in crate::cli) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> crate::cli::Result {
-    let present = files::present(args.config.as_deref())?;
+    let present = args.source.present(args.config.as_deref())?;
     let given = files::policies(&args.files)?;
     let candidate = if args.instead { given } else { files::replaced(&present.policies, &given) };
     let under = match (args.only.is_empty(), args.enforce || args.config.is_none()) {

@@ -1,6 +1,6 @@
 //! `bulkhead policy suggest`
 
-use super::files::{Source, count, present};
+use super::files::{Source, count};
 use crate::app::overrides::Target;
 use crate::cli::exit::Answer;
 use crate::cli::names::Names;
@@ -23,7 +23,7 @@ use std::time::Duration;
 pub(in crate::cli) struct Args {
     #[command(flatten)]
     source: Source,
-    /// The configuration: who there is, and which policies exist
+    /// The configuration: who there is, and which policies exist; with --cluster the API server knows
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Only policies for these, each a complete boundary (again for more)
@@ -65,7 +65,7 @@ impl From<Word> for Mode {
 }
 
 pub(super) fn run(args: &Args) -> crate::cli::Result {
-    let present = present(args.config.as_deref())?;
+    let present = args.source.present(args.config.as_deref())?;
     let history = args.source.read()?;
     let mode = Mode::from(args.mode);
     let wish = Wish {

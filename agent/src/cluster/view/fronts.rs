@@ -48,10 +48,11 @@ impl View {
         let on_nodes = fronts.iter().filter(|f| f.node_port.is_some()).count();
         let everywhere = on_nodes * nodes.len() <= NODE_PORTS;
         if !everywhere {
-            self.warn(format!(
+            let text = format!(
                 "{on_nodes} node ports at {} addresses are too many: only this node's are judged as their Services",
                 nodes.len()
-            ));
+            );
+            self.warn("Services".to_owned(), text);
         }
         let called: BTreeSet<(&str, &str, u16)> =
             objects.callers.iter().flat_map(|c| &c.called).map(|c| (&*c.namespace, &*c.name, c.port())).collect();

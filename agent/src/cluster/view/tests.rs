@@ -154,7 +154,7 @@ spec:
     assert_eq!(at("10.0.0.1"), Class::Unknown.id());
     assert!(at("10.0.1.1").is_identity());
     assert!(at("10.0.0.2").is_identity(), "one identity twice is that identity");
-    assert!(view.warnings.iter().any(|w| w.contains("10.0.0.1 is claimed by")), "{:?}", view.warnings);
+    assert!(view.warnings.iter().any(|w| w.text.contains("10.0.0.1 is claimed by")), "{:?}", view.warnings);
 }
 
 #[test]
@@ -180,7 +180,7 @@ fn two_pods_of_one_uid_are_both_unknown() {
     let (a, b) = (pod("a", "web", POD, "10.0.0.1", ""), pod("b", "db", POD, "10.0.0.2", ""));
     let view = Estate::new(&[SHOP, &a, &b]).view();
     assert!(view.workloads.is_empty());
-    assert!(view.warnings[0].contains("neither is known"), "{:?}", view.warnings);
+    assert!(view.warnings[0].text.contains("neither is known"), "{:?}", view.warnings);
 }
 
 #[test]

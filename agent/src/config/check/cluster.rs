@@ -10,7 +10,8 @@ const NODE: &str = "NODE_NAME";
 impl Check<'_> {
     pub(super) fn cluster(&mut self, given: Spanned<low::Cluster>) -> Option<Cluster> {
         let at = position(&given);
-        let low::Cluster { node, id, trust_domain, exempt, keep_when_deleted, built_ins } = given.value;
+        let low::Cluster { node, id, trust_domain, exempt, keep_when_deleted, denial_events, startup_taint, built_ins } =
+            given.value;
         let node = node.map(|n| n.value).or_else(|| std::env::var(NODE).ok()).filter(|n| !n.is_empty());
         let Some(node) = node else {
             let hint = "set `node`, or the variable NODE_NAME from spec.nodeName as deploy/daemonset.yaml does";
@@ -32,6 +33,15 @@ impl Check<'_> {
             cluster.exempt = exempt.into_iter().collect();
         }
         cluster.keep_when_deleted = keep_when_deleted;
+        cluster.denial_events = denial_events;
+        if let Some(key) = startup_taint {
+            let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/');
+            if key.value.is_empty() || key.value.len() > 316 || !key.value.chars().all(fine) {
+                let message = format!("`{}` is no taint's key", key.value);
+                self.fault(position(&key), message, "such as bulkhead.dev/agent-not-ready");
+            }
+            cluster.startup_taint = Some(key.value);
+        }
         for (name, on) in &built_ins {
             match BuiltIn::ALL.iter().find(|b| b.as_str() == name) {
                 Some(b) if !on.value => {

@@ -92,7 +92,7 @@ impl Open {
         }
         records.sort_by(|a, b| key(a).cmp(&key(b)));
         let window = window(&t, since, until, &records)?;
-        Ok(History { window, records, services: Vec::new() })
+        Ok(History { window, records, ..History::default() })
     }
 }
 
