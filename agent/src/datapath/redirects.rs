@@ -227,17 +227,13 @@ mod tests {
         socket.send(&batch.concat(), 0)?;
         for _ in 0..3 {
             let (answer, _) = socket.recv_from_full()?;
-            let (_, body, _) = message_in(&answer);
+            let (_, body, _) = super::message(&answer).expect("a message");
             let error = body.first_chunk().map_or(-libc::EIO, |e| i32::from_ne_bytes(*e));
             if error != 0 {
                 return Err(io::Error::from_raw_os_error(-error));
             }
         }
         Ok(())
-    }
-
-    fn message_in(bytes: &[u8]) -> (u16, &[u8], &[u8]) {
-        super::message(bytes).expect("a message")
     }
 
     #[test]
