@@ -124,14 +124,17 @@ fn break_glass(bed: &mut Bed) -> Result<()> {
     })
 }
 
+/// The namespace that is lowered: a policy isolates one of its workloads, and none is in its node's network.
+const LOWERED: &str = "data";
+
 /// The annotation that lowers a namespace at once, whatever its label and the policies say, and both ends with it.
 fn lower(bed: &mut Bed) -> Result<()> {
     let back = bed.truth().clone();
     let all = WORKLOADS.iter().flat_map(|from| WORKLOADS.iter().map(move |to| (from, to)));
-    let touching = all.filter(|(from, to)| from.namespace == "billing" || to.namespace == "billing");
+    let touching = all.filter(|(from, to)| from.namespace == LOWERED || to.namespace == LOWERED);
     let opened = back.with(touching.map(|(from, to)| (from.name, to.name)));
     let annotate =
-        |bed: &mut Bed, word: &str| bed.kubectl(&["annotate", "namespace", "billing", "--overwrite", word]).map(drop);
+        |bed: &mut Bed, word: &str| bed.kubectl(&["annotate", "namespace", LOWERED, "--overwrite", word]).map(drop);
     bed.step("a namespace lowered to observe", opened, |bed| annotate(bed, "bulkhead.dev/override=observe"))?;
     bed.step("and back", back, |bed| annotate(bed, "bulkhead.dev/override-"))
 }
