@@ -155,7 +155,8 @@ impl Found {
         after: &Truth,
         all: impl Iterator<Item = Lasting<'a>>,
     ) {
-        for c in all.filter(|c| c.kept.last > 0) {
+        let is_over = |c: &Lasting<'_>| c.kept.broke.as_deref() == Some("unwanted");
+        for c in all.filter(|c| c.kept.last > 0 && !is_over(c)) {
             let (was, is) = (before.allows(c.from, c.at), after.allows(c.from, c.at));
             let silent = times.end.saturating_sub(c.kept.last);
             let mut words = None;
@@ -253,6 +254,7 @@ mod tests {
         let (all, some) = (Truth::All, Truth::intended());
         assert_eq!(judged("cart", 8_900_000, None, &some), (1, 0, 0));
         assert_eq!(judged("cart", 8_900_000, Some("reset"), &some), (1, 1, 0));
+        assert_eq!(judged("cart", 4_000_000, Some("unwanted"), &some), (0, 0, 0), "its opener was told to end it");
         assert_eq!(judged("cart", 4_000_000, None, &all), (1, 1, 0), "silent for five seconds");
         assert_eq!(judged("web", 6_900_000, Some("reset"), &all), (0, 0, 0), "cut in time");
         assert_eq!(judged("web", 7_000_000, None, &all), (0, 0, 1));

@@ -1,8 +1,8 @@
 //! Connections that last: opened once and used twice a second, for as long as the orders name them.
 //!
 //! One line each way a message, `hold KEY OPENED COUNT` and the count back. The receiver writes every message down
-//! (`NAME.kept`), so its last line tells until when a connection worked. One that breaks is written down by its opener
-//! (`NAME.held`: `KEY OPENED NOW COUNT WHY`), and opened anew.
+//! (`NAME.kept`), so its last line tells until when a connection worked. The end of each is written down by its opener
+//! (`NAME.held`: `KEY OPENED NOW COUNT WHY`); one that broke is opened anew, one that isn't wanted any more is `unwanted`.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Error, ErrorKind, Write};
@@ -41,9 +41,9 @@ fn keep(key: u64, address: SocketAddr, wanted: &Wanted, held: &Journal) {
     while is_wanted() {
         if let Ok(stream) = TcpStream::connect_timeout(&address, TO_OPEN) {
             let (opened, mut count) = (now(), 0);
-            if let Err(error) = converse(stream, key, opened, &mut count, is_wanted) {
-                held.add(&format!("{key} {opened} {} {count} {}", now(), word(&error)));
-            }
+            let done = converse(stream, key, opened, &mut count, is_wanted);
+            let why = done.map_or_else(|error| word(&error), |()| "unwanted".to_owned());
+            held.add(&format!("{key} {opened} {} {count} {why}", now()));
         }
         sleep(EVERY * 2);
     }

@@ -31,8 +31,10 @@ use crate::{hold, serve};
 /// How many attempts are under way at a time.
 const WORKERS: usize = 8;
 /// A worker takes at least so long for all of its targets.
-const ROUND: Duration = Duration::from_secs(1);
+const ROUND: Duration = Duration::from_millis(1500);
 const PATIENCE: Duration = Duration::from_secs(2);
+/// For an answer once there is a connection, and for the question: only a machine that is busy takes that long.
+const SLOW: Duration = Duration::from_secs(8);
 /// A datagram may get lost, and is sent once more.
 const AGAIN: Duration = Duration::from_millis(500);
 
@@ -113,7 +115,7 @@ fn listen(port: u16, heard: &Journal, kept: &Journal) -> Result<()> {
 }
 
 fn hear(mut stream: TcpStream, heard: &Journal, kept: &Journal) -> Result<()> {
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(SLOW))?;
     let (peer, mut said) = (stream.peer_addr()?, Vec::new());
     let mut byte = [0];
     while said.len() < 256 && stream.read(&mut byte)? == 1 && byte != *b"\n" {
@@ -207,7 +209,7 @@ pub(crate) fn word(error: &std::io::Error) -> String {
 
 fn by_tcp(address: SocketAddr, key: u64, sent: u64, patience: Duration) -> std::io::Result<()> {
     let mut stream = TcpStream::connect_timeout(&address, patience)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(SLOW))?;
     stream.write_all(format!("{key} {sent}\n").as_bytes())?;
     let mut answer = [0; 5];
     stream.read_exact(&mut answer)
