@@ -1,7 +1,7 @@
 //! Policies of other kinds read as Bulkhead's: NetworkPolicy, the tiers around it, and Istio's AuthorizationPolicy.
 //!
-//! What is written never allows a connection that the original denies. Where the original can't be said, the import errs
-//! to the stricter side and tells it as a [`Finding`]; where only the looser one would be left, it says that, too. An
+//! What is written allows no connection that the original denies. Where the original can't be said, the import errs to the
+//! stricter side and tells it as a [`Finding`]; what is left out as a whole and would have refused is one marked looser. An
 //! object that can't be read, or has a field that isn't known, keeps everything from being written.
 //!
 //! | module | what it is |
