@@ -123,21 +123,25 @@ type End = (u8, Addr, u16);
 struct Known<'a> {
     open: BTreeMap<(u8, u16), Vec<&'a Socket>>,
     connected: BTreeMap<(End, (Addr, u16)), &'a Socket>,
+    /// Connected sockets by their own end alone.
+    at: BTreeMap<End, &'a Socket>,
 }
 
 impl<'a> Known<'a> {
     fn of(sockets: &'a [Socket]) -> Self {
-        let (mut open, mut connected) = (BTreeMap::<_, Vec<_>>::new(), BTreeMap::new());
+        let (mut open, mut connected, mut at) = (BTreeMap::<_, Vec<_>>::new(), BTreeMap::new(), BTreeMap::new());
         for s in sockets {
             match s.phase {
                 Phase::Open => open.entry((s.proto, s.local.1)).or_default().push(s),
                 Phase::Connected => {
-                    connected.insert(((s.proto, s.local.0, s.local.1), s.remote), s);
+                    let end = (s.proto, s.local.0, s.local.1);
+                    connected.insert((end, s.remote), s);
+                    at.insert(end, s);
                 }
                 Phase::Idle => {}
             }
         }
-        Self { open, connected }
+        Self { open, connected, at }
     }
 
     /// Where nothing is noted: a port on which somebody listens is a server's. Of two connected datagram sockets at one
@@ -179,6 +183,10 @@ impl<'a> Known<'a> {
     fn other_end(&self, s: &Socket) -> Option<&'a Socket> {
         let ((addr, port), end) = (s.remote, (s.proto, s.remote.0, s.remote.1));
         if let Some(other) = self.connected.get(&(end, s.local)) {
+            return Some(other);
+        }
+        // Redirected to another port of this namespace, as to a mesh's sidecar: it believes to be connected elsewhere.
+        if let Some(other) = self.at.get(&end) {
             return Some(other);
         }
         // Whoever is bound to the very address shows that it is one of this namespace's; whoever takes any address only

@@ -105,6 +105,24 @@ fn a_peer_in_the_same_namespace_is_whoever_holds_the_socket() {
 }
 
 #[test]
+fn a_connection_that_is_redirected_to_a_sidecar_stays_within_the_workload() {
+    let image = image(&[(WEB, DB, 5432, Sides::ALL)]);
+    let loopback = Addr::v4([127, 0, 0, 1]);
+    // The application believes to be connected to the database; the sidecar has accepted it, and has made another.
+    let application = tcp((ip(1), 40000), (ip(2), 5432), WEB_CGROUP);
+    let sidecar = tcp((loopback, 15001), (ip(1), 40000), WEB_CGROUP);
+    let onwards = tcp((ip(1), 40001), (ip(2), 5432), WEB_CGROUP);
+    let sockets = [application, sidecar, onwards, listener(15001, WEB_CGROUP)];
+    assert_eq!(run(&image, &sockets, false), []);
+    // Where nobody here has that end, it is somebody's from elsewhere with this address.
+    assert_eq!(run(&image, &sockets[1..], false).len(), 1);
+    // In a namespace that several share it is whoever has it: web to the database's sidecar.
+    let shared = [application, Socket { cgroup: Some(DB_CGROUP), ..sidecar }, listener(15001, DB_CGROUP)];
+    let found: Vec<Flow> = run(&image, &shared, true).iter().map(|f| f.flow).collect();
+    assert_eq!(found, [Flow { src: WEB, dst: DB, proto: proto::TCP, port: 15001 }]);
+}
+
+#[test]
 fn only_what_a_commit_can_have_cut_is_looked_at() {
     let (shut, open) = (image(&[]), image(&[(WEB, DB, 5432, Sides::ALL)]));
     let both = Reach::Of(BTreeSet::from([WEB, DB]));
