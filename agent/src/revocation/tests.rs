@@ -112,7 +112,7 @@ fn a_connection_that_is_redirected_to_a_sidecar_stays_within_the_workload() {
     let application = tcp((ip(1), 40000), (ip(2), 5432), WEB_CGROUP);
     let sidecar = tcp((loopback, 15001), (ip(1), 40000), WEB_CGROUP);
     let onwards = tcp((ip(1), 40001), (ip(2), 5432), WEB_CGROUP);
-    let sockets = [application, sidecar, onwards, listener(15001, WEB_CGROUP)];
+    let sockets = [application.clone(), sidecar.clone(), onwards, listener(15001, WEB_CGROUP)];
     assert_eq!(run(&image, &sockets, false), []);
     // Where nobody here has that end, it is somebody's from elsewhere with this address.
     assert_eq!(run(&image, &sockets[1..], false).len(), 1);

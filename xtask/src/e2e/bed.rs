@@ -39,6 +39,8 @@ pub(super) struct Bed {
     pub(super) deployed: bool,
     /// There is a policy that can't be read, so the last good form of it holds, which nobody else knows.
     pub(super) unreadable: bool,
+    /// Connections that last may be cut by this step, as docs/kubernetes.md says.
+    pub(super) may_cut: bool,
     /// A node on which nothing was in force from one moment to another, because a step took it away.
     pub(super) unguarded: Option<(&'static str, u64, u64)>,
     pub(super) oracle: Oracle,
@@ -76,6 +78,7 @@ impl Bed {
             above: Above::default(),
             deployed: false,
             unreadable: false,
+            may_cut: false,
             unguarded: None,
             oracle: Oracle::new(program),
             last: now(),
@@ -229,6 +232,7 @@ impl Bed {
         self.wrong.clear();
         self.kills = 0;
         self.unreadable = false;
+        self.may_cut = false;
         self.unguarded = None;
         let start = now();
         change(self).with_context(|| format!("step `{name}`"))?;
@@ -278,7 +282,7 @@ impl Bed {
             let mut found = judge::judge(times, &self.truth, &after, tried);
             let lasting = grid.kept.iter().filter_map(|((key, opened), kept)| {
                 let way = grid.ways.get(key)?;
-                let shaky = [&way.from, &way.by, &kept.at].iter().any(|end| self.shaky.contains(*end));
+                let shaky = self.may_cut || [&way.from, &way.by, &kept.at].iter().any(|end| self.shaky.contains(*end));
                 let (from, at) = (grid.workload_of(&way.from), grid.workload_of(&kept.at));
                 let unguarded = self.unguarded.is_some_and(|(node, since, to)| {
                     let here = |name: &str| grid.node_of(name) == Some(node);

@@ -38,6 +38,8 @@ struct FirstConnections {
 #[derive(Default, Serialize)]
 pub(super) struct Reboot {
     pub(super) pods: usize,
+    /// Those that began before the agent was ready: without any, nothing was tried meanwhile.
+    pub(super) pods_before_ready: usize,
     /// From when nothing was pinned until the agent was ready.
     pub(super) open_ms: u64,
     /// Attempts, and those of them that arrived, by where they arrived and whether the node's agent was ready again.
@@ -192,13 +194,15 @@ impl Evidence {
         }
         if let Some(r) = &self.reboot {
             note(format!(
-                "bpffs emptied, {} pods: {} attempts, {} leaks before the agent was ready ({:.1} s), {} after, {} elsewhere",
-                r.pods,
+                "bpffs emptied: {} attempts of {} pods, {} of which began before the agent was ready ({:.1} s)",
                 r.attempts,
-                r.leaked_before_ready,
-                r.open_ms as f64 / 1000.0,
-                r.leaked_after_ready,
-                r.leaked_to_other_node
+                r.pods,
+                r.pods_before_ready,
+                r.open_ms as f64 / 1000.0
+            ));
+            note(format!(
+                "{} leaks before the agent was ready, {} after, {} on the other node",
+                r.leaked_before_ready, r.leaked_after_ready, r.leaked_to_other_node
             ));
         }
         let Restarts { kills, packets_sent, packets_leaked, connections_lost } = self.restarts;

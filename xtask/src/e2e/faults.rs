@@ -298,6 +298,7 @@ fn deleted(bed: &mut Bed) -> Result<()> {
         let shipped = run::root().join("deploy");
         bed.kubectl(&["delete", "-k", &shipped.to_string_lossy(), "--timeout=120s"])?;
         bed.deployed = false;
+        bed.may_cut = true;
         bed.excuse()?;
         for node in &nodes {
             let left = pins(bed, node)?;

@@ -86,15 +86,15 @@ fn run() -> Result<()> {
             let key = key.parse().context("KEY is a number")?;
             let seconds: u64 = seconds.parse().context("SECONDS is a number")?;
             let addresses = addresses.iter().map(|a| parse(a)).collect::<Result<Vec<_>>>()?;
-            let (end, mut tried) = (talk::now() + seconds * 1_000_000, 0);
-            while talk::now() < end {
+            let (start, mut tried) = (talk::now(), 0);
+            while talk::now() < start + seconds * 1_000_000 {
                 for address in &addresses {
                     talk::attempt(true, *address, key, talk::now(), STORM);
                     tried += 1;
                 }
                 std::thread::sleep(STORM / 5);
             }
-            say(format!("tried {tried}"))
+            say(format!("tried {tried} since {start}"))
         }
         ["alive", port] => {
             let address = parse(&format!("127.0.0.1:{port}"))?;

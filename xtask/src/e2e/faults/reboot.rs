@@ -50,11 +50,14 @@ pub(super) fn run(bed: &mut Bed) -> Result<()> {
         })?;
         let words = ["logs", "--namespace", "billing", "--selector", "batch.kubernetes.io/job-name=storm"];
         let said = bed.kubectl(&[&words[..], &["--tail=-1", "--max-log-requests=50"]].concat())?;
-        let attempts = said.lines().filter_map(|line| line.strip_prefix("tried ")?.parse::<usize>().ok()).sum();
+        let began: Vec<(usize, u64)> = said.lines().filter_map(storm_line).collect();
+        let attempts = began.iter().map(|(tried, _)| tried).sum();
         ensure!(attempts > PODS * targets.len(), "the pods tried only {attempts} times: {said}");
+        let pods_before_ready = began.iter().filter(|(_, since)| *since < ready).count();
         bed.kubectl(&["delete", "job", JOB, "--namespace", "billing"])?;
         bed.grid.read()?;
-        let mut told = Reboot { pods: PODS, attempts, open_ms: (ready - from) / 1000, ..Reboot::default() };
+        let mut told =
+            Reboot { pods: PODS, pods_before_ready, attempts, open_ms: (ready - from) / 1000, ..Reboot::default() };
         for ((sent, key), attempt) in bed.grid.attempts.range((from, 0)..) {
             if *key != KEY || attempt.heard.is_empty() {
                 continue;
@@ -73,6 +76,12 @@ pub(super) fn run(bed: &mut Bed) -> Result<()> {
         bed.evidence.reboot(told);
         Ok(())
     })
+}
+
+/// How often a pod tried, and when it began.
+fn storm_line(line: &str) -> Option<(usize, u64)> {
+    let (tried, since) = line.strip_prefix("tried ")?.split_once(" since ")?;
+    Some((tried.parse().ok()?, since.parse().ok()?))
 }
 
 fn storm(places: Vec<String>) -> Value {
