@@ -17,7 +17,7 @@ use bulkhead_common::PeerId;
 use obvious::{Who, World};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// At least this many cases; more by the environment's PROPTEST_CASES, 10000 of which take about a minute.
+/// At least this many cases; more by the environment's PROPTEST_CASES: 10000 take some minutes.
 pub(super) fn cases(least: u32) -> proptest::test_runner::Config {
     let config = proptest::test_runner::Config::default();
     let asked = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(0);
