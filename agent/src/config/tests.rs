@@ -32,7 +32,10 @@ fn with_cluster() -> String {
 #[test]
 fn the_example_for_a_cluster_parses() {
     let c = parse("bulkhead.example.yaml", &with_cluster()).unwrap_or_else(|e| panic!("{}", e[0]));
-    assert_eq!(c.cluster, Cluster::new("worker-1", None, Some("example.org")).ok());
+    let mut usual = Cluster::new("worker-1", None, Some("example.org")).expect("fine");
+    // The one field without a default that says something.
+    usual.startup_taint = Some("bulkhead.dev/agent-not-ready".to_owned());
+    assert_eq!(c.cluster, Some(usual));
     assert_eq!(c.instance, "default", "the file names it");
 }
 
@@ -44,6 +47,7 @@ fn a_cluster_that_cannot_be_read_is_a_fault() {
         ("cluster: {node: a, id: 'spiffe://x/{serviceAccount}'}\n", "1:24", "one identity"),
         ("cluster: {node: a, trustDomain: UPPER}\n", "1:33", "trust domain"),
         ("cluster: {node: a, builtIns: {dns: false}}\n", "1:36", "no built-in `dns`"),
+        ("cluster: {node: a, startupTaint: 'a b'}\n", "1:34", "no taint's key"),
         ("cluster: {nodes: a}\n", "1:11", "unknown field"),
     ] {
         let all = faults(text);
