@@ -117,10 +117,6 @@ fn a_node_that_starts_anew_is_closed_before_the_api_server_has_told_anything() {
     wait_for("what the node knew of itself in force", || !web.passes(DENIED));
     assert!(web.passes(ALLOWED), "by the last good policy, going by its cgroup");
     assert!(!later.passes(ALLOWED) && !later.passes(DENIED), "nobody knew this one");
-    // Its address may be another's by now. Unknown peers aren't refused at once: their packets are dropped until the owner
-    // is known.
-    let (status, _) = agent.status();
-    assert!(status.is_null(), "it isn't ready before the lists are there: {status}");
     starting.kill().and_then(|()| starting.wait().map(drop)).expect("it runs");
 
     KINDS.iter().for_each(|kind| server.permit(kind));

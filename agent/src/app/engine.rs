@@ -277,6 +277,7 @@ impl<K: Kernel> Engine<K> {
         // stopped, but not ended.
         if !self.is_remembering() {
             self.cut(Reach::Everything, Instant::now());
+            self.write_down();
         }
         self.check();
         Ok(())
@@ -302,7 +303,6 @@ impl<K: Kernel> Engine<K> {
         let mut follow = interval(Duration::from_millis(100));
         follow.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut rounds, mut emitting, mut commits) = (0_u32, false, self.commits);
-        self.write_down();
         loop {
             tokio::select! {
                 _ = stopped.changed() => {

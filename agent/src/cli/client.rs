@@ -11,7 +11,14 @@ use serde::de::DeserializeOwned;
 use std::future::Future;
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 use tokio::net::UnixStream;
+
+/// How long an answer may take to begin.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// Why there may be none. The socket is there from the agent's first instruction on.
+const BUSY: &str =
+    "the agent may be waiting for the API server's lists (its log says so); what was in force stays in force";
 
 /// Runs a question to its end.
 pub(super) fn block_on<T>(question: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
@@ -59,9 +66,10 @@ async fn send(socket: &Path, mut request: Request<Full<Bytes>>) -> anyhow::Resul
     // Ends with the answer; whatever goes wrong with it shows there.
     tokio::spawn(connection);
     request.headers_mut().insert("host", HeaderValue::from_static("bulkhead"));
-    let response = sender
-        .send_request(request)
+    let answer = tokio::time::timeout(PATIENCE, sender.send_request(request));
+    let response = answer
         .await
+        .map_err(|_| Away(format!("no answer within {} s: {BUSY}", PATIENCE.as_secs())))?
         .context("the agent closed the connection: the control socket is for root only, so ask with sudo")?;
     if response.status().is_success() {
         return Ok(response);
