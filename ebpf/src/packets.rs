@@ -45,6 +45,8 @@ struct View {
     kept: *mut SocketState,
     own: Binding,
     via_loopback: bool,
+    /// Whether it is on its way out.
+    out: bool,
 }
 
 impl View {
@@ -58,10 +60,9 @@ impl View {
     /// The peer at the other end.
     #[inline(always)]
     fn meet(&self, s: Snapshot, ends: &Ends, as_role: u32) -> Met {
-        let server = as_role == role::SERVER;
-        let lookup_port = if server { 0 } else { ends.peer_port };
+        let lookup_port = if as_role == role::SERVER { 0 } else { ends.peer_port };
         let at = Situation::new(&self.own, lookup_port, self.host_netns(), self.via_loopback);
-        meet_packet(self.skb, s, ends, at.asking_node(server && self.own.flags & Binding::KNOWS_NODE != 0))
+        meet_packet(self.skb, s, ends, at.asking_node(as_role, self.own.flags, self.out))
     }
 }
 
@@ -158,7 +159,14 @@ fn view<const OUT: bool>(skb: *mut __sk_buff, sk: *mut bpf_sock, s: Snapshot) ->
         if OUT { read_volatile(addr_of!((*skb).ifindex)) } else { read_volatile(addr_of!((*skb).ingress_ifindex)) }
     };
     let kept = SOCKETS.get(sk);
-    View { skb, sk, kept, own: holder(s, skb, storage::stamp(kept)), via_loopback: device == LOOPBACK_IFINDEX }
+    View {
+        skb,
+        sk,
+        kept,
+        own: holder(s, skb, storage::stamp(kept)),
+        via_loopback: device == LOOPBACK_IFINDEX,
+        out: OUT,
+    }
 }
 
 const fn direction(out: bool) -> Direction {

@@ -9,7 +9,7 @@ use aya_ebpf::helpers::generated::{
     bpf_get_current_ancestor_cgroup_id, bpf_sk_ancestor_cgroup_id, bpf_sk_lookup_tcp, bpf_sk_lookup_udp,
     bpf_sk_release, bpf_skb_ancestor_cgroup_id, bpf_skb_cgroup_id,
 };
-use bulkhead_common::maps::{LEVELS, Stamp};
+use bulkhead_common::maps::{LEVELS, Stamp, role};
 use bulkhead_common::slots::{ABSENT, Binding};
 use bulkhead_common::{Addr, Class, PeerId, proto};
 use core::ffi::c_void;
@@ -17,6 +17,7 @@ use core::mem::MaybeUninit;
 use core::ptr::{addr_of, read_volatile};
 
 use crate::maps::SOCKETS;
+use crate::packet::load;
 use crate::tables::{Snapshot, resolve};
 use crate::words::Words;
 
@@ -52,7 +53,7 @@ impl Ends {
 
 /// What has to be known to find the peer besides the ends, in one word, since a BPF function takes five arguments.
 ///
-/// Bits: 0..32 our workload's instance, 32..48 the port for which the peer's address is looked up, 48 to 50 flags.
+/// Bits: 0..32 our workload's instance, 32..48 the port for which the peer's address is looked up, 48 to 51 flags.
 #[derive(Clone, Copy)]
 pub struct Situation(u64);
 
@@ -65,10 +66,17 @@ impl Situation {
         Self(own.instance as u64 | (lookup_port as u64) << 32 | (host_netns as u64) << 48 | (via_loopback as u64) << 49)
     }
 
-    /// With this, what comes from the node's address is only the node's if the node has a socket for it.
+    /// Of a server whose network namespace knows the node's: what comes from the node's address is only the node's if the node
+    /// has a socket for it. Without a condition, so that the verifier has one path to follow.
     #[inline(always)]
-    pub const fn asking_node(self, on: bool) -> Self {
-        Self(self.0 | (on as u64) << 50)
+    pub const fn asking_node(self, as_role: u32, flags: u8, out: bool) -> Self {
+        let asks = as_role as u64 / role::SERVER as u64 & (flags / Binding::KNOWS_NODE) as u64 & 1;
+        Self(self.0 | asks << 50 | (out as u64) << 51)
+    }
+
+    #[inline(always)]
+    const fn is_out(self) -> bool {
+        self.0 & (1 << 51) != 0
     }
 
     #[inline(always)]
@@ -195,10 +203,10 @@ pub fn holder(s: Snapshot, skb: *mut __sk_buff, stamp: *const Stamp) -> Binding 
     Binding::decode(bulkhead_holder(skb, s.epoch, stamp)).unwrap_or(UNKNOWN)
 }
 
-/// The socket to which a packet from our end to the peer's would go in the network namespace of that number, as this one
-/// knows it; release it. A function of its own, so that its stack isn't its callers'.
+/// The socket in this network namespace to which a packet from our end to the peer's would go; release it. A function
+/// of its own, so that its stack isn't its callers'.
 #[inline(never)]
-fn opposite(ctx: *mut c_void, e: &Ends, netns: i32) -> *mut bpf_sock {
+fn opposite(ctx: *mut c_void, e: &Ends) -> *mut bpf_sock {
     let mut space = MaybeUninit::uninit();
     let tuple = bpf_sock_tuple::zeroed(&mut space);
     // Connecting to the unspecified address means the loopback address (Linux: ip_route_output_key_hash_rcu).
@@ -230,7 +238,7 @@ fn opposite(ctx: *mut c_void, e: &Ends, netns: i32) -> *mut bpf_sock {
         36
     };
     // Widened with its sign: the kernel takes any negative number for the namespace where the program runs.
-    let netns = netns as u64;
+    let netns = BPF_F_CURRENT_NETNS as u64;
     // SAFETY: the tuple lives on this stack and `size` is that of one of its forms.
     unsafe {
         match e.proto() {
@@ -280,7 +288,7 @@ pub extern "C" fn bulkhead_meet_call(
             return oneself_or(at, b, out);
         }
     }
-    let sk = opposite(ctx.cast(), e, BPF_F_CURRENT_NETNS);
+    let sk = opposite(ctx.cast(), e);
     if sk.is_null() {
         return nobody(at, out);
     }
@@ -321,7 +329,7 @@ pub extern "C" fn bulkhead_meet_packet(skb: *mut __sk_buff, epoch: u32, e: *cons
     let (e, out) = unsafe { (&*e, &mut *out) };
     let s = Snapshot { epoch };
     let at = Situation(at);
-    let sk = opposite(skb.cast(), e, BPF_F_CURRENT_NETNS);
+    let sk = opposite(skb.cast(), e);
     if sk.is_null() {
         return nobody(at, out);
     }
@@ -339,28 +347,79 @@ pub extern "C" fn bulkhead_meet_packet(skb: *mut __sk_buff, epoch: u32, e: *cons
     }
 }
 
-/// Whether a connection from the node's address is the node's own: 1, or 0 if it has no socket for it, and so passes
-/// somebody else's on. A listener isn't one, since whoever is masqueraded may have chosen the port from which it comes.
+/// Who a peer is that was found by its address. Where the situation says so, the node is only itself if it has a socket for
+/// this connection; else it passes somebody else's on. A listener isn't one, since whoever is masqueraded may have chosen
+/// the port from which it comes.
+///
+/// It takes every peer, and reads the headers by itself, so that its callers' paths don't part here and what the verifier
+/// knows of their stacks stays known: it would have to follow all of them to the end.
 #[unsafe(no_mangle)]
-pub extern "C" fn bulkhead_from_node(skb: *mut __sk_buff, e: *const Ends) -> u32 {
-    if e.is_null() {
-        return 0;
+pub extern "C" fn bulkhead_node_or_masked(skb: *mut __sk_buff, at: u64, peer: u32) -> u32 {
+    let at = Situation(at);
+    if !at.asks_node() || peer != Class::Host as u32 {
+        return peer;
     }
-    // SAFETY: the verifier has checked at each call that this points to a value of its type.
-    let e = unsafe { &*e };
-    if e.proto() == proto::ICMP {
-        // There is no socket to look for, and no node port for it either.
-        return 1;
+    match node_socket(skb, at.is_out()) {
+        Some(true) => peer,
+        Some(false) | None => Class::SnatIngress as u32,
     }
-    let sk = opposite(skb.cast(), e, Binding::NODE_NETNS);
+}
+
+/// Whether the node has a socket of its own for the packet's connection. `None`: it can't be read. Straight from the headers
+/// into what is looked up, because the stack is short; behind an IPv6 extension header nothing is looked for.
+#[inline(always)]
+fn node_socket(skb: *mut __sk_buff, out: bool) -> Option<bool> {
+    let mut space = MaybeUninit::uninit();
+    let tuple = bpf_sock_tuple::zeroed(&mut space);
+    let [first] = load::<[u8; 1]>(skb, 0)?;
+    // Where our end's address stands, and where the other's; ours is the source of what the node's socket gets.
+    let (protocol, size, own_port) = if first >> 4 == 4 {
+        let (own, other) = if out { (12, 16) } else { (16, 12) };
+        let [protocol] = load::<[u8; 1]>(skb, 9)?;
+        let ports = u32::from(first & 0xf) * 4;
+        let (own_port, other_port) = if out { (ports, ports + 2) } else { (ports + 2, ports) };
+        // SAFETY: a union of plain integers, all of them zero so far.
+        let t = unsafe { &mut tuple.__bindgen_anon_1.ipv4 };
+        t.saddr = u32::from_ne_bytes(load(skb, own)?);
+        t.daddr = u32::from_ne_bytes(load(skb, other)?);
+        t.sport = u16::from_ne_bytes(load(skb, own_port)?);
+        t.dport = u16::from_ne_bytes(load(skb, other_port)?);
+        (protocol, 12, t.sport)
+    } else {
+        let (own, other) = if out { (8, 24) } else { (24, 8) };
+        let [protocol] = load::<[u8; 1]>(skb, 6)?;
+        let (own_port, other_port) = if out { (40, 42) } else { (42, 40) };
+        // SAFETY: as above.
+        let t = unsafe { &mut tuple.__bindgen_anon_1.ipv6 };
+        let mut n = 0;
+        while n < 4 {
+            t.saddr[n] = u32::from_ne_bytes(load(skb, own + 4 * n as u32)?);
+            t.daddr[n] = u32::from_ne_bytes(load(skb, other + 4 * n as u32)?);
+            n += 1;
+        }
+        t.sport = u16::from_ne_bytes(load(skb, own_port)?);
+        t.dport = u16::from_ne_bytes(load(skb, other_port)?);
+        (protocol, 36, t.sport)
+    };
+    let netns = Binding::NODE_NETNS as u64;
+    // SAFETY: the tuple lives on this stack and `size` is that of one of its forms.
+    let sk = unsafe {
+        match protocol {
+            proto::TCP => bpf_sk_lookup_tcp(skb.cast(), tuple, size, netns, 0),
+            proto::UDP => bpf_sk_lookup_udp(skb.cast(), tuple, size, netns, 0),
+            // There is no socket to look for, and no node port for it either.
+            proto::ICMP | proto::ICMPV6 => return Some(true),
+            _ => core::ptr::null_mut(),
+        }
+    };
     if sk.is_null() {
-        return 0;
+        return Some(false);
     }
     // SAFETY: the socket is held; the verifier checks the fields.
     let (state, port) = unsafe { (read_volatile(addr_of!((*sk).state)), read_volatile(addr_of!((*sk).dst_port))) };
     // SAFETY: the reference that the lookup took.
     unsafe { bpf_sk_release(sk.cast()) };
-    (state != BPF_TCP_LISTEN && port == e.own_port.to_be()) as u32
+    Some(state != BPF_TCP_LISTEN && port == own_port)
 }
 
 /// The peer of a packet.
@@ -370,10 +429,8 @@ pub fn meet_packet(skb: *mut __sk_buff, s: Snapshot, e: &Ends, at: Situation) ->
         // Whatever comes from or goes to a device isn't oneself, even if it bears the own address. Not in the function
         // below: with one call more between here and the tables, the stack would be too deep for 6.1.
         let b = resolve(s, &e.peer_addr, e.proto(), at.lookup_port());
-        if at.asks_node() && b.peer.0 == Class::Host as u32 && bulkhead_from_node(skb, e) == 0 {
-            return Met::Peer(Binding::of(Class::SnatIngress.id()));
-        }
-        return Met::Peer(b);
+        let peer = PeerId(bulkhead_node_or_masked(skb, at.0, b.peer.0));
+        return Met::Peer(Binding { peer, ..b });
     }
     let mut b = ABSENT;
     let code = bulkhead_meet_packet(skb, s.epoch, e, at.0, &mut b);
