@@ -70,7 +70,7 @@ impl Situation {
     /// has a socket for it. Without a condition, so that the verifier has one path to follow.
     #[inline(always)]
     pub const fn asking_node(self, as_role: u32, flags: u8, out: bool) -> Self {
-        let asks = as_role as u64 / role::SERVER as u64 & (flags / Binding::KNOWS_NODE) as u64 & 1;
+        let asks = (as_role / role::SERVER) as u64 & (flags / Binding::KNOWS_NODE) as u64 & 1;
         Self(self.0 | asks << 50 | (out as u64) << 51)
     }
 
