@@ -5,11 +5,10 @@
 //! Each start swaps the programs through the pinned links, as an upgrade does. `BULKHEAD_KILLS` says how often it is
 //! killed (default 200); on slow machines less is enough.
 
-use bulkhead_tests::{Estate, Process, SOON, Workload, any, at, numbers};
+use bulkhead_tests::{Estate, Process, SOON, Workload, any, at, give_room, numbers};
 use std::fmt::Write as _;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -136,16 +135,7 @@ fn count(on: &Workload, until: &Path) -> Process {
     let mut process = on
         .spawn(move |turn| {
             let socket = UdpSocket::bind(any(false, PORT))?;
-            // Beyond the system's limit, since this process may have to wait long for its turn.
-            let size: libc::c_int = 1 << 26;
-            // SAFETY: the option is an int, and lives through the call.
-            let done = unsafe {
-                let (level, option) = (libc::SOL_SOCKET, libc::SO_RCVBUFFORCE);
-                libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const size).cast(), 4)
-            };
-            if done != 0 {
-                return Err(io::Error::last_os_error());
-            }
+            give_room(&socket)?;
             socket.set_read_timeout(Some(Duration::from_secs(1)))?;
             turn.ready()?;
             let (mut buffer, mut allowed, mut denied) = ([0u8; 64], 0u64, 0u64);

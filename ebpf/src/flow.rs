@@ -51,8 +51,10 @@ pub extern "C" fn bulkhead_flow_find(instance: u32, e: *const Ends) -> u64 {
     };
     // SAFETY: a map's value stays readable and writable for this run; each field is one aligned u64.
     unsafe {
+        // In this order: who else uses it meanwhile would seem to have done so after now, ages ago.
+        let used = read_volatile(addr_of!((*found).used));
         let now = bpf_ktime_get_coarse_ns();
-        let idle = now.wrapping_sub(read_volatile(addr_of!((*found).used)));
+        let idle = now.saturating_sub(used);
         if idle > FLOW_IDLE_NS {
             return 0;
         }

@@ -13,7 +13,7 @@ pub use agent::Agent;
 pub use api_server::ApiServer;
 pub use bulkhead::probe::sandbox::{self, Process, Reply, Sandbox, Workload};
 pub use enforced::Enforced;
-pub use talk::{number, numbers};
+pub use talk::{give_room, number, numbers};
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
