@@ -40,6 +40,9 @@ pub enum Order {
         seconds: u64,
         /// Why.
         reason: String,
+        /// Also if nothing here is in that scope.
+        #[serde(default)]
+        unseen: bool,
     },
     /// End break-glass, everywhere.
     EndBreakGlass {

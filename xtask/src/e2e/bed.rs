@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -165,8 +166,12 @@ impl Bed {
 
     /// Everything that deploy/ ships, as a person would apply it.
     pub(super) fn deploy(&mut self) -> Result<()> {
-        let shipped = root().join("deploy");
-        self.kubectl(&["apply", "--server-side", "-k", &shipped.to_string_lossy()])?;
+        self.deploy_from(&root().join("deploy"))
+    }
+
+    /// The same with changes of one's own.
+    pub(super) fn deploy_from(&mut self, folder: &Path) -> Result<()> {
+        self.kubectl(&["apply", "--server-side", "-k", &folder.to_string_lossy()])?;
         self.deployed = true;
         self.rolled_out()
     }
@@ -216,6 +221,19 @@ impl Bed {
         }
         ensure!(all.len() == self.state.nodes().count(), "{} agents are there, not one for each node", all.len());
         Ok(all)
+    }
+
+    /// The command line with the administrator's kubeconfig, as a person has it.
+    pub(super) fn cluster_command(&self) -> Command {
+        let mut command = Command::new(self.oracle.program());
+        command.env("KUBECONFIG", self.state.kubeconfig());
+        command
+    }
+
+    /// Asks or orders the whole cluster, which must go well, and gives what it prints.
+    pub(super) fn whole_cluster(&self, words: &[&str]) -> Result<String> {
+        check()?;
+        run::output_of(self.cluster_command().args(words).arg("--cluster"))
     }
 
     /// Makes a change, and judges what came of it. What is meant to work from then on is what Bulkhead's reference makes of

@@ -16,6 +16,7 @@ use super::interrupt::{check, wait};
 use crate::run::{self, step};
 
 mod reboot;
+mod rollout;
 
 /// All of them.
 pub(super) fn tell(bed: &mut Bed) -> Result<()> {
@@ -31,6 +32,7 @@ pub(super) fn tell(bed: &mut Bed) -> Result<()> {
     reused(bed)?;
     namespace_deleted(bed)?;
     reboot::run(bed)?;
+    rollout::run(bed)?;
     deleted(bed)
 }
 
@@ -275,33 +277,37 @@ fn before(address: &str) -> Result<String> {
     })
 }
 
+fn nodes(bed: &Bed) -> Vec<String> {
+    bed.state.nodes().map(str::to_owned).collect()
+}
+
+/// How much is pinned on a node.
+fn pins(bed: &Bed, node: &str) -> Result<usize> {
+    // The kernel has two files there itself.
+    let found = ["/sys/fs/bpf", "-mindepth", "1", "-not", "-name", "*.debug"];
+    Ok(run::output_of(bed.state.on(node, "find")?.args(found))?.lines().count())
+}
+
+/// Makes sure that there is something to take off.
+fn pinned(bed: &Bed) -> Result<()> {
+    for node in bed.state.nodes() {
+        ensure!(pins(bed, node)? > 0, "nothing is pinned on {node}, so nothing can be taken off");
+    }
+    Ok(())
+}
+
 /// Everything that deploy/ ships taken away by hand: nobody is kept from anything, and nothing stays on the nodes.
 fn deleted(bed: &mut Bed) -> Result<()> {
     bed.step("kubectl delete -k deploy/", Truth::All, |bed| {
-        // The kernel has two files there itself.
-        let pins = |bed: &Bed, node: &str| -> Result<usize> {
-            let found = run::output_of(bed.state.on(node, "find")?.args([
-                "/sys/fs/bpf",
-                "-mindepth",
-                "1",
-                "-not",
-                "-name",
-                "*.debug",
-            ]))?;
-            Ok(found.lines().count())
-        };
-        let nodes: Vec<String> = bed.state.nodes().map(str::to_owned).collect();
-        for node in &nodes {
-            ensure!(pins(bed, node)? > 0, "nothing is pinned on {node}, so nothing can be taken off");
-        }
+        pinned(bed)?;
         bed.refusals()?;
         let shipped = run::root().join("deploy");
         bed.kubectl(&["delete", "-k", &shipped.to_string_lossy(), "--timeout=120s"])?;
         bed.deployed = false;
         bed.may_cut = true;
         bed.excuse()?;
-        for node in &nodes {
-            let left = pins(bed, node)?;
+        for node in nodes(bed) {
+            let left = pins(bed, &node)?;
             bed.expect(left == 0, format!("{left} pins are left on {node}"));
         }
         Ok(())

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -112,13 +111,4 @@ pub(super) fn delete_all_but(bed: &Bed, kept: &Value) -> Result<()> {
     ensure!(!gone.is_empty(), "no suggested policy was there");
     gone.into_iter()
         .try_for_each(|(namespace, name)| bed.kubectl(&["delete", "segpol", name, "--namespace", namespace]).map(drop))
-}
-
-impl Bed {
-    /// The command line with the administrator's kubeconfig, as a person has it.
-    fn cluster_command(&self) -> Command {
-        let mut command = Command::new(self.oracle.program());
-        command.env("KUBECONFIG", self.state.kubeconfig());
-        command
-    }
 }

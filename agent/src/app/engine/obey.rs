@@ -48,10 +48,11 @@ impl<K: Kernel> Engine<K> {
                 let cut = self.adopt(next)?;
                 Ok(self.done(format!("{id} is restored: its rules hold again"), cut))
             }
-            Order::BreakGlass { scope, seconds, reason } => {
+            Order::BreakGlass { scope, seconds, reason, unseen } => {
                 let (length, reason) = (length(seconds)?, printable(reason.as_bytes()));
                 let known = &self.inventory.identities;
-                if !known.values().any(|f| scope.holds(&f.identity)) && scope != policy::Scope::Node {
+                let seen = scope == policy::Scope::Node || known.values().any(|f| scope.holds(&f.identity));
+                if !seen && !unseen {
                     return Err(bad(format!(
                         "nothing here is in the scope {scope}: `bulkhead status` lists the workloads"
                     )));

@@ -157,6 +157,7 @@ async fn break_glass_opens_its_scope_for_its_time_by_command_or_by_file() {
         scope: scope.parse().expect("a scope"),
         seconds,
         reason: "an outage".to_owned(),
+        unseen: false,
     };
     for scope in ["node", "workload=spiffe://t/web", "workload=spiffe://t/db", "namespace="] {
         assert!(!rig.passes(), "{scope}");
@@ -167,6 +168,10 @@ async fn break_glass_opens_its_scope_for_its_time_by_command_or_by_file() {
         rig.order(&Order::EndBreakGlass { again: false }).await.expect("ended");
     }
     assert!(rig.order(&glass("namespace=elsewhere", 60)).await.expect_err("nobody is there").contains("nothing here"));
+    let Order::BreakGlass { scope, seconds, reason, .. } = glass("namespace=elsewhere", 60) else { panic!("an order") };
+    rig.order(&Order::BreakGlass { scope, seconds, reason, unseen: true }).await.expect("for whoever comes");
+    assert!(!rig.passes(), "it is nobody here for whom it holds");
+    rig.order(&Order::EndBreakGlass { again: false }).await.expect("ended");
     assert!(rig.order(&glass("node", 0)).await.expect_err("no time").contains("at least a second"));
     assert!(rig.order(&glass("node", 90_000)).await.expect_err("too long").contains("24 hours"));
 

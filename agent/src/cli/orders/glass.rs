@@ -44,6 +44,9 @@ pub(in crate::cli) struct Glass {
     /// Why: it is kept, logged and shown
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
+    /// Also if nothing here is in the scope, or not yet; so it always is with --cluster
+    #[arg(long, requires = "scope")]
+    unseen: bool,
     /// End it, everywhere
     #[arg(long)]
     end: bool,
@@ -92,7 +95,8 @@ pub(in crate::cli) fn break_glass(args: &Glass) -> crate::cli::Result {
     let place = Place::of(args)?;
     let order = match (&args.scope, args.length, &args.reason) {
         (Some(scope), Some(length), Some(reason)) => {
-            Order::BreakGlass { scope: scope.clone(), seconds: length.as_secs(), reason: reason.clone() }
+            let (scope, reason) = (scope.clone(), reason.clone());
+            Order::BreakGlass { scope, seconds: length.as_secs(), reason, unseen: args.unseen }
         }
         _ => Order::EndBreakGlass { again: args.again },
     };
@@ -132,7 +136,7 @@ fn cluster(args: &Glass) -> crate::cli::Result {
     let otherwise = match (&args.scope, args.length, &args.reason) {
         (Some(scope), Some(length), Some(reason)) => {
             command.extend(words(&["--scope", &scope.to_string(), "--for", &format!("{}s", length.as_secs())]));
-            command.push(format!("--reason={reason}"));
+            command.extend([format!("--reason={reason}"), "--unseen".to_owned()]);
             "there everything stays enforced"
         }
         _ => {
@@ -160,7 +164,7 @@ fn alone(place: &Place, order: &Order) -> anyhow::Result<Option<Done>> {
     let state = State::open(&place.state, &place.instance)?;
     let Some(_lock) = state.lock()? else { return Ok(None) };
     let mut overrides = Overrides::stored(&state)?;
-    let Order::BreakGlass { scope, seconds, reason } = order else {
+    let Order::BreakGlass { scope, seconds, reason, .. } = order else {
         if overrides.break_glass.is_empty() && matches!(order, Order::EndBreakGlass { again: true }) {
             return Ok(Some(Done { text: "break-glass isn't on".to_owned(), already: true, ..Done::default() }));
         }
