@@ -63,15 +63,20 @@ impl ApiServer {
         Self { held, address, _runtime: runtime }
     }
 
-    /// Writes a kubeconfig for it into the folder.
+    /// Writes a kubeconfig for it into the folder. As every cluster's it names an authority, though nothing here is
+    /// encrypted: without one a client looks for the system's, which a guest has none of.
     pub fn kubeconfig(&self, folder: &Path) -> PathBuf {
+        let authority = folder.join("ca.pem");
+        let key = rcgen::generate_simple_self_signed([]).expect("a certificate");
+        std::fs::write(&authority, key.cert.pem()).expect("a file");
         let path = folder.join("kubeconfig");
         let text = format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: here\n\
-             clusters: [{{name: here, cluster: {{server: 'http://{}'}}}}]\n\
+             clusters: [{{name: here, cluster: {{server: 'http://{}', certificate-authority: {}}}}}]\n\
              contexts: [{{name: here, context: {{cluster: here, user: me, namespace: bulkhead-system}}}}]\n\
              users: [{{name: me, user: {{}}}}]\n",
-            self.address
+            self.address,
+            authority.display()
         );
         std::fs::write(&path, text).expect("a file");
         path
