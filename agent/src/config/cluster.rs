@@ -49,6 +49,8 @@ pub struct Cluster {
     pub exempt: BTreeSet<String>,
     /// Whether what is in force stays when Bulkhead is taken off the cluster.
     pub keep_when_deleted: bool,
+    /// Whether a namespace is enforced though another agent's sockets carry what its pods are told.
+    pub enforce_in_ambient_mesh: bool,
     /// Whether denied connections are told as Events.
     pub denial_events: bool,
     /// The key of the taint that is taken off this node once it is ready.
@@ -81,6 +83,7 @@ impl Cluster {
             template: Template::new(id.unwrap_or(DEFAULT), trust_domain.unwrap_or(TRUST_DOMAIN))?,
             exempt: EXEMPT.iter().map(|s| (*s).to_owned()).collect(),
             keep_when_deleted: false,
+            enforce_in_ambient_mesh: false,
             denial_events: false,
             startup_taint: None,
             built_ins: BuiltIn::ALL.into(),

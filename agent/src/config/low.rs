@@ -52,6 +52,8 @@ pub(super) struct Cluster {
     #[serde(default)]
     pub(super) keep_when_deleted: bool,
     #[serde(default)]
+    pub(super) enforce_in_ambient_mesh: bool,
+    #[serde(default)]
     pub(super) denial_events: bool,
     pub(super) startup_taint: Option<Spanned<String>>,
     #[serde(default)]

@@ -63,9 +63,10 @@ impl Meshes {
         changed
     }
 
-    /// The namespaces with an ambient mesh.
+    /// The namespaces that aren't enforced because of an ambient mesh.
     pub fn ambient<'a>(&'a self, config: &'a Config, scan: &'a Scan) -> impl Iterator<Item = &'a str> {
-        let has = |id: &u64| self.found.get(id).is_some_and(|f| !f.foreign.is_empty());
+        let lowers = !enforces(config);
+        let has = move |id: &u64| lowers && self.found.get(id).is_some_and(|f| !f.foreign.is_empty());
         let workloads = scan.workloads.iter().filter(move |(c, _)| has(&c.id));
         workloads.filter_map(|(_, index)| Some(config.workloads.get(*index)?.identity.namespace.as_str()))
     }
@@ -89,10 +90,11 @@ impl Meshes {
                 );
             }
             if let Some(at) = found.foreign.first() {
+                let how = if enforces(config) { "is enforced all the same" } else { "isn't enforced" };
                 tell(
                     format!("another agent accepts connections in its network namespace, at {at} (an ambient mesh's?)"),
                     format!(
-                        "what goes that way isn't judged as its own: {} isn't enforced",
+                        "what goes that way isn't judged as its own: {} {how}",
                         workload.identity.namespace
                     ),
                 );
@@ -103,6 +105,11 @@ impl Meshes {
             all
         })
     }
+}
+
+/// Whether ambient meshes keep nothing from being enforced.
+fn enforces(config: &Config) -> bool {
+    config.cluster.as_ref().is_some_and(|c| c.enforce_in_ambient_mesh)
 }
 
 /// `None`: nothing runs there, or not any more.
@@ -171,6 +178,13 @@ mod tests {
         assert_eq!(all.ambient(&config, &scan).collect::<Vec<_>>(), ["shop"]);
         let told: Vec<NotContained> = all.told(&config, &scan).collect();
         assert!(told[0].what.contains("0.0.0.0:15008"), "{told:?}");
+        let mut all_the_same = config.clone();
+        let cluster = crate::config::Cluster {
+            enforce_in_ambient_mesh: true,
+            ..crate::config::Cluster::new("n", None, None).expect("fine")
+        };
+        all_the_same.cluster = Some(cluster);
+        assert_eq!((all.ambient(&all_the_same, &scan).count(), all.told(&all_the_same, &scan).count()), (0, 1));
         drop(other);
         assert!(all.look(&h, &scan) && all.ambient(&config, &scan).next().is_none(), "it has gone");
     }

@@ -10,8 +10,17 @@ const NODE: &str = "NODE_NAME";
 impl Check<'_> {
     pub(super) fn cluster(&mut self, given: Spanned<low::Cluster>) -> Option<Cluster> {
         let at = position(&given);
-        let low::Cluster { node, id, trust_domain, exempt, keep_when_deleted, denial_events, startup_taint, built_ins } =
-            given.value;
+        let low::Cluster {
+            node,
+            id,
+            trust_domain,
+            exempt,
+            keep_when_deleted,
+            enforce_in_ambient_mesh,
+            denial_events,
+            startup_taint,
+            built_ins,
+        } = given.value;
         let node = node.map(|n| n.value).or_else(|| std::env::var(NODE).ok()).filter(|n| !n.is_empty());
         let Some(node) = node else {
             let hint = "set `node`, or the variable NODE_NAME from spec.nodeName as deploy/daemonset.yaml does";
@@ -33,6 +42,7 @@ impl Check<'_> {
             cluster.exempt = exempt.into_iter().collect();
         }
         cluster.keep_when_deleted = keep_when_deleted;
+        cluster.enforce_in_ambient_mesh = enforce_in_ambient_mesh;
         cluster.denial_events = denial_events;
         if let Some(key) = startup_taint {
             let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/');
