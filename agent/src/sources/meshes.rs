@@ -93,10 +93,7 @@ impl Meshes {
                 let how = if enforces(config) { "is enforced all the same" } else { "isn't enforced" };
                 tell(
                     format!("another agent accepts connections in its network namespace, at {at} (an ambient mesh's?)"),
-                    format!(
-                        "what goes that way isn't judged as its own: {} {how}",
-                        workload.identity.namespace
-                    ),
+                    format!("what goes that way isn't judged as its own: {} {how}", workload.identity.namespace),
                 );
             }
             if let Some(why) = &found.fault {
