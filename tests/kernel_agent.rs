@@ -1,6 +1,7 @@
 //! The real binary from its first start to its removal, with real traffic; the receiver decides.
 
-use bulkhead_tests::{Agent, Estate, Process, Reply, Via, at, passes, wait_for};
+use bulkhead_tests::agent::text;
+use bulkhead_tests::{Agent, Estate, Process, Reply, wait_for};
 use std::fs;
 
 const PORT: u16 = 5432;
@@ -15,11 +16,7 @@ fn policy(from: &str) -> String {
 }
 
 fn reaches(estate: &Estate, from: &str, server: &mut Process) -> bool {
-    passes(estate.get(from), at(estate.get("database"), false, PORT), Via::Tcp, server).0
-}
-
-fn text(output: &std::process::Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+    estate.reaches(from, "database", PORT, server)
 }
 
 #[test]

@@ -1,18 +1,14 @@
 //! What the real agent writes down of real traffic, also when it is killed again and again.
 
+use bulkhead_tests::agent::text;
 use bulkhead_tests::{Agent, Estate, Process, Reply, at, wait_at_most, wait_for};
 use serde_json::Value;
 use std::fs;
 use std::net::TcpStream;
-use std::process::Output;
 use std::time::Duration;
 
 const PORT: u16 = 5432;
 const SOON: Duration = Duration::from_secs(20);
-
-fn text(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
-}
 
 /// Connects so many times, and gives how many connections there were. The process lives on: its executable can be seen.
 fn connect(estate: &Estate, from: &str, times: u32, living: &mut Vec<Process>) -> u64 {

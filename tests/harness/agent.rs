@@ -16,6 +16,18 @@ use std::time::Duration;
 /// How long a start may take: an emulated machine needs many seconds to verify the programs.
 const START: Duration = Duration::from_secs(60);
 
+/// What a command printed.
+pub fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+/// The same of one that must exit with 0.
+#[track_caller]
+pub fn fine(output: &Output) -> String {
+    assert_eq!(output.status.code(), Some(0), "{}", text(output));
+    text(output)
+}
+
 /// The path of the binary.
 pub fn binary() -> PathBuf {
     let path = std::env::var_os("BULKHEAD").expect("BULKHEAD names the binary: run the tests by `cargo xtask test`");
@@ -52,6 +64,14 @@ impl Agent {
             ));
         }
         Self::at(estate.sandbox().cgroup().path(), &text)
+    }
+
+    /// Starts one that enforces these policies, in `database.yaml`.
+    pub fn enforcing(estate: &Estate, policies: &str) -> Self {
+        let mut this = Self::over(estate, "posture: enforce");
+        fs::write(this.policies().join("database.yaml"), policies).expect("a file");
+        this.start(&[]);
+        this
     }
 
     /// Writes a configuration for a node of the cluster that this API server is of, with the pods below this cgroup.

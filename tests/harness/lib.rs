@@ -75,6 +75,11 @@ impl Estate {
         self.workloads.iter().find(|w| w.name() == name).expect("a workload of that name")
     }
 
+    /// Whether bytes get from one to the other by TCP, over IPv4; the server is a process of the other's.
+    pub fn reaches(&self, from: &str, to: &str, port: u16, server: &mut Process) -> bool {
+        passes(self.get(from), at(self.get(to), false, port), Via::Tcp, server).0
+    }
+
     /// All workloads.
     pub fn workloads(&self) -> &[Workload] {
         &self.workloads
