@@ -174,6 +174,8 @@ pub struct Log {
 /// How many entries the kernel's tables hold; `None`: the built-in number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Capacities {
+    /// Entries for single addresses.
+    pub addresses: Option<u32>,
     /// Entries for rules.
     pub rules: Option<u32>,
     /// Entries for edges.

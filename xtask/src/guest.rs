@@ -10,12 +10,14 @@ mod kernel;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use rustix::process::{Signal, set_parent_process_death_signal};
 
 use crate::run::{self, note};
 use initramfs::Initramfs;
@@ -225,6 +227,10 @@ struct Conversation {
 impl Conversation {
     /// Starts `qemu` and listens until it ends.
     fn hold(qemu: &mut Command, jobs: &[Job], limit: Duration, mut told: impl FnMut(&Done)) -> Result<Self> {
+        // SAFETY: one system call, between fork and exec.
+        unsafe {
+            qemu.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?));
+        }
         let child = qemu.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("can't start QEMU")?;
         let mut guest = Power(child);
         let output = guest.0.stdout.take().context("QEMU's output isn't a pipe")?;
@@ -263,7 +269,7 @@ impl Conversation {
     }
 }
 
-/// A running QEMU: gone at the end of the scope, whatever happens.
+/// A running QEMU: gone at the end of the scope, and with this process, whatever happens.
 struct Power(Child);
 
 impl Drop for Power {

@@ -117,7 +117,7 @@ impl Check<'_> {
         let attach = self.attach(attach, &workloads);
         let ranges = ranges.iter().filter_map(|r| self.prefix(r)).collect();
         let endpoints = self.endpoints(endpoints, &workloads, &resolve);
-        let low::Limits { rules, edges, flows, outside } = limits;
+        let low::Limits { addresses, rules, edges, flows, outside } = limits;
         let in_cluster = cluster.is_some();
         let cluster = cluster.and_then(|c| self.cluster(c));
         Config {
@@ -156,6 +156,7 @@ impl Check<'_> {
             dns: dns.unwrap_or(true),
             built_ins: self.built_ins(&built_ins),
             limits: Capacities {
+                addresses: self.limit(addresses),
                 rules: self.limit(rules),
                 edges: self.limit(edges),
                 flows: self.limit(flows),

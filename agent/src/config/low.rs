@@ -110,6 +110,7 @@ pub(super) enum LogFormat {
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Limits {
+    pub(super) addresses: Option<Spanned<u32>>,
     pub(super) rules: Option<Spanned<u32>>,
     pub(super) edges: Option<Spanned<u32>>,
     pub(super) flows: Option<Spanned<u32>>,

@@ -21,9 +21,10 @@ use std::sync::LazyLock;
 /// # Errors
 /// As the kernel says.
 pub fn open(config: &Config, hierarchy: &Hierarchy, verbose_kernel_log: bool) -> Result<Datapath, Failure> {
-    let Capacities { rules, edges, flows, outside } = config.limits;
+    let Capacities { addresses, rules, edges, flows, outside } = config.limits;
     let usual = Limits::default();
     let limits = Limits {
+        addresses: addresses.unwrap_or(usual.addresses),
         rules: rules.unwrap_or(usual.rules),
         edges: edges.unwrap_or(usual.edges),
         flows: flows.unwrap_or(usual.flows),
