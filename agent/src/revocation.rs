@@ -82,6 +82,9 @@ enum Opposite {
     Oneself,
     /// Somebody.
     Peer(Binding),
+    /// It can't be told: its socket has left its cgroup, as one does that is closed, or came since the cgroups were
+    /// looked at. Each packet is judged all the same.
+    Untold,
 }
 
 /// Finds them.
@@ -97,7 +100,7 @@ pub fn failing<T: Tables>(tables: &T, owners: &Owners, namespace: Namespace<'_>)
             let port = if server { s.local.1 } else { s.remote.1 };
             let lookup = if server { 0 } else { port };
             let peer = match known.opposite(tables, owners, namespace, s, own, lookup) {
-                Opposite::Oneself => return None,
+                Opposite::Oneself | Opposite::Untold => return None,
                 Opposite::Peer(b) => b.peer,
             };
             let (src, dst) = if server { (peer, own.peer) } else { (own.peer, peer) };
@@ -114,6 +117,10 @@ pub fn failing<T: Tables>(tables: &T, owners: &Owners, namespace: Namespace<'_>)
             Some(Failing { socket: index, flow, judgement })
         })
         .collect()
+}
+
+fn oneself_or(own: &Binding, b: Binding) -> Opposite {
+    if b.instance != 0 && b.instance == own.instance { Opposite::Oneself } else { Opposite::Peer(b) }
 }
 
 /// One end of a socket, with its protocol.
@@ -166,16 +173,16 @@ impl<'a> Known<'a> {
         let here = self.other_end(s);
         let inside = here.is_some() || s.remote.0.is_loopback() || s.remote.0 == s.local.0;
         if !inside {
-            return Opposite::Peer(resolve(tables, &s.remote.0, proto::judged(s.proto), lookup));
+            return oneself_or(own, resolve(tables, &s.remote.0, proto::judged(s.proto), lookup));
         }
-        let host = Binding::of(Class::Host.id());
+        let host = Opposite::Peer(Binding::of(Class::Host.id()));
         let Some(other) = here else {
-            return if namespace.host { Opposite::Peer(host) } else { Opposite::Oneself };
+            return if namespace.host { host } else { Opposite::Oneself };
         };
-        match other.cgroup.and_then(|id| owners.get(&id)) {
-            Some(b) if b.instance != 0 && b.instance == own.instance => Opposite::Oneself,
-            Some(b) => Opposite::Peer(*b),
-            None => Opposite::Peer(host),
+        match other.cgroup.map(|id| owners.get(&id)) {
+            Some(Some(b)) => oneself_or(own, *b),
+            Some(None) if namespace.host => host,
+            Some(None) | None => Opposite::Untold,
         }
     }
 
