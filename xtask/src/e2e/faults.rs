@@ -124,7 +124,7 @@ fn second(bed: &mut Bed) -> Result<()> {
         let untouched = |a: &super::bed::Agent| before.iter().any(|b| b.uid == a.uid && b.restarts == a.restarts);
         let after = bed.agents()?;
         bed.expect(after.iter().all(|a| a.ready && untouched(a)), format!("an agent was disturbed: {after:?}"));
-        bed.everywhere(&["status"]).map(drop)
+        bed.examine()
     })
 }
 

@@ -61,7 +61,7 @@ pub(super) fn run(bed: &mut Bed) -> Result<()> {
         bed.unguarded = Some((LATER, 0, now() + GRACE));
         let shipped = run::root().join("deploy/kubernetes/startup-taint.yaml");
         bed.kubectl(&["delete", "-f", &shipped.to_string_lossy()])?;
-        bed.everywhere(&["status"]).map(drop)
+        bed.examine()
     })
 }
 
