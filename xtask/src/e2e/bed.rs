@@ -130,7 +130,32 @@ impl Bed {
         })
         .with_context(|| late)?;
         let by_hand = self.grid.members.iter().find(|m| m.workload == "cache").map(|m| m.addresses.clone());
-        by_hand.map_or(Ok(()), |addresses| self.apply("endpoints", &estate::endpoints_by_hand(&addresses)))
+        if let Some(addresses) = by_hand {
+            self.apply("endpoints", &estate::endpoints_by_hand(&addresses))?;
+        }
+        self.proxies_know()
+    }
+
+    /// Waits until every node's kube-proxy leads to whoever is behind the Services now: after an outage of the API server it
+    /// takes up to a minute to ask again, and until then who goes by a Service reaches nobody, with Bulkhead or without.
+    fn proxies_know(&self) -> Result<()> {
+        let slices = grid::get(&self.state, &["endpointslices", "--all-namespaces"])?;
+        let ready = items(&slices)
+            .filter(|slice| estate::NAMESPACES.iter().any(|n| slice["metadata"]["namespace"] == *n))
+            .flat_map(|slice| slice["endpoints"].as_array().cloned().unwrap_or_default())
+            .filter(|endpoint| endpoint["conditions"]["ready"] == true);
+        let wanted: BTreeSet<String> = ready.map(|endpoint| text(&endpoint["addresses"][0])).collect();
+        for node in self.state.nodes() {
+            let mut missing = Vec::new();
+            wait("kube-proxy to know them", Duration::from_secs(120), || {
+                let rules = run::output_of(self.state.on(node, "nft")?.args(["list", "ruleset"]))?;
+                let known: BTreeSet<&str> = rules.split_whitespace().collect();
+                missing = wanted.iter().filter(|address| !known.contains(address.as_str())).cloned().collect();
+                Ok(missing.is_empty().then_some(()))
+            })
+            .with_context(|| format!("on {node} no Service leads to {}", missing.join(", ")))?;
+        }
+        Ok(())
     }
 
     /// From now on only ways that `only` allows are tried, or all of them. Returns when nothing else is under way.

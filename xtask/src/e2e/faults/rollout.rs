@@ -46,6 +46,8 @@ pub(super) fn run(bed: &mut Bed) -> Result<()> {
         bed.kubectl(&["apply", "--server-side", "-f", &shipped.to_string_lossy()])?;
         bed.kubectl(&["taint", "node", FIRST, &format!("{TAINT}=:NoSchedule")])?;
         ensure!(tainted(bed)?, "{FIRST} has no taint, so none can be taken off");
+        // What the former agents told of their nodes would stay as it is: docs/kubernetes.md, a rollout node by node.
+        bed.kubectl(&["delete", "nodeendpoints", "--all"])?;
         bed.unguarded = Some((LATER, 0, u64::MAX / 2));
         let overlay = overlay(bed)?;
         bed.deploy_from(&overlay)?;
