@@ -36,14 +36,6 @@ impl Image {
     }
 }
 
-impl Image {
-    /// Takes no more memory than needed: maps that were filled in the order of their keys have half-full nodes.
-    pub fn compact(&mut self) {
-        self.addresses = std::mem::take(&mut self.addresses).into_iter().collect();
-        self.rules = std::mem::take(&mut self.rules).into_iter().collect();
-    }
-}
-
 /// The address with all but its leading `bits` bits cleared.
 pub fn masked(addr: &Addr, bits: u32) -> Addr {
     let n = u128::from_be_bytes(addr.0);

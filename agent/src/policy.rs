@@ -35,7 +35,7 @@ pub mod set;
 pub mod trial;
 
 pub use check::check;
-pub use compile::{Compiled, Warning, compile};
+pub use compile::{Compiled, Former, Warning, compile, compile_after};
 pub use diagnostic::{At, Diagnostic, Severity};
 pub use explain::{BESIDE_CNI, Explanation, Party, explain};
 pub use model::{Mode, Policy, PolicyName};

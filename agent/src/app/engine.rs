@@ -24,7 +24,7 @@ use crate::flows::outside::Outsiders;
 use crate::flows::series::Series;
 use crate::image::Image;
 use crate::inventory::Inventory;
-use crate::policy::{self, Compiled, Diagnostic, Lowered, PolicySet, RuleTable};
+use crate::policy::{self, Compiled, Diagnostic, Former, Lowered, PolicySet, RuleTable, Warning};
 use crate::revocation::Reach;
 use crate::serve::api::{Commit, Decision, DriftStatus, NotContained};
 use crate::serve::orders::{Cutting, Request};
@@ -109,7 +109,7 @@ pub struct Engine<K: Kernel> {
     image: Option<Image>,
     /// Whether the image is what comes of them.
     compiled: bool,
-    compile_warnings: Vec<String>,
+    compile_warnings: Vec<Warning>,
     edges: Edges,
     outside: Arc<Outsiders>,
     /// Since when this era of theirs is counted in, and how often there was no room then.
@@ -329,6 +329,7 @@ impl<K: Kernel> Engine<K> {
                 }
                 () = sleep_until(settle.unwrap_or(due)), if settle.is_some() => {
                     settle = None;
+                    let cut = self.cuts.sockets;
                     let settled = tokio::task::block_in_place(|| {
                         let settled = self.kernel.settle();
                         self.cut_again();
@@ -338,6 +339,9 @@ impl<K: Kernel> Engine<K> {
                     });
                     if let Err(e) = settled {
                         tracing::warn!("the former ruleset isn't cleared away yet, the next commit tries again: {e:#}");
+                    }
+                    if self.cuts.sockets == cut && self.cuts.faults.is_empty() {
+                        continue;
                     }
                 }
                 Some(Request { order, answer }) = orders.recv() => {
@@ -414,12 +418,19 @@ impl<K: Kernel> Engine<K> {
     }
 
     fn compile(&mut self, set: &PolicySet, inventory: &Inventory) -> Compiled {
-        let mut compiled = policy::compile(set, inventory, Arc::make_mut(&mut self.rules));
+        let former = self.image.as_ref().filter(|_| self.compiled).map(|image| Former {
+            set: &self.in_force,
+            inventory: &self.inventory,
+            image,
+            warnings: &self.compile_warnings,
+        });
+        let mut compiled = policy::compile_after(former, set, inventory, &mut self.rules);
         // Their cgroups are in the inventory, so it tells whether there are any.
         if inventory.cgroups.iter().any(|c| c.peer == Class::Host.id()) {
             compiled.image.baselines.insert(Class::Host.id(), HOST);
+        } else {
+            compiled.image.baselines.remove(&Class::Host.id());
         }
-        compiled.image.compact();
         compiled
     }
 
@@ -439,12 +450,16 @@ impl<K: Kernel> Engine<K> {
         if self.compiled && *self.inventory == inventory && *self.in_force == set {
             return Ok(None);
         }
-        self.compiled = false;
         let compiled = self.compile(&set, &inventory);
+        self.compiled = false;
         self.inventory = shared(&self.inventory, inventory);
         self.in_force = shared(&self.in_force, set);
-        self.names = Arc::new(self.names_now());
-        self.compile_warnings = compiled.warnings.iter().map(ToString::to_string).collect();
+        // Numbers of identities are only ever added.
+        let known = self.names.identities.len() == self.roster.identities().count();
+        if !known || !Arc::ptr_eq(&self.names.rules, &self.rules) {
+            self.names = Arc::new(self.names_now());
+        }
+        self.compile_warnings = compiled.warnings;
         if self.image.as_ref() == Some(&compiled.image) {
             self.compiled = true;
             return Ok(None);

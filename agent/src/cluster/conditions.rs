@@ -162,7 +162,7 @@ pub fn newly_refused<'s>(last: &PolicyStatus, now: &'s PolicyStatus) -> Option<&
 }
 
 fn same(told: &super::crd::NodePolicy, object: &Document) -> bool {
-    told.policy == object.title && told.uid == object.revision.uid
+    *told.policy == *object.title && *told.uid == *object.revision.uid
 }
 
 fn rules(p: &Policy) -> usize {

@@ -158,7 +158,7 @@ impl Sums {
             for object in kept.all() {
                 let Some(document) = Document::of(&object) else { continue };
                 let version = &object.metadata.resource_version;
-                let uid = &document.revision.uid;
+                let uid = &*document.revision.uid;
                 let written = self.written.get(uid);
                 // What was written last isn't here yet.
                 if written.is_some_and(|w| w.before == *version && w.at.elapsed() < LATE) {
@@ -179,15 +179,15 @@ impl Sums {
                 match self.write(resource, &object, &now).await {
                     Ok(()) => {
                         let (at, before) = (Instant::now(), version.clone());
-                        self.written.insert(uid.clone(), Written { at, before, status: now.clone() });
+                        self.written.insert(uid.to_owned(), Written { at, before, status: now.clone() });
                         if let Some(why) = newly_refused(&last, &now) {
-                            tracing::error!(object = document.title, "refused: {why}");
+                            tracing::error!(object = &*document.title, "refused: {why}");
                             self.tell(resource, &object, &document, why).await;
                         }
                     }
                     // It changed or went meanwhile; the watch will say so, and the next round looks again.
                     Err(kube::Error::Api(e)) if matches!(e.code, 404 | 409) => {}
-                    Err(e) => tracing::warn!(object = document.title, "its status can't be written yet: {e}"),
+                    Err(e) => tracing::warn!(object = &*document.title, "its status can't be written yet: {e}"),
                 }
             }
         }
@@ -217,7 +217,7 @@ impl Sums {
         match api.create(&PostParams::default(), &event).await {
             Ok(_) => {}
             Err(kube::Error::Api(e)) if e.code == 409 => {}
-            Err(e) => tracing::warn!(object = document.title, "no Event can be written: {e}"),
+            Err(e) => tracing::warn!(object = &*document.title, "no Event can be written: {e}"),
         }
     }
 }

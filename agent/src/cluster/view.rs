@@ -78,9 +78,9 @@ pub struct View {
     /// Namespaces where nothing is enforced, whatever their label and the policies say.
     pub lowered: BTreeMap<String, Lowered>,
     /// The policies' texts, by name.
-    pub texts: BTreeMap<String, Arc<str>>,
+    pub texts: BTreeMap<Arc<str>, Arc<str>>,
     /// Which forms of the objects those are, by the same names; what is built in has none.
-    pub revisions: BTreeMap<String, Revision>,
+    pub revisions: BTreeMap<Arc<str>, Revision>,
     /// What other nodes are to know of this one.
     pub published: Vec<NodeWorkload>,
     /// What looks wrong.
@@ -127,13 +127,16 @@ pub fn view(settings: &Cluster, objects: &Objects, config: &Config, here: Here<'
     view.read_postures(settings, objects, config.posture, postures);
     let pods = view.own_pods(settings, objects, given);
     view.read_workloads(&pods, pods_at);
-    let mut claims = Vec::new();
+    let others = objects.peers.iter().flat_map(|node| &node.pods).map(|pod| pod.addresses.len()).sum::<usize>();
+    let mut claims = Vec::with_capacity(others + pods.iter().map(|own| own.addresses.len()).sum::<usize>());
     for own in &pods {
-        let mine = |addr: &Addr| Claim { addr: *addr, uid: &own.pod.uid, identity: Arc::clone(&own.identity) };
+        let mine = |addr: &Addr| Claim { addr: *addr, uid: &own.pod.uid, identity: &own.identity, own: true };
         claims.extend(own.addresses.iter().map(mine));
     }
     let ports = view.read_peers(settings, objects, &mut claims);
     let claims = Claims::of(claims);
+    let nodes = objects.nodes.iter().map(|n| n.addresses.len()).sum::<usize>();
+    view.endpoints.reserve_exact(claims.len() + nodes);
     view.settle_claims(&claims, &ports);
     view.read_nodes(settings, objects);
     view.read_ranges(objects);
@@ -147,7 +150,7 @@ pub fn view(settings: &Cluster, objects: &Objects, config: &Config, here: Here<'
         node_dns: config.endpoints.iter().any(|p| matches!(p.who, Who::Class(Class::NodeDns))),
     };
     let built_in = builtin::texts(&settings.built_ins, &facts).into_iter();
-    view.texts.extend(built_in.map(|(name, text)| (name, text.into())));
+    view.texts.extend(built_in.map(|(name, text)| (name.into(), text.into())));
     view
 }
 
@@ -297,7 +300,7 @@ impl View {
             node.faults.iter().for_each(|text| self.warn(object.clone(), text.clone()));
             for pod in &node.pods {
                 named.add(&pod.identity, &pod.ports);
-                let claim = |addr: &Addr| Claim { addr: *addr, uid: &pod.uid, identity: Arc::clone(&pod.identity) };
+                let claim = |addr: &Addr| Claim { addr: *addr, uid: &pod.uid, identity: &pod.identity, own: false };
                 claims.extend(pod.addresses.iter().map(claim));
             }
         }
@@ -307,9 +310,9 @@ impl View {
 
     /// Gives each address to its one claimant; one with several identities is nobody's.
     fn settle_claims(&mut self, claims: &Claims<'_>, ports: &Named<'_>) {
-        let own: BTreeSet<Addr> = self.workloads.iter().flat_map(|w| w.addresses.iter().copied()).collect();
         let mut nobodys = BTreeSet::new();
-        self.endpoints.reserve(claims.len());
+        // Each identity is shared by all that have it.
+        let mut known: HashMap<*const Identity, (Posture, Arc<Ports>)> = HashMap::new();
         for all in claims.by_address() {
             let first = &all[0];
             if let Some(other) = all.iter().find(|c| c.identity != first.identity) {
@@ -326,15 +329,13 @@ impl View {
                         other.uid
                     ),
                 );
-            } else if !own.contains(&first.addr) {
-                self.endpoints.push(Peer {
-                    place: Place::Addr(first.addr),
-                    who: Who::Identity {
-                        posture: self.posture(&first.identity.namespace),
-                        ports: ports.of(&first.identity),
-                        identity: Arc::clone(&first.identity),
-                    },
-                });
+            } else if !first.own {
+                let identity = Arc::clone(first.identity);
+                let (posture, ports) = known
+                    .entry(Arc::as_ptr(&identity))
+                    .or_insert_with(|| (self.posture(&identity.namespace), ports.of(&identity)));
+                let who = Who::Identity { posture: *posture, ports: Arc::clone(ports), identity };
+                self.endpoints.push(Peer { place: Place::Addr(first.addr), who });
             }
         }
         for w in &mut self.workloads {
@@ -365,8 +366,8 @@ impl View {
 
     fn read_policies(&mut self, objects: &Objects) {
         for document in objects.policies.iter().filter_map(|d| Option::as_ref(d)) {
-            self.revisions.insert(document.title.clone(), document.revision.clone());
-            self.texts.insert(document.title.clone(), Arc::clone(&document.text));
+            self.revisions.insert(Arc::clone(&document.title), document.revision.clone());
+            self.texts.insert(Arc::clone(&document.title), Arc::clone(&document.text));
         }
     }
 }

@@ -24,6 +24,7 @@ use bulkhead_common::slots::{Baseline, Sides};
 use pairs::Open;
 use peers::Peers;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// What was compiled.
 #[derive(Clone, Debug)]
@@ -75,21 +76,92 @@ pub enum Warning {
     },
 }
 
+/// What was compiled last, and from what: where nothing differs of what a half of the image is made from, that half is the
+/// same.
+#[derive(Clone, Copy, Debug)]
+pub struct Former<'a> {
+    /// The policies.
+    pub set: &'a PolicySet,
+    /// The inventory.
+    pub inventory: &'a Inventory,
+    /// What came of them, by the same table of rules.
+    pub image: &'a Image,
+    /// What couldn't be taken.
+    pub warnings: &'a [Warning],
+}
+
 /// Compiles.
 pub fn compile(set: &PolicySet, inventory: &Inventory, table: &mut RuleTable) -> Compiled {
+    let (mut image, mut warnings) = (Image::default(), Vec::new());
+    rules(&mut image, set, inventory, table);
+    places::fill(&mut image, inventory, &peers::parts(set, table), &mut warnings);
+    Compiled { image, warnings }
+}
+
+/// The same, where the halves that can't have changed are taken over.
+pub fn compile_after(
+    former: Option<Former<'_>>,
+    set: &PolicySet,
+    inventory: &Inventory,
+    table: &mut Arc<RuleTable>,
+) -> Compiled {
+    let (mut image, mut warnings) = (Image::default(), Vec::new());
+    match former.filter(|f| f.set == set && same_rules(f.inventory, inventory)) {
+        Some(f) => {
+            image.rules.clone_from(&f.image.rules);
+            image.baselines.clone_from(&f.image.baselines);
+        }
+        None => rules(&mut image, set, inventory, Arc::make_mut(table)),
+    }
+    match former.filter(|f| same_places(f.inventory, inventory) && peers::nets(f.set) == peers::nets(set)) {
+        Some(f) => {
+            let (rules, baselines) = (std::mem::take(&mut image.rules), std::mem::take(&mut image.baselines));
+            let Image { cgroups, addresses, address_ports, prefixes, rules: _, baselines: _, levels, built_ins } =
+                f.image;
+            image = Image {
+                cgroups: cgroups.clone(),
+                addresses: addresses.clone(),
+                address_ports: address_ports.clone(),
+                prefixes: prefixes.clone(),
+                rules,
+                baselines,
+                levels: *levels,
+                built_ins: *built_ins,
+            };
+            warnings = f.warnings.to_vec();
+        }
+        None => places::fill(&mut image, inventory, &peers::parts(set, Arc::make_mut(table)), &mut warnings),
+    }
+    Compiled { image, warnings }
+}
+
+/// Whether nothing differs of what rules and baselines are made from beside the policies.
+fn same_rules(a: &Inventory, b: &Inventory) -> bool {
+    let Inventory { identities, elsewhere, cgroups, attach_points: _, endpoints: _, services, built_ins: _ } = a;
+    *identities == b.identities
+        && *elsewhere == b.elsewhere
+        && *services == b.services
+        && services::sources(cgroups) == services::sources(&b.cgroups)
+}
+
+/// Whether nothing differs of what says who is where, beside the parts of the world.
+fn same_places(a: &Inventory, b: &Inventory) -> bool {
+    let Inventory { identities: _, elsewhere: _, cgroups, attach_points, endpoints, services: _, built_ins } = a;
+    *cgroups == b.cgroups && *attach_points == b.attach_points && *endpoints == b.endpoints && *built_ins == b.built_ins
+}
+
+/// Fills in rules and baselines.
+fn rules(image: &mut Image, set: &PolicySet, inventory: &Inventory, table: &mut RuleTable) {
     table.begin();
     let mut peers = Peers::new(set, inventory, table);
     let clauses = clauses::clauses(set, inventory, &mut peers, table);
     table.end();
-    let baselines = baselines(set, inventory, &mut peers);
+    image.baselines = baselines(set, inventory, &mut peers);
     let open = Open::of(set.overrides(), inventory);
-    let mut entries = pairs::entries(&clauses, &peers, inventory, &baselines, &open);
+    let mut entries = pairs::entries(&clauses, &peers, inventory, &image.baselines, &open);
     entries.sort_unstable();
-    let mut image = Image { rules: entries.into_iter().collect(), baselines, ..Image::default() };
-    let mut warnings = Vec::new();
-    places::fill(&mut image, inventory, &peers, &mut warnings);
-    services::fill(&mut image, inventory);
-    Compiled { image, warnings }
+    image.rules = entries.into_iter().collect();
+    services::fill(image, inventory);
 }
 
 /// What a posture allows, on both sides.

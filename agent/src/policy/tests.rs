@@ -10,7 +10,9 @@ use super::model::*;
 use super::*;
 use crate::identity::Identity;
 use crate::image::Image;
-use crate::inventory::{Endpoint, IdentityFacts, Inventory, Owner, Place, Posture};
+use crate::inventory::{
+    AttachPoint, Endpoint, IdentityFacts, Inventory, Owner, Place, Posture, Service, WorkloadCgroup,
+};
 use bulkhead_common::maps::{AddrPort, PrefixKey};
 use bulkhead_common::verdict::{self, Flow};
 use bulkhead_common::{Addr, Class, PeerId, proto};
@@ -271,6 +273,37 @@ fn flows() -> impl Strategy<Value = Vec<(Named, Named, u8, u16)>> {
     prop::collection::vec((named(), named(), proto, port), 24)
 }
 
+/// An inventory with everything that there can be in one.
+fn settled() -> impl Strategy<Value = Inventory> {
+    let peer = || (0u32..5).prop_map(|n| PeerId(PeerId::FIRST_IDENTITY.0 + n));
+    let cgroup = (1u64..5, 1u32..4, peer(), 0u32..2).prop_map(|(id, level, peer, instance)| WorkloadCgroup {
+        id,
+        level,
+        peer,
+        instance,
+        flags: 0,
+    });
+    let point = (5u64..7, 0u32..2).prop_map(|(id, level)| AttachPoint { id, level });
+    let places = prop::collection::btree_set((select(vec![proto::TCP, proto::UDP]), 1u16..4), 1..3);
+    let service = (10u32..12, places, prop::collection::btree_set((peer(), 1u16..12), 1..3))
+        .prop_map(|(n, ports, backends)| Service { peer: PeerId(PeerId::FIRST_IDENTITY.0 + n), ports, backends });
+    let more = (
+        prop::collection::btree_set(peer(), 0..3),
+        prop::collection::vec(cgroup, 0..4),
+        prop::collection::vec(point, 0..2),
+        prop::collection::vec(service, 0..3),
+        0u32..4,
+    );
+    (inventory(), more).prop_map(|(inventory, (elsewhere, cgroups, attach_points, services, built_ins))| Inventory {
+        elsewhere,
+        cgroups,
+        attach_points,
+        services,
+        built_ins,
+        ..inventory
+    })
+}
+
 /// At least this many; more by the environment's PROPTEST_CASES.
 fn cases(least: u32) -> ProptestConfig {
     let config = ProptestConfig::default();
@@ -314,5 +347,34 @@ proptest! {
                 prop_assert_eq!(table.rule(number), side.named_rule(), "{:?}\n{:#?}", flow, expected);
             }
         }
+    }
+    /// A half that is taken over from what was compiled before is what would have come of it anew.
+    #[test]
+    fn what_is_taken_over_is_what_would_be_compiled(
+        policies in [prop::collection::vec(policy(), 0..4), prop::collection::vec(policy(), 0..4)],
+        overrides in [overrides(), overrides()], inventories in [settled(), settled()], differs in any::<[bool; 8]>(),
+    ) {
+        let [set, other] = [0, 1].map(|n| policies[n].iter().cloned().collect::<PolicySet>().under(overrides[n].clone()));
+        let [was, other_inventory] = inventories;
+        let one = |n: usize| if differs[n] { &other_inventory } else { &was };
+        let is = Inventory {
+            identities: one(0).identities.clone(),
+            elsewhere: one(1).elsewhere.clone(),
+            cgroups: one(2).cgroups.clone(),
+            attach_points: one(3).attach_points.clone(),
+            endpoints: one(4).endpoints.clone(),
+            services: one(5).services.clone(),
+            built_ins: one(6).built_ins,
+        };
+        let next = if differs[7] { &other } else { &set };
+
+        let mut table = Arc::new(RuleTable::default());
+        let Compiled { image, warnings } = compile_after(None, &set, &was, &mut table);
+        let mut anew = RuleTable::clone(&table);
+        let former = Former { set: &set, inventory: &was, image: &image, warnings: &warnings };
+        let got = compile_after(Some(former), next, &is, &mut table);
+        let expected = compile(next, &is, &mut anew);
+        prop_assert_eq!(got.image, expected.image);
+        prop_assert_eq!(got.warnings, expected.warnings);
     }
 }

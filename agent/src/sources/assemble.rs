@@ -110,7 +110,8 @@ pub fn assemble(
 
     let number = config.endpoints.len()
         + config.ranges.len()
-        + config.workloads.iter().map(|w| w.addresses.len()).sum::<usize>();
+        + config.workloads.iter().map(|w| w.addresses.len()).sum::<usize>()
+        + config.services.iter().map(|s| s.places.len()).sum::<usize>();
     // And a few that are always there, so that it never has to grow.
     inventory.endpoints.reserve_exact(number + host.len() + METADATA.len() + 2);
     let mut endpoint = |place, owner| inventory.endpoints.push(Endpoint { place, owner });

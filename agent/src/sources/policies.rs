@@ -11,7 +11,7 @@ use std::sync::Arc;
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Reading {
     /// By file name.
-    pub texts: BTreeMap<String, Arc<str>>,
+    pub texts: BTreeMap<Arc<str>, Arc<str>>,
     /// Files that are there, or should be, and can't be read: name and why.
     pub unreadable: BTreeMap<String, String>,
 }
@@ -57,7 +57,7 @@ impl Reading {
         let name = path.display().to_string();
         match std::fs::read_to_string(path) {
             Ok(text) => {
-                self.texts.insert(name, text.into());
+                self.texts.insert(name.into(), text.into());
             }
             Err(e) if may_be_gone && e.kind() == std::io::ErrorKind::NotFound => {}
             Err(e) => {
@@ -78,9 +78,9 @@ pub struct Policies {
     /// About the files as they are now.
     pub findings: Vec<Diagnostic>,
     /// The last text of each file in which every document was good.
-    pub good: BTreeMap<String, Arc<str>>,
+    pub good: BTreeMap<Arc<str>, Arc<str>>,
     /// What the present texts say, so that only those that changed are read again.
-    read: BTreeMap<String, Read>,
+    read: BTreeMap<Arc<str>, Read>,
 }
 
 impl Policies {
@@ -103,7 +103,7 @@ impl Policies {
     }
 
     /// What these texts say.
-    pub fn restore(good: BTreeMap<String, Arc<str>>) -> Self {
+    pub fn restore(good: BTreeMap<Arc<str>, Arc<str>>) -> Self {
         let documents = good.iter().flat_map(|(file, text)| policy::read(file, text));
         let (set, _) = PolicySet::assemble(documents, &PolicySet::default());
         Self { set, good, ..Self::default() }
@@ -115,13 +115,13 @@ impl Policies {
         let mut good = self.good.clone();
         good.retain(|file, _| reading.texts.contains_key(file) || within(&reading.unreadable, file));
         let mut findings = Vec::new();
-        let mut read: BTreeMap<String, Read> = BTreeMap::new();
+        let mut read: BTreeMap<Arc<str>, Read> = BTreeMap::new();
         for (file, text) in &reading.texts {
             let said = self.say(file, text);
             if said.1.iter().all(Result::is_ok) {
-                good.insert(file.clone(), Arc::clone(text));
+                good.insert(Arc::clone(file), Arc::clone(text));
             }
-            read.insert(file.clone(), said);
+            read.insert(Arc::clone(file), said);
         }
         let mut documents: Vec<Document> = read.values().flat_map(|(_, documents)| documents.iter().cloned()).collect();
         for (file, why) in &reading.unreadable {
@@ -137,7 +137,7 @@ impl Policies {
         for (file, text) in good.iter().filter(|(file, _)| !reading.texts.contains_key(*file)) {
             let said = self.say(file, text);
             documents.extend(said.1.iter().cloned());
-            read.insert(file.clone(), said);
+            read.insert(Arc::clone(file), said);
         }
         let (set, more) = PolicySet::assemble(documents, &self.set);
         findings.extend(more);

@@ -105,12 +105,12 @@ impl Cluster {
         &self.view.lowered
     }
 
-    fn texts(&self) -> impl Iterator<Item = (String, Arc<str>)> {
-        self.view.texts.iter().map(|(name, text)| (name.clone(), Arc::clone(text)))
+    fn texts(&self) -> impl Iterator<Item = (Arc<str>, Arc<str>)> {
+        self.view.texts.iter().map(|(name, text)| (Arc::clone(name), Arc::clone(text)))
     }
 
     /// The policies among the objects, by the names of [`Self::texts`].
-    pub(super) fn revisions(&self) -> impl Iterator<Item = (&String, &Revision)> {
+    pub(super) fn revisions(&self) -> impl Iterator<Item = (&Arc<str>, &Revision)> {
         self.view.revisions.iter()
     }
 

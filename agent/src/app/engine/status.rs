@@ -49,7 +49,7 @@ impl<K: Kernel> Engine<K> {
             .chain(&self.assembly_warnings)
             .chain(&expiring)
             .map(|d| Finding { file: d.file.to_string(), error: d.is_error(), text: d.to_string() })
-            .chain(self.compile_warnings.iter().cloned().chain(shared(&owners)).map(|text| Finding {
+            .chain(self.compile_warnings.iter().map(ToString::to_string).chain(shared(&owners)).map(|text| Finding {
                 file: String::new(),
                 error: false,
                 text,
@@ -58,10 +58,10 @@ impl<K: Kernel> Engine<K> {
         let refused: BTreeSet<&str> =
             self.policies.findings.iter().filter(|d| d.is_error()).map(|d| &*d.file).collect();
         let objects = self.cluster.iter().flat_map(super::Cluster::revisions).map(|(name, revision)| ObjectStatus {
-            name: name.clone(),
-            uid: revision.uid.clone(),
+            name: name.to_string(),
+            uid: revision.uid.to_string(),
             generation: revision.generation,
-            in_force: self.compiled && !refused.contains(name.as_str()),
+            in_force: self.compiled && !refused.contains(&**name),
         });
         let all = &self.config.workloads;
         let named = Ids::of(all.iter().map(|w| &w.identity));

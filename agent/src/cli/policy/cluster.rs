@@ -57,7 +57,7 @@ fn of(objects: &Objects) -> anyhow::Result<Present> {
         eprintln!("warning: {finding}");
     }
     let policies = policies.under(Overrides { lowered: view.lowered.clone(), ..Overrides::default() });
-    let texts = view.texts.iter().map(|(file, text)| (file.clone(), text.to_string())).collect();
+    let texts = view.texts.iter().map(|(file, text)| (file.to_string(), text.to_string())).collect();
     Ok(Present { inventory: known.inventory, policies, texts })
 }
 

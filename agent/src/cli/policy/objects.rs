@@ -41,6 +41,6 @@ pub(super) fn present(file: &Path, config_file: Option<&Path>) -> anyhow::Result
         return refuse(&findings);
     }
     let policies = policies.under(Overrides { lowered: view.lowered, ..Overrides::default() });
-    let texts = view.texts.into_iter().map(|(title, text)| (title, text.to_string())).collect();
+    let texts = view.texts.into_iter().map(|(title, text)| (title.to_string(), text.to_string())).collect();
     Ok(Present { inventory, policies, texts })
 }

@@ -14,8 +14,8 @@ fn policy(generation: i64, spec: &str) -> Document {
         "apiVersion": "bulkhead.dev/v1alpha1", "kind": "SegmentationPolicy",
         "metadata": {"name": "web", "namespace": "shop"}, "spec": spec,
     });
-    let revision = Revision { uid: "u1".to_owned(), generation };
-    Document { title: TITLE.to_owned(), text: text.to_string().into(), revision }
+    let revision = Revision { uid: "u1".into(), generation };
+    Document { title: TITLE.into(), text: text.to_string().into(), revision }
 }
 
 fn good(generation: i64) -> Document {

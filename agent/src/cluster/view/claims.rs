@@ -11,7 +11,9 @@ use std::sync::Arc;
 pub(super) struct Claim<'a> {
     pub(super) addr: Addr,
     pub(super) uid: &'a str,
-    pub(super) identity: Arc<Identity>,
+    pub(super) identity: &'a Arc<Identity>,
+    /// Whether it is a pod of this node.
+    pub(super) own: bool,
 }
 
 /// All claims, in the order of addresses.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Revision {
     /// Which object of that name.
-    pub uid: String,
+    pub uid: Arc<str>,
     /// Which form of it.
     pub generation: i64,
 }
@@ -17,7 +17,7 @@ pub struct Revision {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Document {
     /// Its kind, namespace if it has one, and name, with slashes between them: the file's name.
-    pub title: String,
+    pub title: Arc<str>,
     /// What it says.
     pub text: Arc<str>,
     /// Which form that is.
@@ -41,8 +41,10 @@ impl Document {
         if let Some(spec) = object.data.get("spec") {
             text["spec"] = spec.clone();
         }
-        let revision =
-            Revision { uid: meta.uid.clone().unwrap_or_default(), generation: meta.generation.unwrap_or_default() };
-        Some(Self { title, text: text.to_string().into(), revision })
+        let revision = Revision {
+            uid: meta.uid.as_deref().unwrap_or_default().into(),
+            generation: meta.generation.unwrap_or_default(),
+        };
+        Some(Self { title: title.into(), text: text.to_string().into(), revision })
     }
 }

@@ -37,7 +37,7 @@ impl View {
         let inside = |a: &Addr| ranges.iter().any(|r| crate::image::masked(a, r.bits) == r.addr);
         let who = |a: &Addr| match (class_at.get(a), claims.first(a)) {
             (Some(c), _) => Backend::Class(*c),
-            (None, Some(claim)) => Backend::Identity(Arc::clone(&claim.identity)),
+            (None, Some(claim)) => Backend::Identity(Arc::clone(claim.identity)),
             (None, None) if inside(a) => Backend::Class(Class::Unknown),
             (None, None) => Backend::Class(Class::World),
         };

@@ -59,14 +59,7 @@ impl<'a> Peers<'a> {
             .flat_map(|(peer, facts)| facts.identity.ids.iter().map(|id| (id.as_str(), *peer)))
             .collect();
         by_id.sort_unstable();
-        let nets: BTreeSet<IpNet> = set.iter().flat_map(named_nets).collect();
-        let parts = nets.into_iter().map(|net| (net, table.part_number(net))).collect();
-        Self { inventory, by_id, matched: HashMap::new(), parts }
-    }
-
-    /// The parts of the world that rules tell apart, each without the smaller ones inside it.
-    pub(super) fn parts(&self) -> &[(IpNet, PeerId)] {
-        &self.parts
+        Self { inventory, by_id, matched: HashMap::new(), parts: parts(set, table) }
     }
 
     /// Every identity's number.
@@ -146,6 +139,16 @@ impl<'a> Peers<'a> {
         }
         PeerSet { any: false, ids: ids.into_iter().collect() }
     }
+}
+
+/// The parts of the world that rules tell apart, each without the smaller ones inside it.
+pub(super) fn parts(set: &PolicySet, table: &mut RuleTable) -> Vec<(IpNet, PeerId)> {
+    nets(set).into_iter().map(|net| (net, table.part_number(net))).collect()
+}
+
+/// What bounds them.
+pub(super) fn nets(set: &PolicySet) -> BTreeSet<IpNet> {
+    set.iter().flat_map(named_nets).collect()
 }
 
 /// Every CIDR that a policy names, also as an exception: each bounds a part of the world.

@@ -5,7 +5,6 @@
 //! longer prefix wins, and an address over any prefix.
 
 use super::super::compile::Warning;
-use super::peers::Peers;
 use crate::image::{Image, masked};
 use crate::inventory::{Inventory, Owner, Place};
 use bulkhead_common::maps::{MAX_LEVEL, PrefixKey};
@@ -64,16 +63,19 @@ impl<T: Copy> Trie<T> {
 }
 
 /// Fills in everything but rules and baselines.
-pub(super) fn fill(image: &mut Image, inventory: &Inventory, peers: &Peers<'_>, warnings: &mut Vec<Warning>) {
+pub(super) fn fill(image: &mut Image, inventory: &Inventory, parts: &[(IpNet, PeerId)], warnings: &mut Vec<Warning>) {
     image.built_ins = inventory.built_ins;
     cgroups(image, inventory, warnings);
 
-    let mut at_addr: BTreeMap<Addr, Owner> = BTreeMap::new();
+    let mut at_addr: Vec<(Addr, Owner)> = Vec::with_capacity(inventory.endpoints.len());
     let mut at_port = BTreeMap::new();
     let mut at_prefix: BTreeMap<PrefixKey, Owner> = BTreeMap::new();
     for e in &inventory.endpoints {
         let taken = match e.place {
-            Place::Addr(addr) => better(at_addr.entry(addr).or_insert(e.owner), e.owner),
+            Place::Addr(addr) => {
+                at_addr.push((addr, e.owner));
+                continue;
+            }
             Place::Port(key) => better(at_port.entry(key).or_insert(e.owner), e.owner),
             Place::Prefix(key) => {
                 let key = PrefixKey { bits: key.bits.min(128), addr: masked(&key.addr, key.bits) };
@@ -84,12 +86,23 @@ pub(super) fn fill(image: &mut Image, inventory: &Inventory, peers: &Peers<'_>, 
             warnings.push(Warning::ClaimedTwice { place: e.place, kept, other });
         }
     }
+    // Of addresses there may be very many: sorted once, they become a map without half-full nodes.
+    at_addr.sort_by_key(|(addr, _)| *addr);
+    at_addr.dedup_by(|(addr, owner), (last, kept)| {
+        if addr != last {
+            return false;
+        }
+        if let Some((kept, other)) = better(kept, *owner) {
+            warnings.push(Warning::ClaimedTwice { place: Place::Addr(*addr), kept, other });
+        }
+        true
+    });
     for (prefix, class) in BUILT_IN {
         at_prefix.entry(prefix).or_insert(Owner::Class(class));
     }
 
     let owners = Trie::of(at_prefix);
-    let parts = Trie::of(peers.parts().iter().map(|(net, peer)| (key(net), *peer)).collect());
+    let parts = Trie::of(parts.iter().map(|(net, peer)| (key(net), *peer)).collect());
     // The world at a place is the smallest part of it that some rule names. A prefix of IPv6 that is short enough to
     // hold the IPv4 addresses in their widened form doesn't mean them.
     let bind = |owner: Owner, addr: &Addr, bits: u32| match owner {
@@ -111,9 +124,7 @@ pub(super) fn fill(image: &mut Image, inventory: &Inventory, peers: &Peers<'_>, 
             image.prefixes.insert(*prefix, Binding::of(*part));
         }
     }
-    for (addr, o) in &at_addr {
-        image.addresses.insert(*addr, bind(*o, addr, 128));
-    }
+    image.addresses = at_addr.iter().map(|(addr, o)| (*addr, bind(*o, addr, 128))).collect();
     for (key, o) in &at_port {
         image.address_ports.insert(*key, bind(*o, &key.addr, 128));
         let rest = image.addresses.entry(key.addr).or_insert_with(|| bind(owner(&key.addr, 128), &key.addr, 128));

@@ -5,18 +5,17 @@
 //! own ingress, where it sees who comes. Made from the finished entries of the pairs, so it can't say otherwise than they.
 
 use crate::image::Image;
-use crate::inventory::Inventory;
+use crate::inventory::{Inventory, WorkloadCgroup};
 use bulkhead_common::maps::RuleKey;
 use bulkhead_common::slots::{Baseline, Permit, Sides};
 use bulkhead_common::{Flow, PeerId, verdict};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Adds the entries of all Services, as seen from this node's workloads.
 pub(super) fn fill(image: &mut Image, inventory: &Inventory) {
-    let sources: BTreeSet<PeerId> =
-        inventory.cgroups.iter().map(|c| c.peer).chain([PeerId::UNKNOWN_WORKLOAD]).collect();
+    let sources = sources(&inventory.cgroups);
+    let mut entries = BTreeMap::new();
     for service in &inventory.services {
-        let mut entries = Vec::new();
         for src in &sources {
             for (proto, port) in &service.ports {
                 let answers =
@@ -32,12 +31,17 @@ pub(super) fn fill(image: &mut Image, inventory: &Inventory) {
                 let key = RuleKey { src: src.0, dst: service.peer.0, port: *port, proto: *proto, size: 16 };
                 let permit =
                     Permit { sides: Sides(sides), egress_rule: told.egress_rule, ingress_rule: told.ingress_rule };
-                entries.push((key, permit.encode()));
+                entries.insert(key, permit.encode());
             }
         }
-        image.rules.extend(entries);
-        // For sources that aren't this node's, of which there are none at its hooks.
-        let closed = Baseline { sides: Sides::NONE, sockets_now: 0, sockets_audited: 0 };
-        image.baselines.insert(service.peer, closed);
     }
+    image.rules.append(&mut entries);
+    // For sources that aren't this node's, of which there are none at its hooks.
+    let closed = Baseline { sides: Sides::NONE, sockets_now: 0, sockets_audited: 0 };
+    image.baselines.extend(inventory.services.iter().map(|s| (s.peer, closed)));
+}
+
+/// Who of this node may connect to one.
+pub(super) fn sources(cgroups: &[WorkloadCgroup]) -> BTreeSet<PeerId> {
+    cgroups.iter().map(|c| c.peer).chain([PeerId::UNKNOWN_WORKLOAD]).collect()
 }
