@@ -24,6 +24,12 @@ pub(super) const GRACE: u64 = 5_000_000;
 /// A connection that works has had a message within this time; what was lost in between is sent again by then.
 const SILENT: u64 = 4_000_000;
 
+/// How many attempts of either kind are told in words.
+const SHOWN: usize = 12;
+
+/// The word for what arrived where it never should have.
+const REACHED: &str = "reached";
+
 /// The moments of a step, in microseconds.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Times {
@@ -106,7 +112,7 @@ pub(super) fn judge<'a>(
         for to in reached {
             if !old.allows(a.from, to) && !new.allows(a.from, to) && !a.unguarded {
                 found.false_allows += 1;
-                found.tell("reached", to, &a, times);
+                found.tell(REACHED, to, &a, times);
             }
         }
         // One that is still under way says nothing yet, unless it arrived.
@@ -162,7 +168,8 @@ impl Found {
             let mut words = None;
             let never = !was && !is && c.kept.last >= times.last && !c.unguarded;
             let recent = c.kept.last + RECENT >= times.last;
-            if !is && c.kept.last >= times.settled() || never {
+            let still = !is && c.kept.last >= times.settled() && !c.unguarded;
+            if still || never {
                 self.held_leaks += 1;
                 words = Some("still reaches");
             } else if was && is && c.opened < times.start && recent && !c.shaky {
@@ -186,10 +193,12 @@ impl Found {
     }
 
     fn tell(&mut self, word: &str, to: &str, a: &Tried<'_>, times: Times) {
-        if self.words.len() < 12 {
+        // What arrived and never should have comes before what is only lost, of which there may be very much.
+        let place = if word == REACHED { 0 } else { self.words.len() };
+        if place < SHOWN && self.words.len() < 2 * SHOWN {
             let at = (i128::from(a.sent) - i128::from(times.changed)) / 1000;
             let outcome = a.attempt.outcome.as_deref().unwrap_or("under way");
-            self.words.push(format!("{} {word} {to}: {} ({outcome}) at {at} ms", a.from, a.way));
+            self.words.insert(place, format!("{} {word} {to}: {} ({outcome}) at {at} ms", a.from, a.way));
         }
     }
 }

@@ -15,6 +15,7 @@ use crate::e2e::estate::Truth;
 use crate::e2e::grid::{get, items, now, text};
 use crate::e2e::interrupt::wait;
 use crate::e2e::judge::GRACE;
+use crate::e2e::story::posture;
 use crate::run;
 
 /// The node that gets its agent first, and the one that gets it later.
@@ -41,20 +42,24 @@ pub(super) fn run(bed: &mut Bed) -> Result<()> {
         bed.expect(items(&left).count() == 0, "the DaemonSet is still there");
         Ok(())
     })?;
-    bed.step("rolled out to one node, which has a taint until then", meant.clone(), |bed| {
+    bed.step("rolled out to one node, which has a taint until then", Truth::All, |bed| {
+        posture(bed, "observe")?;
         let shipped = run::root().join("deploy/kubernetes/startup-taint.yaml");
         bed.kubectl(&["apply", "--server-side", "-f", &shipped.to_string_lossy()])?;
         bed.kubectl(&["taint", "node", FIRST, &format!("{TAINT}=:NoSchedule")])?;
         ensure!(tainted(bed)?, "{FIRST} has no taint, so none can be taken off");
         // What the former agents told of their nodes would stay as it is: docs/kubernetes.md, a rollout node by node.
         bed.kubectl(&["delete", "nodeendpoints", "--all"])?;
-        bed.unguarded = Some((LATER, 0, u64::MAX / 2));
         let overlay = overlay(bed)?;
         bed.deploy_from(&overlay)?;
         let there: Vec<String> = bed.agents()?.into_iter().map(|a| a.node).collect();
         ensure!(there == [FIRST], "agents are on {there:?}, not on {FIRST} alone");
         wait("the taint to be taken off", Duration::from_secs(20), || Ok((!tainted(bed)?).then_some(())))?;
         told_by(bed, LATER, FIRST)
+    })?;
+    bed.step("enforced there, beside a node without an agent", meant.clone(), |bed| {
+        bed.unguarded = Some((LATER, 0, u64::MAX / 2));
+        posture(bed, "enforce")
     })?;
     bed.step("and to the other", meant, |bed| {
         bed.deploy()?;
@@ -75,8 +80,9 @@ fn tainted(bed: &Bed) -> Result<bool> {
 /// Waits until it is `by` who tells of the node's pods.
 fn told_by(bed: &Bed, node: &str, by: &str) -> Result<()> {
     wait("the node's pods to be told of", Duration::from_secs(60), || {
-        let told = get(&bed.state, &["nodeendpoints", node])?;
-        Ok((text(&told["spec"]["publishedBy"]) == by).then_some(()))
+        let all = get(&bed.state, &["nodeendpoints"])?;
+        let told = items(&all).find(|told| told["metadata"]["name"] == node);
+        Ok(told.filter(|told| text(&told["spec"]["publishedBy"]) == by).map(drop))
     })
     .with_context(|| format!("{by} doesn't tell of {node}"))
 }
