@@ -48,7 +48,7 @@ pub(super) fn tell(bed: &mut Bed, runs: usize) -> Result<()> {
 }
 
 /// Labels all namespaces.
-pub(super) fn posture(bed: &mut Bed, word: &str) -> Result<()> {
+fn posture(bed: &mut Bed, word: &str) -> Result<()> {
     let label = format!("bulkhead.dev/posture={word}");
     let mut words = vec!["label", "namespace", "--overwrite"];
     words.extend(NAMESPACES);

@@ -11,11 +11,10 @@ use serde_json::{Value, json};
 
 use super::{nodes, pinned, pins};
 use crate::e2e::bed::{Bed, SYSTEM, folder};
-use crate::e2e::estate::Truth;
+use crate::e2e::estate::{NAMESPACES, Truth};
 use crate::e2e::grid::{get, items, now, text};
 use crate::e2e::interrupt::wait;
 use crate::e2e::judge::GRACE;
-use crate::e2e::story::posture;
 use crate::run;
 
 /// The node that gets its agent first, and the one that gets it later.
@@ -42,8 +41,8 @@ pub(super) fn run(bed: &mut Bed) -> Result<()> {
         bed.expect(items(&left).count() == 0, "the DaemonSet is still there");
         Ok(())
     })?;
-    bed.step("rolled out to one node, which has a taint until then", Truth::All, |bed| {
-        posture(bed, "observe")?;
+    bed.step("rolled out to one node", Truth::All, |bed| {
+        lower(bed, "=observe")?;
         let shipped = run::root().join("deploy/kubernetes/startup-taint.yaml");
         bed.kubectl(&["apply", "--server-side", "-f", &shipped.to_string_lossy()])?;
         bed.kubectl(&["taint", "node", FIRST, &format!("{TAINT}=:NoSchedule")])?;
@@ -57,9 +56,9 @@ pub(super) fn run(bed: &mut Bed) -> Result<()> {
         wait("the taint to be taken off", Duration::from_secs(20), || Ok((!tainted(bed)?).then_some(())))?;
         told_by(bed, LATER, FIRST)
     })?;
-    bed.step("enforced there, beside a node without an agent", meant.clone(), |bed| {
+    bed.step("enforced beside a node without one", meant.clone(), |bed| {
         bed.unguarded = Some((LATER, 0, u64::MAX / 2));
-        posture(bed, "enforce")
+        lower(bed, "-")
     })?;
     bed.step("and to the other", meant, |bed| {
         bed.deploy()?;
@@ -70,6 +69,13 @@ pub(super) fn run(bed: &mut Bed) -> Result<()> {
         bed.kubectl(&["delete", "-f", &shipped.to_string_lossy()])?;
         bed.examine()
     })
+}
+
+/// Sets the reversal switch of every namespace, or takes it off.
+fn lower(bed: &Bed, to: &str) -> Result<()> {
+    let word = format!("bulkhead.dev/override{to}");
+    let words = [&["annotate", "namespace", "--overwrite"], &NAMESPACES[..], &[word.as_str()]].concat();
+    bed.kubectl(&words).map(drop)
 }
 
 fn tainted(bed: &Bed) -> Result<bool> {
