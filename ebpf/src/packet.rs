@@ -144,29 +144,6 @@ fn headers(skb: *mut __sk_buff, p: &mut Packet) -> Option<()> {
     Some(())
 }
 
-/// Whether it is a UDP datagram to this end, with nothing between the two headers: what most datagrams are, and told by
-/// less than [`parse`] takes. Of one that isn't, only that tells.
-#[inline(always)]
-pub fn is_datagram_to(skb: *mut __sk_buff, to: &Addr, port: u16) -> bool {
-    const VERSION_4_WITHOUT_OPTIONS: u8 = 0x45;
-    let [a, b, c, d] = to.words();
-    let Some(first) = load::<[u8; 24]>(skb, 0) else { return false };
-    if first[0] == VERSION_4_WITHOUT_OPTIONS {
-        return first[9] == proto::UDP
-            && u16::from_be_bytes([first[6], first[7]]) & 0x1fff == 0
-            && to.is_v4()
-            && u32::from_ne_bytes([first[16], first[17], first[18], first[19]]) == d
-            && u16::from_be_bytes([first[22], first[23]]) == port;
-    }
-    if first[0] >> 4 != 6 || first[6] != proto::UDP {
-        return false;
-    }
-    // The address, and both ports.
-    let Some(rest) = load::<[u32; 5]>(skb, 24) else { return false };
-    let [_, _, high, low] = rest[4].to_ne_bytes();
-    (rest[0] ^ a) | (rest[1] ^ b) | (rest[2] ^ c) | (rest[3] ^ d) == 0 && u16::from_be_bytes([high, low]) == port
-}
-
 /// Walks over IPv6 extension headers (RFC 8200, 4) to the transport header: its protocol and offset.
 #[inline(always)]
 fn transport(skb: *mut __sk_buff, first: u8) -> Option<(u8, u32)> {

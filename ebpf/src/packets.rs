@@ -20,7 +20,7 @@ use crate::flow;
 use crate::kept::{bulkhead_keep_verdict, bulkhead_mark_server, cached, cookie, socket};
 use crate::log::{self, Note};
 use crate::maps::{OLD_SOCKETS, SOCKETS};
-use crate::packet::{Packet, is_datagram_to, parse};
+use crate::packet::{Packet, parse};
 use crate::record::{Decision, record};
 use crate::storage;
 use crate::tables::{Snapshot, judge};
@@ -92,16 +92,11 @@ pub fn packet<const OUT: bool>(skb: *mut __sk_buff) -> bool {
         // A listener's own packets are the answers to SYNs that were judged on their way in. They carry nothing.
         return true;
     }
-    if connected {
+    if connected && (tcp || !OUT) {
         let kept = storage::verdict(SOCKETS.get(sk), cookie(skb));
         if !kept.is_null() {
             let v = cached(kept);
-            let current = v.epoch() == s.epoch && v.passes();
-            if !tcp && OUT {
-                if current && v.role() != role::NONE && goes_to_peer(skb, kept) {
-                    return true;
-                }
-            } else if current {
+            if v.epoch() == s.epoch && v.passes() {
                 if OUT && traffic::is_due(kept) {
                     bulkhead_carried(skb);
                 }
@@ -342,13 +337,6 @@ fn goes_to(kept: *const SocketVerdict, peer: &Addr, port: u16) -> bool {
     unsafe { (*kept).peer_port == port && same(&(*kept).peer, peer) }
 }
 
-/// Whether a packet on its way out is plainly a UDP datagram to the peer that the verdict is about.
-#[inline(always)]
-fn goes_to_peer(skb: *mut __sk_buff, kept: *const SocketVerdict) -> bool {
-    // SAFETY: a non-null pointer to the socket's storage.
-    unsafe { is_datagram_to(skb, &(*kept).peer, (*kept).peer_port) }
-}
-
 #[inline(always)]
 fn datagram<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot) -> u32 {
     let sk = socket(skb);
@@ -364,6 +352,16 @@ fn datagram<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot) -> u32 {
     let told = |passes: bool, as_role: u32| {
         if answer && passes && as_role == role::CLIENT { PASS | ANSWER } else { passes as u32 }
     };
+    if OUT && whole && p.proto == proto::UDP {
+        // What most datagrams of a connected socket end with, before anything else is looked up.
+        let kept = storage::verdict(SOCKETS.get(sk), cookie(skb));
+        if !kept.is_null() && connected(sk) && goes_to(kept, &p.daddr, p.dport) {
+            let old = cached(kept);
+            if old.role() != role::NONE && old.epoch() == s.epoch {
+                return old.passes() as u32;
+            }
+        }
+    }
     let v = &view::<OUT>(skb, sk, s);
     let (d, kind) = (undecided::<OUT>(&mut space, v, p), control::<OUT>(s, v.skb, v.sk, !v.kept.is_null(), p));
     if !whole {
