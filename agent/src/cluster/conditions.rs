@@ -39,8 +39,8 @@ impl Fleet {
             .collect::<BTreeMap<_, _>>();
         let mut at: BTreeMap<&Identity, BTreeSet<String>> = BTreeMap::new();
         for of in peers.iter().filter(|p| nodes.contains(&*p.node)) {
-            for pod in &of.pods {
-                at.entry(&pod.identity).or_default().insert(of.node.to_string());
+            for pod in of.pods() {
+                at.entry(pod.identity).or_default().insert(of.node.to_string());
             }
         }
         let facts = |identity: &Identity| IdentityFacts {

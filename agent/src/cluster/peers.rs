@@ -1,6 +1,7 @@
 //! What the agents say of their nodes' pods, each object read once. Pure.
 //!
-//! There may be tens of thousands of pods, of far fewer identities: those are kept once, and shared.
+//! There may be tens of thousands of pods, of far fewer identities: those are kept once, and shared. A node's UIDs lie side
+//! by side, and so do its addresses.
 
 use super::crd::NodeEndpoints;
 use super::pod;
@@ -20,8 +21,11 @@ pub struct NodePeers {
     pub node: Box<str>,
     /// Whose agent says it.
     pub published_by: Box<str>,
-    /// Its pods.
-    pub pods: Box<[PeerPod]>,
+    pods: Box<[One]>,
+    /// All its pods' UIDs, one after the other ...
+    uids: Box<str>,
+    /// ... and their addresses.
+    addresses: Box<[Addr]>,
     /// What of it can't be taken, a line each.
     pub faults: Box<[String]>,
 }
@@ -31,19 +35,44 @@ impl NodePeers {
     pub fn is_its_own(&self) -> bool {
         self.node == self.published_by
     }
+
+    /// Its pods.
+    pub fn pods(&self) -> impl Iterator<Item = PeerPod<'_>> {
+        let starts = std::iter::once((0, 0)).chain(self.pods.iter().map(|one| one.ends));
+        self.pods.iter().zip(starts).map(|(one, (uid, address))| PeerPod {
+            uid: &self.uids[uid..one.ends.0],
+            identity: &one.identity,
+            ports: &one.ports,
+            addresses: &self.addresses[address..one.ends.1],
+        })
+    }
+
+    /// How many addresses they have together.
+    pub fn addresses(&self) -> usize {
+        self.addresses.len()
+    }
+}
+
+/// What is kept of a pod by itself.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct One {
+    identity: Arc<Identity>,
+    ports: Arc<Ports>,
+    /// Where its UID and its addresses end among all of them. They begin where those of the one before end.
+    ends: (usize, usize),
 }
 
 /// A pod of another node.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct PeerPod {
+#[derive(Clone, Copy, Debug)]
+pub struct PeerPod<'a> {
     /// Its UID.
-    pub uid: Box<str>,
+    pub uid: &'a str,
     /// Who it is.
-    pub identity: Arc<Identity>,
+    pub identity: &'a Arc<Identity>,
     /// Its named ports.
-    pub ports: Arc<Ports>,
+    pub ports: &'a Ports,
     /// Its addresses.
-    pub addresses: Box<[Addr]>,
+    pub addresses: &'a [Addr],
 }
 
 /// Values that are kept once.
@@ -57,7 +86,7 @@ impl Reader {
     /// Reads an object.
     pub fn read(&mut self, object: &NodeEndpoints) -> NodePeers {
         let node = object.metadata.name.as_deref().unwrap_or_default();
-        let (mut pods, mut faults) = (Vec::new(), Vec::new());
+        let (mut pods, mut uids, mut addresses, mut faults) = (Vec::new(), String::new(), Vec::new(), Vec::new());
         for w in &object.spec.workloads {
             let ids: Result<BTreeSet<SpiffeId>, _> = w.ids.iter().map(|id| id.parse()).collect();
             let ids = match ids {
@@ -68,7 +97,6 @@ impl Reader {
                     continue;
                 }
             };
-            let mut addresses = Vec::with_capacity(w.addresses.len());
             for text in &w.addresses {
                 match pod::address(text) {
                     Some(a) => addresses.push(a),
@@ -76,15 +104,22 @@ impl Reader {
                 }
             }
             let named = w.ports.iter().filter_map(|(name, text)| Some((name.clone(), read_port(text)?))).collect();
-            pods.push(PeerPod {
-                uid: w.uid.as_str().into(),
+            uids.push_str(&w.uid);
+            pods.push(One {
                 identity: self.identities.one(Identity { namespace: w.namespace.clone(), ids }),
                 ports: self.ports.one(named),
-                addresses: addresses.into(),
+                ends: (uids.len(), addresses.len()),
             });
         }
         let published_by = object.spec.published_by.as_str().into();
-        NodePeers { node: node.into(), published_by, pods: pods.into(), faults: faults.into() }
+        NodePeers {
+            node: node.into(),
+            published_by,
+            pods: pods.into(),
+            uids: uids.into(),
+            addresses: addresses.into(),
+            faults: faults.into(),
+        }
     }
 }
 
@@ -141,9 +176,10 @@ mod tests {
             "{uid: a, namespace: s, ids: ['spiffe://t/a'], addresses: [10.0.0.1, nonsense], ports: {http: TCP/80, x: '1'}}, \
              {uid: b, namespace: s, ids: [bad], addresses: [10.0.0.2]}, {uid: c, namespace: s, ids: [], addresses: []}",
         );
-        assert_eq!(all.pods.len(), 1);
-        assert_eq!((all.pods[0].addresses.len(), all.pods[0].ports["http"]), (1, (6, 80)));
-        assert_eq!(all.pods[0].ports.len(), 1);
+        let pods: Vec<PeerPod<'_>> = all.pods().collect();
+        assert_eq!(pods.len(), 1);
+        assert_eq!((pods[0].addresses.len(), pods[0].ports["http"]), (1, (6, 80)));
+        assert_eq!(pods[0].ports.len(), 1);
         let faults = all.faults.join("\n");
         assert!(faults.contains("n2 says of pod b") && faults.contains("`nonsense` isn't an address"), "{faults}");
     }
@@ -153,7 +189,24 @@ mod tests {
         let mut reader = Reader::default();
         let pod = "{uid: a, namespace: s, ids: ['spiffe://t/a'], addresses: [10.0.0.1]}";
         let (one, two) = (read(&mut reader, pod), read(&mut reader, pod));
-        assert!(Arc::ptr_eq(&one.pods[0].identity, &two.pods[0].identity));
+        let identity = |all: &NodePeers| all.pods().next().map(|pod| Arc::as_ptr(pod.identity));
+        assert_eq!(identity(&one), identity(&two));
         assert_eq!(one, two);
+    }
+
+    #[test]
+    fn each_pod_has_its_own_uid_and_addresses() {
+        let all = read(
+            &mut Reader::default(),
+            "{uid: a, namespace: s, ids: ['spiffe://t/a'], addresses: [10.0.0.1, 'fd00::1']}, \
+             {uid: none, namespace: s, ids: ['spiffe://t/b'], addresses: []}, \
+             {uid: bad, namespace: s, ids: [bad], addresses: [10.0.0.8]}, \
+             {uid: c, namespace: s, ids: ['spiffe://t/c'], addresses: [10.0.0.2]}",
+        );
+        let address = |text: &str| pod::address(text).expect("an address");
+        let pods: Vec<_> = all.pods().map(|pod| (pod.uid, pod.addresses.to_vec())).collect();
+        let (a, c) = (vec![address("10.0.0.1"), address("fd00::1")], vec![address("10.0.0.2")]);
+        assert_eq!(pods, [("a", a), ("none", Vec::new()), ("c", c)]);
+        assert_eq!(all.addresses(), 3);
     }
 }

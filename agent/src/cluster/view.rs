@@ -127,7 +127,7 @@ pub fn view(settings: &Cluster, objects: &Objects, config: &Config, here: Here<'
     view.read_postures(settings, objects, config.posture, postures);
     let pods = view.own_pods(settings, objects, given);
     view.read_workloads(&pods, pods_at);
-    let others = objects.peers.iter().flat_map(|node| &node.pods).map(|pod| pod.addresses.len()).sum::<usize>();
+    let others = objects.peers.iter().map(|node| node.addresses()).sum::<usize>();
     let mut claims = Vec::with_capacity(others + pods.iter().map(|own| own.addresses.len()).sum::<usize>());
     for own in &pods {
         let mine = |addr: &Addr| Claim { addr: *addr, uid: &own.pod.uid, identity: &own.identity, own: true };
@@ -298,9 +298,9 @@ impl View {
                 continue;
             }
             node.faults.iter().for_each(|text| self.warn(object.clone(), text.clone()));
-            for pod in &node.pods {
-                named.add(&pod.identity, &pod.ports);
-                let claim = |addr: &Addr| Claim { addr: *addr, uid: &pod.uid, identity: &pod.identity, own: false };
+            for pod in node.pods() {
+                named.add(pod.identity, pod.ports);
+                let claim = |addr: &Addr| Claim { addr: *addr, uid: pod.uid, identity: pod.identity, own: false };
                 claims.extend(pod.addresses.iter().map(claim));
             }
         }
