@@ -3,25 +3,11 @@
 //! Not among what the guests run: it promises seconds, which an emulated processor doesn't keep.
 
 use bulkhead_tests::agent::{fine, text};
-use bulkhead_tests::{Agent, Estate, Process, Reply, wait_at_most, wait_for};
+use bulkhead_tests::database::{PORT, enforcing, reaches};
+use bulkhead_tests::{Agent, Estate, Reply, wait_at_most, wait_for};
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-
-const PORT: u16 = 5432;
-
-const POLICY: &str = "apiVersion: bulkhead.dev/v1alpha1\nkind: ClusterSegmentationPolicy\nmetadata: {name: database}\n\
-    spec:\n  mode: enforce\n  edges:\n    - from: [{id: spiffe://test/web}, {id: spiffe://test/reports}]\n      \
-    to: [{id: spiffe://test/database}]\n      ports: [{port: 5432}]\n";
-
-/// Enforcing, with a policy that lets web and reports, and not the intruder, reach the database.
-fn enforcing(estate: &Estate) -> Agent {
-    Agent::enforcing(estate, POLICY)
-}
-
-fn reaches(estate: &Estate, from: &str, server: &mut Process) -> bool {
-    estate.reaches(from, "database", PORT, server)
-}
 
 #[test]
 fn break_glass_works_with_the_agent_alive_and_dead_and_ends() {

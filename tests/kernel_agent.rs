@@ -1,10 +1,9 @@
 //! The real binary from its first start to its removal, with real traffic; the receiver decides.
 
 use bulkhead_tests::agent::text;
-use bulkhead_tests::{Agent, Estate, Process, Reply, wait_for};
+use bulkhead_tests::database::{PORT, reaches};
+use bulkhead_tests::{Agent, Estate, Reply, wait_for};
 use std::fs;
-
-const PORT: u16 = 5432;
 
 /// A policy that lets this workload, and nobody else, reach the database.
 fn policy(from: &str) -> String {
@@ -13,10 +12,6 @@ fn policy(from: &str) -> String {
          mode: enforce\n  edges:\n    - from: [{{id: spiffe://test/{from}}}]\n      to: [{{id: spiffe://test/database}}]\n      \
          ports: [{{port: {PORT}}}]\n"
     )
-}
-
-fn reaches(estate: &Estate, from: &str, server: &mut Process) -> bool {
-    estate.reaches(from, "database", PORT, server)
 }
 
 #[test]

@@ -5,27 +5,13 @@ use bulkhead::inventory::Posture;
 use bulkhead_common::slots::{Baseline, Sides};
 use bulkhead_common::{maps, places};
 use bulkhead_tests::agent::{fine, text};
+use bulkhead_tests::database::{POLICY, PORT, enforcing, reaches};
 use bulkhead_tests::talk::{client, tcp_server};
 use bulkhead_tests::vandal::Array;
-use bulkhead_tests::{Agent, Enforced, Estate, NEVER, Process, Reply, SOON, Via, at, passes, slowness, wait_for};
+use bulkhead_tests::{Agent, Enforced, Estate, NEVER, Reply, SOON, Via, at, passes, slowness, wait_for};
 use socket2::Type;
 use std::fs;
 use std::time::{Duration, Instant};
-
-const PORT: u16 = 5432;
-
-const POLICY: &str = "apiVersion: bulkhead.dev/v1alpha1\nkind: ClusterSegmentationPolicy\nmetadata: {name: database}\n\
-    spec:\n  mode: enforce\n  edges:\n    - from: [{id: spiffe://test/web}, {id: spiffe://test/reports}]\n      \
-    to: [{id: spiffe://test/database}]\n      ports: [{port: 5432}]\n";
-
-/// Enforcing, with a policy that lets web and reports, and not the intruder, reach the database.
-fn enforcing(estate: &Estate) -> Agent {
-    Agent::enforcing(estate, POLICY)
-}
-
-fn reaches(estate: &Estate, from: &str, server: &mut Process) -> bool {
-    estate.reaches(from, "database", PORT, server)
-}
 
 #[test]
 fn a_revoked_identity_is_cut_at_once_and_stays_out_until_restored() {

@@ -66,14 +66,6 @@ impl Agent {
         Self::at(estate.sandbox().cgroup().path(), &text)
     }
 
-    /// Starts one that enforces these policies, in `database.yaml`.
-    pub fn enforcing(estate: &Estate, policies: &str) -> Self {
-        let mut this = Self::over(estate, "posture: enforce");
-        fs::write(this.policies().join("database.yaml"), policies).expect("a file");
-        this.start(&[]);
-        this
-    }
-
     /// Writes a configuration for a node of the cluster that this API server is of, with the pods below this cgroup.
     pub fn of_node(node: &str, pods: &Path, server: &ApiServer, more: &str) -> Self {
         let mut this = Self::at(pods, &format!("cluster: {{node: {node}, trustDomain: test}}\n{more}\n"));

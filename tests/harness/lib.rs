@@ -5,6 +5,7 @@
 
 pub mod agent;
 pub mod api_server;
+pub mod database;
 pub mod enforced;
 pub mod talk;
 pub mod vandal;
@@ -73,11 +74,6 @@ impl Estate {
     /// The workload of that name.
     pub fn get(&self, name: &str) -> &Workload {
         self.workloads.iter().find(|w| w.name() == name).expect("a workload of that name")
-    }
-
-    /// Whether bytes get from one to the other by TCP, over IPv4; the server is a process of the other's.
-    pub fn reaches(&self, from: &str, to: &str, port: u16, server: &mut Process) -> bool {
-        passes(self.get(from), at(self.get(to), false, port), Via::Tcp, server).0
     }
 
     /// All workloads.

@@ -7,7 +7,6 @@ use crate::{SOON, any, slowness};
 use socket2::{Domain, Socket, Type};
 use std::io::{self, Read};
 use std::net::{SocketAddr, UdpSocket};
-use std::os::fd::AsRawFd as _;
 use std::time::Duration;
 
 /// How long an end waits for its connection to end before it says that it hangs.
@@ -77,13 +76,7 @@ fn listen_to(turn: &mut Turn, socket: &Socket) -> io::Result<()> {
 /// Lets a socket hold what comes while its process waits for its turn: more than the system's limit, at which the kernel
 /// drops datagrams that the programs let through.
 pub fn give_room(socket: &UdpSocket) -> io::Result<()> {
-    let size: libc::c_int = 1 << 26;
-    // SAFETY: the option is an int, and lives through the call.
-    let done = unsafe {
-        let (level, option) = (libc::SOL_SOCKET, libc::SO_RCVBUFFORCE);
-        libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const size).cast(), 4)
-    };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    Ok(rustix::net::sockopt::set_socket_recv_buffer_size_force(socket, 1 << 26)?)
 }
 
 /// What an end was told when its connection was cut.
