@@ -92,10 +92,9 @@ pub struct Former<'a> {
 
 /// Compiles.
 pub fn compile(set: &PolicySet, inventory: &Inventory, table: &mut RuleTable) -> Compiled {
-    let (mut image, mut warnings) = (Image::default(), Vec::new());
-    rules(&mut image, set, inventory, table);
-    places::fill(&mut image, inventory, &peers::parts(set, table), &mut warnings);
-    Compiled { image, warnings }
+    let mut compiled = places(set, inventory, table);
+    rules(&mut compiled.image, set, inventory, table);
+    compiled
 }
 
 /// The same, where the halves that can't have changed are taken over.
@@ -105,34 +104,19 @@ pub fn compile_after(
     inventory: &Inventory,
     table: &mut Arc<RuleTable>,
 ) -> Compiled {
-    let (mut image, mut warnings) = (Image::default(), Vec::new());
+    let mut compiled =
+        match former.filter(|f| same_places(f.inventory, inventory) && peers::nets(f.set) == peers::nets(set)) {
+            Some(f) => Compiled { image: places_of(f.image), warnings: f.warnings.to_vec() },
+            None => places(set, inventory, Arc::make_mut(table)),
+        };
     match former.filter(|f| f.set == set && same_rules(f.inventory, inventory)) {
         Some(f) => {
-            image.rules.clone_from(&f.image.rules);
-            image.baselines.clone_from(&f.image.baselines);
+            compiled.image.rules.clone_from(&f.image.rules);
+            compiled.image.baselines.clone_from(&f.image.baselines);
         }
-        None => rules(&mut image, set, inventory, Arc::make_mut(table)),
+        None => rules(&mut compiled.image, set, inventory, Arc::make_mut(table)),
     }
-    match former.filter(|f| same_places(f.inventory, inventory) && peers::nets(f.set) == peers::nets(set)) {
-        Some(f) => {
-            let (rules, baselines) = (std::mem::take(&mut image.rules), std::mem::take(&mut image.baselines));
-            let Image { cgroups, addresses, address_ports, prefixes, rules: _, baselines: _, levels, built_ins } =
-                f.image;
-            image = Image {
-                cgroups: cgroups.clone(),
-                addresses: addresses.clone(),
-                address_ports: address_ports.clone(),
-                prefixes: prefixes.clone(),
-                rules,
-                baselines,
-                levels: *levels,
-                built_ins: *built_ins,
-            };
-            warnings = f.warnings.to_vec();
-        }
-        None => places::fill(&mut image, inventory, &peers::parts(set, Arc::make_mut(table)), &mut warnings),
-    }
-    Compiled { image, warnings }
+    compiled
 }
 
 /// Whether nothing differs of what rules and baselines are made from beside the policies.
@@ -148,6 +132,28 @@ fn same_rules(a: &Inventory, b: &Inventory) -> bool {
 fn same_places(a: &Inventory, b: &Inventory) -> bool {
     let Inventory { identities: _, elsewhere: _, cgroups, attach_points, endpoints, services: _, built_ins } = a;
     *cgroups == b.cgroups && *attach_points == b.attach_points && *endpoints == b.endpoints && *built_ins == b.built_ins
+}
+
+/// Everything but rules and baselines.
+fn places(set: &PolicySet, inventory: &Inventory, table: &mut RuleTable) -> Compiled {
+    let (mut image, mut warnings) = (Image::default(), Vec::new());
+    places::fill(&mut image, inventory, &peers::parts(set, table), &mut warnings);
+    Compiled { image, warnings }
+}
+
+/// The same of an image.
+fn places_of(image: &Image) -> Image {
+    let Image { cgroups, addresses, address_ports, prefixes, rules: _, baselines: _, levels, built_ins } = image;
+    Image {
+        cgroups: cgroups.clone(),
+        addresses: addresses.clone(),
+        address_ports: address_ports.clone(),
+        prefixes: prefixes.clone(),
+        rules: BTreeMap::new(),
+        baselines: BTreeMap::new(),
+        levels: *levels,
+        built_ins: *built_ins,
+    }
 }
 
 /// Fills in rules and baselines.
