@@ -179,10 +179,11 @@ impl<'a> Known<'a> {
         let Some(other) = here else {
             return if namespace.host { host } else { Opposite::Oneself };
         };
-        match other.cgroup.map(|id| owners.get(&id)) {
-            Some(Some(b)) => oneself_or(own, *b),
-            Some(None) if namespace.host => host,
-            Some(None) | None => Opposite::Untold,
+        let Some(cgroup) = other.cgroup else { return Opposite::Untold };
+        match owners.get(&cgroup) {
+            Some(b) => oneself_or(own, *b),
+            None if namespace.host => host,
+            None => Opposite::Untold,
         }
     }
 
