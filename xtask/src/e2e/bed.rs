@@ -208,6 +208,10 @@ impl Bed {
         Ok(())
     }
 
+    pub(super) fn nodes(&self) -> Vec<String> {
+        self.state.nodes().map(str::to_owned).collect()
+    }
+
     pub(super) fn agents(&self) -> Result<Vec<Agent>> {
         let said = grid::get(&self.state, &["pods", "--namespace", SYSTEM])?;
         let alive = items(&said).filter(|pod| !pod["metadata"]["deletionTimestamp"].is_string());
@@ -242,7 +246,7 @@ impl Bed {
         let said = run::collect(self.cluster_command().args(["status", "--cluster", "--json"]))?;
         let told: Value = serde_json::from_slice(&said.stdout).context("it printed something that isn't JSON")?;
         self.expect(told["failed"] == json!({}), format!("not every agent answers: {}", told["failed"]));
-        for node in self.state.nodes().map(str::to_owned).collect::<Vec<_>>() {
+        for node in self.nodes() {
             let status = &told["nodes"][&node];
             let attached = |all: &Vec<Value>| all.len() == 8 && all.iter().all(|p| p["attached"] == true);
             let fine = status["ready"] == true && status["faults"] == json!([]);

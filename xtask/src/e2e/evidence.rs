@@ -158,7 +158,7 @@ impl Evidence {
                 if step.failed() { "WRONG" } else { "right" },
             ])
         );
-        for words in step.wrong.iter().chain(&found.words) {
+        for words in step.wrong.iter().chain(&found.leaks).chain(&found.missing) {
             note(words);
         }
         if step.pairs < FEWEST {

@@ -277,10 +277,6 @@ fn before(address: &str) -> Result<String> {
     })
 }
 
-fn nodes(bed: &Bed) -> Vec<String> {
-    bed.state.nodes().map(str::to_owned).collect()
-}
-
 /// How much is pinned on a node.
 fn pins(bed: &Bed, node: &str) -> Result<usize> {
     // The kernel has two files there itself.
@@ -296,6 +292,15 @@ fn pinned(bed: &Bed) -> Result<()> {
     Ok(())
 }
 
+/// Notes every node on which something is left.
+fn unpinned(bed: &mut Bed) -> Result<()> {
+    for node in bed.nodes() {
+        let left = pins(bed, &node)?;
+        bed.expect(left == 0, format!("{left} pins are left on {node}"));
+    }
+    Ok(())
+}
+
 /// Everything that deploy/ ships taken away by hand: nobody is kept from anything, and nothing stays on the nodes.
 fn deleted(bed: &mut Bed) -> Result<()> {
     bed.step("kubectl delete -k deploy/", Truth::All, |bed| {
@@ -306,10 +311,6 @@ fn deleted(bed: &mut Bed) -> Result<()> {
         bed.deployed = false;
         bed.may_cut = true;
         bed.excuse()?;
-        for node in nodes(bed) {
-            let left = pins(bed, &node)?;
-            bed.expect(left == 0, format!("{left} pins are left on {node}"));
-        }
-        Ok(())
+        unpinned(bed)
     })
 }

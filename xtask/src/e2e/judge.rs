@@ -24,11 +24,8 @@ pub(super) const GRACE: u64 = 5_000_000;
 /// A connection that works has had a message within this time; what was lost in between is sent again by then.
 const SILENT: u64 = 4_000_000;
 
-/// How many attempts of either kind are told in words.
+/// How much of either kind is told in words.
 const SHOWN: usize = 12;
-
-/// The word for what arrived where it never should have.
-const REACHED: &str = "reached";
 
 /// The moments of a step, in microseconds.
 #[derive(Clone, Copy, Debug)]
@@ -66,8 +63,10 @@ pub(super) struct Found {
     pub(super) held_lost: usize,
     /// Connections on which something arrived after the change had settled, though the new table denies them.
     pub(super) held_leaks: usize,
-    /// The first of what is wrong, in words.
-    pub(super) words: Vec<String>,
+    /// The first of what arrived and never should have, in words.
+    pub(super) leaks: Vec<String>,
+    /// The first of what didn't arrive, of which there may be very much.
+    pub(super) missing: Vec<String>,
 }
 
 /// One attempt with all that is needed to judge it.
@@ -112,7 +111,7 @@ pub(super) fn judge<'a>(
         for to in reached {
             if !old.allows(a.from, to) && !new.allows(a.from, to) && !a.unguarded {
                 found.false_allows += 1;
-                found.tell(REACHED, to, &a, times);
+                keep(&mut found.leaks, || a.words("reached", to, times));
             }
         }
         // One that is still under way says nothing yet, unless it arrived.
@@ -125,10 +124,10 @@ pub(super) fn judge<'a>(
         if meant == (true, true) && !arrived && !a.shaky {
             if during {
                 found.lost += 1;
-                found.tell("lost", a.way.to, &a, times);
+                keep(&mut found.missing, || a.words("lost", a.way.to, times));
             } else {
                 found.false_denies += 1;
-                found.tell("kept from", a.way.to, &a, times);
+                keep(&mut found.missing, || a.words("kept from", a.way.to, times));
             }
         }
         if during && a.sent >= times.changed && meant.0 != meant.1 && arrived != meant.1 && !a.shaky {
@@ -164,42 +163,48 @@ impl Found {
         let is_over = |c: &Lasting<'_>| c.kept.broke.as_deref() == Some("unwanted");
         for c in all.filter(|c| c.kept.last > 0 && !is_over(c)) {
             let (was, is) = (before.allows(c.from, c.at), after.allows(c.from, c.at));
-            let silent = times.end.saturating_sub(c.kept.last);
-            let mut words = None;
             let never = !was && !is && c.kept.last >= times.last && !c.unguarded;
             let recent = c.kept.last + RECENT >= times.last;
             let still = !is && c.kept.last >= times.settled() && !c.unguarded;
             if still || never {
                 self.held_leaks += 1;
-                words = Some("still reaches");
+                keep(&mut self.leaks, || c.words("still reaches", times));
             } else if was && is && c.opened < times.start && recent && !c.shaky {
                 self.held += 1;
-                if c.kept.broke.is_some() || silent > SILENT {
+                if c.kept.broke.is_some() || c.silent(times) > SILENT {
                     self.held_lost += 1;
-                    words = Some("lost its connection to");
+                    keep(&mut self.missing, || c.words("lost its connection to", times));
                 }
-            }
-            if let (Some(words), true) = (words, self.words.len() < 12) {
-                let why = c.kept.broke.as_deref().unwrap_or("no error");
-                self.words.push(format!(
-                    "{} {words} {}: {} ({why}), {} ms before the end",
-                    c.from,
-                    c.at,
-                    c.way,
-                    silent / 1000
-                ));
             }
         }
     }
+}
 
-    fn tell(&mut self, word: &str, to: &str, a: &Tried<'_>, times: Times) {
-        // What arrived and never should have comes before what is only lost, of which there may be very much.
-        let place = if word == REACHED { 0 } else { self.words.len() };
-        if place < SHOWN && self.words.len() < 2 * SHOWN {
-            let at = (i128::from(a.sent) - i128::from(times.changed)) / 1000;
-            let outcome = a.attempt.outcome.as_deref().unwrap_or("under way");
-            self.words.insert(place, format!("{} {word} {to}: {} ({outcome}) at {at} ms", a.from, a.way));
-        }
+impl Tried<'_> {
+    fn words(&self, word: &str, to: &str, times: Times) -> String {
+        let at = (i128::from(self.sent) - i128::from(times.changed)) / 1000;
+        let outcome = self.attempt.outcome.as_deref().unwrap_or("under way");
+        format!("{} {word} {to}: {} ({outcome}) at {at} ms", self.from, self.way)
+    }
+}
+
+impl Lasting<'_> {
+    fn words(&self, words: &str, times: Times) -> String {
+        let why = self.kept.broke.as_deref().unwrap_or("no error");
+        let silent = self.silent(times) / 1000;
+        format!("{} {words} {}: {} ({why}), {silent} ms before the end", self.from, self.at, self.way)
+    }
+
+    /// For how long nothing has arrived.
+    fn silent(&self, times: Times) -> u64 {
+        times.end.saturating_sub(self.kept.last)
+    }
+}
+
+/// Adds a line, unless there are enough.
+fn keep(lines: &mut Vec<String>, line: impl FnOnce() -> String) {
+    if lines.len() < SHOWN {
+        lines.push(line());
     }
 }
 

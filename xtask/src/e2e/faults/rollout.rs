@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::{nodes, pinned, pins};
+use super::{pinned, unpinned};
 use crate::e2e::bed::{Bed, SYSTEM, folder};
 use crate::e2e::estate::{NAMESPACES, Truth};
 use crate::e2e::grid::{get, items, now, text};
@@ -25,6 +25,7 @@ const DAEMON_SET: &str = "bulkhead-agent";
 
 pub(super) fn run(bed: &mut Bed) -> Result<()> {
     let meant = bed.truth().clone();
+    let rights = run::root().join("deploy/kubernetes/startup-taint.yaml");
     bed.step("bulkhead uninstall --cluster", Truth::All, |bed| {
         pinned(bed)?;
         bed.refusals()?;
@@ -32,9 +33,8 @@ pub(super) fn run(bed: &mut Bed) -> Result<()> {
             .context("it printed something that isn't JSON")?;
         bed.deployed = false;
         bed.excuse()?;
-        for node in nodes(bed) {
-            let left = pins(bed, &node)?;
-            bed.expect(left == 0, format!("{left} pins are left on {node}"));
+        unpinned(bed)?;
+        for node in bed.nodes() {
             bed.expect(told["nodes"][&node]["left"] == json!([]), format!("it tells otherwise of {node}: {told}"));
         }
         let left = get(&bed.state, &["daemonsets", "--namespace", SYSTEM])?;
@@ -43,8 +43,7 @@ pub(super) fn run(bed: &mut Bed) -> Result<()> {
     })?;
     bed.step("rolled out to one node", Truth::All, |bed| {
         lower(bed, "=observe")?;
-        let shipped = run::root().join("deploy/kubernetes/startup-taint.yaml");
-        bed.kubectl(&["apply", "--server-side", "-f", &shipped.to_string_lossy()])?;
+        bed.kubectl(&["apply", "--server-side", "-f", &rights.to_string_lossy()])?;
         bed.kubectl(&["taint", "node", FIRST, &format!("{TAINT}=:NoSchedule")])?;
         ensure!(tainted(bed)?, "{FIRST} has no taint, so none can be taken off");
         // What the former agents told of their nodes would stay as it is: docs/kubernetes.md, a rollout node by node.
@@ -65,8 +64,7 @@ pub(super) fn run(bed: &mut Bed) -> Result<()> {
         told_by(bed, LATER, LATER)?;
         // What was opened there before is cut as soon as it is enforced.
         bed.unguarded = Some((LATER, 0, now() + GRACE));
-        let shipped = run::root().join("deploy/kubernetes/startup-taint.yaml");
-        bed.kubectl(&["delete", "-f", &shipped.to_string_lossy()])?;
+        bed.kubectl(&["delete", "-f", &rights.to_string_lossy()])?;
         bed.examine()
     })
 }
