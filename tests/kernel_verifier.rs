@@ -17,7 +17,7 @@ fn no_program_takes_the_verifier_long() {
         eprintln!("{:<12} {:>7?} instructions", program.name, program.verified_insns);
     }
     eprintln!("loaded in {:?}, attached in {:?}", timings.load, timings.attach);
-    assert_eq!(programs.len(), 8);
+    assert_eq!(programs.len(), 9);
     for program in programs {
         let insns = program.verified_insns.expect("kernels since 5.16 tell");
         assert!(insns > 0 && insns <= MOST, "{}: {insns}", program.name);

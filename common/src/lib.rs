@@ -25,7 +25,7 @@ pub use verdict::{Flow, Judgement, Side, Tables};
 
 /// The version of the layouts in this crate. It names the folder of pinned maps, so raise it with every change to a
 /// struct, a slot's bits or the meaning of a map: an agent never adopts maps of another version.
-pub const ABI: u32 = 5;
+pub const ABI: u32 = 6;
 
 /// IP protocol numbers that Bulkhead tells apart (IANA "Assigned Internet Protocol Numbers").
 pub mod proto {

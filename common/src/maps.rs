@@ -11,7 +11,7 @@
 
 mod socket;
 
-pub use socket::{CachedVerdict, Carried, SocketState, SocketVerdict, Stamp, role};
+pub use socket::{CachedVerdict, Carried, ListenerKey, Maker, SocketState, SocketVerdict, Stamp, role};
 
 use crate::Addr;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -49,8 +49,12 @@ pub const WORLD_FLOWS: &str = "WORLD_FLOWS";
 pub const EVENTS: &str = "EVENTS";
 /// `RINGBUF` of [`crate::event::Answer`]. One of its own, so that answers can't push out decisions.
 pub const ANSWERS: &str = "ANSWERS";
-/// `SK_STORAGE`, cloned to accepted sockets: [`SocketState`].
+/// `ARRAY` of [`SocketState`]: the sockets of workloads that have a network namespace of their own, by [`SocketState::place`].
 pub const SOCKETS: &str = "SOCKETS";
+/// `SK_STORAGE`, cloned to accepted sockets: [`SocketState`] of those that have no place there.
+pub const OTHER_SOCKETS: &str = "OTHER_SOCKETS";
+/// `LRU_HASH`: [`ListenerKey`] to [`Maker`].
+pub const MAKERS: &str = "MAKERS";
 /// `HASH`: socket cookie (`u64`) to role (`u32`), for sockets that are older than the programs.
 pub const OLD_SOCKETS: &str = "OLD_SOCKETS";
 
@@ -81,6 +85,10 @@ pub mod capacity {
     pub const EVENT_BYTES: u32 = 1 << 20;
     /// Bytes of [`super::ANSWERS`].
     pub const ANSWER_BYTES: u32 = 1 << 18;
+    /// Elements of [`super::SOCKETS`], a power of two.
+    pub const SOCKETS: u32 = 1 << 15;
+    /// Entries of [`super::MAKERS`].
+    pub const MAKERS: u32 = 1 << 12;
     /// Entries of [`super::OLD_SOCKETS`].
     pub const OLD_SOCKETS: u32 = 1 << 16;
 }

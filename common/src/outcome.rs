@@ -76,7 +76,7 @@ byte_enum! {
 }
 
 byte_enum! {
-    /// A kernel hook. Each but the last decides.
+    /// A kernel hook. Each but the last two decides.
     Hook {
         /// cgroup/sock_create
         SockCreate = 0 => "sock_create",
@@ -90,13 +90,15 @@ byte_enum! {
         Ingress = 4 => "ingress",
         /// cgroup/sock_ops: it only counts what becomes of TCP connections.
         SockOps = 5 => "sock_ops",
+        /// cgroup/sock_release: it only notes that a socket is over.
+        SockRelease = 6 => "sock_release",
     }
 }
 
 impl Hook {
     /// Whether it may refuse anything.
     pub const fn decides(self) -> bool {
-        !matches!(self, Self::SockOps)
+        !matches!(self, Self::SockOps | Self::SockRelease)
     }
 }
 

@@ -12,8 +12,8 @@ use bulkhead_common::outside::Share;
 use bulkhead_common::{PeerId, proto};
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
-use crate::kept::socket;
-use crate::maps::{ANSWERS, SHARES, SOCKETS};
+use crate::kept::{cookie, socket};
+use crate::maps::{ANSWERS, SHARES};
 use crate::packet::load;
 use crate::record::total;
 use crate::storage;
@@ -64,7 +64,7 @@ pub extern "C" fn bulkhead_answer(skb: *mut __sk_buff, epoch: u32) -> u32 {
     if sk.is_null() {
         return 0;
     }
-    let own = holder(s, skb, storage::stamp(SOCKETS.get(sk)));
+    let own = holder(s, skb, storage::stamp(storage::find(sk, cookie(skb))));
     if !own.peer.is_identity() {
         return 0;
     }

@@ -3,7 +3,7 @@
 //! Here a refusal is an immediate error for the application, and the caller is known. Both sides' rules are judged as
 //! far as the peer can be told; what can't be told here is left to the packet hooks ([`crate::packets`]).
 
-use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
+use aya_ebpf::bindings::{BPF_TCP_CLOSE, BPF_TCP_LISTEN, bpf_sock, bpf_sock_addr};
 use aya_ebpf::helpers::generated::{
     bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_netns_cookie,
     bpf_get_socket_cookie, bpf_set_retval,
@@ -16,7 +16,7 @@ use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
 use crate::flow;
 use crate::log::{self, Note};
-use crate::maps::SOCKETS;
+use crate::maps::OTHER_SOCKETS;
 use crate::record::{Decision, record, tells};
 use crate::storage;
 use crate::tables::{Snapshot, judge};
@@ -48,6 +48,18 @@ fn comm(name: *mut [u32; 4]) {
     unsafe { bpf_get_current_comm(name.cast(), 16) };
 }
 
+/// Says who makes a socket.
+#[inline(always)]
+fn stamp(stamp: &mut Stamp, s: Snapshot, own: &Binding, cgroup: u64, flags: u32) {
+    stamp.cgroup = cgroup;
+    stamp.epoch = s.epoch;
+    stamp.instance = own.instance;
+    stamp.peer = own.peer.0;
+    stamp.pid = pid();
+    stamp.flags = flags | u32::from(own.flags) << Stamp::BINDING;
+    comm(stamp.comm.as_mut_ptr().cast());
+}
+
 /// cgroup/sock_create: stamps the socket with its maker, and refuses kinds that no rule can judge.
 #[inline(always)]
 pub fn create(sk: *mut bpf_sock) -> bool {
@@ -55,23 +67,27 @@ pub fn create(sk: *mut bpf_sock) -> bool {
     let cgroup = current_cgroup();
     let own = caller(s, core::ptr::null(), cgroup);
     // SAFETY: the verifier checks each field of the context; the cookie helper takes this context.
-    let (kind, protocol, cookie) = unsafe {
+    let (kind, protocol, netns) = unsafe {
         (read_volatile(addr_of!((*sk).type_)), read_volatile(addr_of!((*sk).protocol)), bpf_get_netns_cookie(sk.cast()))
     };
+    if own.peer.0 == PeerId::UNKNOWN_WORKLOAD.0 {
+        log::note(Note::UnknownMaker, pid());
+    }
+    let in_host = netns == s.host_netns();
+    let judged = protocol == u32::from(proto::TCP) || protocol == u32::from(proto::UDP);
+    if !in_host && kind != SOCK_RAW && judged {
+        // SAFETY: the helper takes this context.
+        let place = storage::take(unsafe { bpf_get_socket_cookie(sk.cast()) });
+        if !place.is_null() {
+            // SAFETY: the state is there.
+            stamp(unsafe { &mut (*place).stamp }, s, &own, cgroup, 0);
+            return true;
+        }
+    }
     let mut space = MaybeUninit::uninit();
     let state = SocketState::zeroed(&mut space);
-    let stamp = &mut state.stamp;
-    stamp.cgroup = cgroup;
-    stamp.epoch = s.epoch;
-    stamp.instance = own.instance;
-    stamp.peer = own.peer.0;
-    stamp.pid = pid();
-    stamp.flags = if cookie == s.host_netns() { Stamp::HOST_NETNS } else { 0 } | u32::from(own.flags) << Stamp::BINDING;
-    comm(stamp.comm.as_mut_ptr().cast());
-    if own.peer.0 == PeerId::UNKNOWN_WORKLOAD.0 {
-        log::note(Note::UnknownMaker, stamp.pid);
-    }
-    let stamped = !SOCKETS.get_or_create(sk, state).is_null();
+    stamp(&mut state.stamp, s, &own, cgroup, if in_host { Stamp::HOST_NETNS } else { 0 });
+    let stamped = !OTHER_SOCKETS.get_or_create(sk, state).is_null();
 
     // Which leave this kind of socket needs, if any.
     let (reason, leave) = if kind == SOCK_RAW {
@@ -120,6 +136,21 @@ pub fn create(sk: *mut bpf_sock) -> bool {
         unsafe { bpf_set_retval(-EPROTONOSUPPORT) };
     }
     false
+}
+
+/// cgroup/sock_release: its process has closed the socket.
+#[inline(always)]
+pub fn release(sk: *mut bpf_sock) {
+    // SAFETY: the verifier checks each field of the context; the helper takes this context.
+    let (protocol, state, cookie) = unsafe {
+        (
+            read_volatile(addr_of!((*sk).protocol)),
+            read_volatile(addr_of!((*sk).state)),
+            bpf_get_socket_cookie(sk.cast()),
+        )
+    };
+    let connected = protocol == u32::from(proto::TCP) && state != BPF_TCP_CLOSE && state != BPF_TCP_LISTEN;
+    storage::leave(cookie, !connected);
 }
 
 /// The socket of a sock_addr context.
@@ -268,7 +299,9 @@ pub fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
     if sk.is_null() {
         return false;
     }
-    let mut kept = SOCKETS.get(sk);
+    // SAFETY: the helper takes this context.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.cast()) };
+    let mut kept = storage::again(storage::find(sk, cookie), cookie);
     let (stamp, cgroup) = (storage::stamp(kept), current_cgroup());
     let own = &caller(s, stamp, cgroup);
     let mut space = MaybeUninit::uninit();
@@ -322,10 +355,9 @@ pub fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
         kept = storage::unstamped(sk, own.instance, own.peer.0, role::NONE);
     }
     if !kept.is_null() {
-        // SAFETY: the storage is there, and the helper takes this context. The peer first: a reader that sees the new
-        // state sees the new peer.
+        // SAFETY: the state is there. The peer first: a reader that sees the new state sees the new peer.
         unsafe {
-            let kept = storage::claim(kept, bpf_get_socket_cookie(ctx.cast()));
+            let kept = storage::claim(kept, cookie);
             if d.ends.proto() == proto::TCP {
                 storage::attach(kept, d);
             }
@@ -356,7 +388,9 @@ pub fn sendmsg<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
     if sk.is_null() {
         return false;
     }
-    let state = SOCKETS.get(sk);
+    // SAFETY: the helper takes this context.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.cast()) };
+    let state = storage::find(sk, cookie);
     let (stamp, cgroup) = (storage::stamp(state), current_cgroup());
     let own = &caller(s, stamp, cgroup);
     let mut space = MaybeUninit::uninit();
@@ -375,8 +409,7 @@ pub fn sendmsg<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
     let mut as_role = if recorded.epoch() != 0 {
         recorded.role()
     } else {
-        // SAFETY: the helper takes this context.
-        flow::role_unrecorded(state, unsafe { bpf_get_socket_cookie(ctx.cast()) }, role::CLIENT)
+        flow::role_unrecorded(state, cookie, role::CLIENT)
     };
     let peer = match meet(s, ctx, own, stamp, &d.ends) {
         Met::Oneself => return true,

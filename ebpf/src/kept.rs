@@ -6,10 +6,10 @@
 use aya_ebpf::bindings::{__sk_buff, bpf_sock};
 use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_sk_fullsock};
 use bulkhead_common::Reason;
-use bulkhead_common::maps::{CachedVerdict, SocketState, SocketVerdict, role};
+use bulkhead_common::maps::{CachedVerdict, ListenerKey, Maker, SocketState, SocketVerdict, role};
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
-use crate::maps::SOCKETS;
+use crate::maps::MAKERS;
 use crate::record::Decision;
 use crate::storage;
 use crate::words::fill;
@@ -47,7 +47,7 @@ fn state_of(skb: *mut __sk_buff, own: u64, role: u32) -> *mut SocketState {
     if sk.is_null() {
         return core::ptr::null_mut();
     }
-    let kept = SOCKETS.get(sk);
+    let kept = storage::find(sk, cookie(skb));
     if kept.is_null() { storage::unstamped(sk, own as u32, (own >> 32) as u32, role) } else { kept }
 }
 
@@ -86,14 +86,43 @@ pub extern "C" fn bulkhead_keep_verdict(
     1
 }
 
-/// The listener's children inherit that the peer opened the connection. Gives 1, or 0 if there was no room.
+/// A listener's first SYN is let through: what gets a copy of its state inherits that the peer opened the connection, and for
+/// the others its maker is noted. Gives 1, or 0 if there was no room.
 #[unsafe(no_mangle)]
-pub extern "C" fn bulkhead_mark_server(skb: *mut __sk_buff, own: u64) -> u32 {
+pub extern "C" fn bulkhead_mark_server(skb: *mut __sk_buff, own: u64, port: u32) -> u32 {
     let kept = state_of(skb, own, role::SERVER);
     if kept.is_null() {
         return 0;
     }
-    // SAFETY: the storage is there; one aligned u32.
-    unsafe { write_volatile(addr_of_mut!((*kept).stamp.role), role::SERVER) };
+    // SAFETY: the state is there; aligned words.
+    unsafe {
+        let marked = read_volatile(addr_of!((*kept).stamp.role)) == role::SERVER;
+        let pid = read_volatile(addr_of!((*kept).stamp.pid));
+        if marked || pid == 0 {
+            write_volatile(addr_of_mut!((*kept).stamp.role), role::SERVER);
+            return 1;
+        }
+        write_volatile(addr_of_mut!((*kept).stamp.role), role::SERVER);
+        let maker = Maker { pid, comm: addr_of!((*kept).stamp.comm).cast::<[u32; 4]>().read() };
+        MAKERS.insert(&ListenerKey { instance: own as u32, port }, &maker, 0).is_ok() as u32
+    }
+}
+
+/// Names who made the listener that the packet's socket was accepted from, where that isn't known. Gives 1, or 0 if it stays
+/// unknown.
+#[unsafe(no_mangle)]
+pub extern "C" fn bulkhead_name_maker(d: *mut Decision, instance: u32) -> u32 {
+    if d.is_null() {
+        return 0;
+    }
+    // SAFETY: the verifier has checked at each call that this points to a decision.
+    let d = unsafe { &mut *d };
+    let key = ListenerKey { instance, port: u32::from(d.ends.own_port) };
+    let Some(maker) = MAKERS.get_ptr(&key) else { return 0 };
+    // SAFETY: a map's value stays readable for this run.
+    unsafe {
+        d.pid = (*maker).pid;
+        d.comm = (*maker).comm;
+    }
     1
 }

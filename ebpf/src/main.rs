@@ -2,13 +2,14 @@
 //!
 //! | file | what it is |
 //! |---|---|
-//! | `maps.rs`, `storage.rs` | the maps |
+//! | `maps.rs` | the maps |
+//! | `storage.rs` | what is kept of a socket, and where |
 //! | `tables.rs` | the verdict's tables, as of one epoch |
 //! | `who.rs` | the workload at our end, and the peer |
 //! | `packet.rs` | headers |
-//! | `calls.rs` | sock_create, connect, sendmsg |
+//! | `calls.rs` | sock_create, sock_release, connect, sendmsg |
 //! | `packets.rs` | egress, ingress |
-//! | `kept.rs` | what is kept of a packet's socket |
+//! | `kept.rs` | the same of a packet's socket |
 //! | `control.rs` | the kernel's own packets |
 //! | `flow.rs` | datagram flows |
 //! | `record.rs` | counters and events |
@@ -52,6 +53,12 @@ use aya_ebpf::programs::{SkBuffContext, SockAddrContext, SockContext, SockOpsCon
 #[cgroup_sock(sock_create)]
 pub fn sock_create(ctx: SockContext) -> i32 {
     calls::create(ctx.sock) as i32
+}
+
+#[cgroup_sock(sock_release)]
+pub fn sock_release(ctx: SockContext) -> i32 {
+    calls::release(ctx.sock);
+    1
 }
 
 #[cgroup_sock_addr(connect4)]

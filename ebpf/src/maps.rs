@@ -4,7 +4,7 @@ use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingB
 use aya_ebpf::macros::btf_map;
 use bulkhead_common::event::{Answer, Event};
 use bulkhead_common::maps::{
-    Control, EdgeKey, FlowKey, FlowValue, Retired, SocketState, Traffic, capacity as cap, totals,
+    Control, EdgeKey, FlowKey, FlowValue, ListenerKey, Maker, Retired, SocketState, Traffic, capacity as cap, totals,
 };
 use bulkhead_common::outside::{self, Outside, OutsideKey, Share};
 use bulkhead_common::places::{ADDRESS_PORT_WORDS, ADDRESS_WORDS, CGROUP_WORDS, RULE_WORDS, array};
@@ -57,6 +57,10 @@ pub static EVENTS: RingBuf<Event, { cap::EVENT_BYTES as usize }> = RingBuf::new(
 #[btf_map]
 pub static ANSWERS: RingBuf<Answer, { cap::ANSWER_BYTES as usize }> = RingBuf::new();
 #[btf_map]
-pub static SOCKETS: SocketStorage<SocketState, { NO_PREALLOC | CLONE }> = SocketStorage::new();
+pub static SOCKETS: Array<SocketState, { cap::SOCKETS as usize }> = Array::new();
+#[btf_map]
+pub static OTHER_SOCKETS: SocketStorage<SocketState, { NO_PREALLOC | CLONE }> = SocketStorage::new();
+#[btf_map]
+pub static MAKERS: LruHashMap<ListenerKey, Maker, { cap::MAKERS as usize }> = LruHashMap::new();
 #[btf_map]
 pub static OLD_SOCKETS: HashMap<u64, u32, { cap::OLD_SOCKETS as usize }, NO_PREALLOC> = HashMap::new();

@@ -17,11 +17,11 @@ use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 use crate::answers::bulkhead_answer;
 use crate::control::{Control, control};
 use crate::flow;
-use crate::kept::{bulkhead_keep_verdict, bulkhead_mark_server, cached, cookie, socket};
+use crate::kept::{bulkhead_keep_verdict, bulkhead_mark_server, bulkhead_name_maker, cached, cookie, socket};
 use crate::log::{self, Note};
-use crate::maps::{OLD_SOCKETS, SOCKETS};
+use crate::maps::OLD_SOCKETS;
 use crate::packet::{Packet, parse};
-use crate::record::{Decision, record};
+use crate::record::{Decision, record, tells};
 use crate::storage;
 use crate::tables::{Snapshot, judge};
 use crate::traffic::{self, bulkhead_carried, bulkhead_older};
@@ -53,7 +53,7 @@ impl View {
     /// Whether the socket is known to live in the host's network namespace.
     #[inline(always)]
     fn host_netns(&self) -> bool {
-        // SAFETY: a non-null stamp points to the socket's storage.
+        // SAFETY: a non-null stamp points to the socket's state.
         !self.kept.is_null() && unsafe { (*self.kept).stamp.flags } & Stamp::HOST_NETNS != 0
     }
 
@@ -92,12 +92,14 @@ pub fn packet<const OUT: bool>(skb: *mut __sk_buff) -> bool {
         // A listener's own packets are the answers to SYNs that were judged on their way in. They carry nothing.
         return true;
     }
+    let cookie = cookie(skb);
+    let kept = storage::find(sk, cookie);
     if connected && (tcp || !OUT) {
-        let kept = storage::verdict(SOCKETS.get(sk), cookie(skb));
-        if !kept.is_null() {
-            let v = cached(kept);
+        let verdict = storage::verdict(kept, cookie);
+        if !verdict.is_null() {
+            let v = cached(verdict);
             if v.epoch() == s.epoch && v.passes() {
-                if OUT && traffic::is_due(kept) {
+                if OUT && traffic::is_due(verdict) {
                     bulkhead_carried(skb);
                 }
                 if !OUT
@@ -112,10 +114,10 @@ pub fn packet<const OUT: bool>(skb: *mut __sk_buff) -> bool {
         }
     }
     let pass = match (tcp, OUT) {
-        (true, true) => bulkhead_tcp_egress(skb, s.epoch),
-        (true, false) => bulkhead_tcp_ingress(skb, s.epoch),
-        (false, true) => bulkhead_datagram_egress(skb, s.epoch),
-        (false, false) => bulkhead_datagram_ingress(skb, s.epoch),
+        (true, true) => bulkhead_tcp_egress(skb, s.epoch, kept),
+        (true, false) => bulkhead_tcp_ingress(skb, s.epoch, kept),
+        (false, true) => bulkhead_datagram_egress(skb, s.epoch, kept),
+        (false, false) => bulkhead_datagram_ingress(skb, s.epoch, kept),
     };
     // The compiler sees that these give so many bits and would return the value as it is; the verifier doesn't.
     let pass = core::hint::black_box(pass);
@@ -125,40 +127,39 @@ pub fn packet<const OUT: bool>(skb: *mut __sk_buff) -> bool {
     pass & PASS == PASS
 }
 
-// Everything beyond the fast path is in global functions: the verifier looks at each once, and their stacks aren't the
-// program's. They give [`PASS`] to let the packet pass, and [`ANSWER`] if it is what a DNS server answers to the workload.
+// Everything beyond the fast path is in global functions: the verifier looks at each once, wherever the socket's state lives,
+// and their stacks aren't the program's. They take that state, or null, and give [`PASS`] to let the packet pass, and [`ANSWER`] if it is what a DNS server answers to the workload.
 
 /// TCP, on the way out.
 #[unsafe(no_mangle)]
-pub extern "C" fn bulkhead_tcp_egress(skb: *mut __sk_buff, epoch: u32) -> u32 {
-    tcp_packet::<true>(skb, Snapshot { epoch }) as u32
+pub extern "C" fn bulkhead_tcp_egress(skb: *mut __sk_buff, epoch: u32, kept: *mut SocketState) -> u32 {
+    tcp_packet::<true>(skb, Snapshot { epoch }, kept) as u32
 }
 
 /// TCP, on the way in.
 #[unsafe(no_mangle)]
-pub extern "C" fn bulkhead_tcp_ingress(skb: *mut __sk_buff, epoch: u32) -> u32 {
-    tcp_packet::<false>(skb, Snapshot { epoch }) as u32
+pub extern "C" fn bulkhead_tcp_ingress(skb: *mut __sk_buff, epoch: u32, kept: *mut SocketState) -> u32 {
+    tcp_packet::<false>(skb, Snapshot { epoch }, kept) as u32
 }
 
 /// Everything else, on the way out.
 #[unsafe(no_mangle)]
-pub extern "C" fn bulkhead_datagram_egress(skb: *mut __sk_buff, epoch: u32) -> u32 {
-    datagram::<true>(skb, Snapshot { epoch })
+pub extern "C" fn bulkhead_datagram_egress(skb: *mut __sk_buff, epoch: u32, kept: *mut SocketState) -> u32 {
+    datagram::<true>(skb, Snapshot { epoch }, kept)
 }
 
 /// Everything else, on the way in.
 #[unsafe(no_mangle)]
-pub extern "C" fn bulkhead_datagram_ingress(skb: *mut __sk_buff, epoch: u32) -> u32 {
-    datagram::<false>(skb, Snapshot { epoch })
+pub extern "C" fn bulkhead_datagram_ingress(skb: *mut __sk_buff, epoch: u32, kept: *mut SocketState) -> u32 {
+    datagram::<false>(skb, Snapshot { epoch }, kept)
 }
 
 #[inline(always)]
-fn view<const OUT: bool>(skb: *mut __sk_buff, sk: *mut bpf_sock, s: Snapshot) -> View {
+fn view<const OUT: bool>(skb: *mut __sk_buff, sk: *mut bpf_sock, kept: *mut SocketState, s: Snapshot) -> View {
     // SAFETY: the verifier checks the context's fields.
     let device = unsafe {
         if OUT { read_volatile(addr_of!((*skb).ifindex)) } else { read_volatile(addr_of!((*skb).ingress_ifindex)) }
     };
-    let kept = SOCKETS.get(sk);
     View {
         skb,
         sk,
@@ -218,7 +219,7 @@ struct Segment {
 }
 
 #[inline(always)]
-fn tcp_packet<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot) -> bool {
+fn tcp_packet<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot, state: *mut SocketState) -> bool {
     let sk = socket(skb);
     if sk.is_null() {
         return false;
@@ -234,7 +235,7 @@ fn tcp_packet<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot) -> bool {
             // The end of a handshake whose SYN was judged. The new socket's first packet, either way, is judged again.
             return true;
         }
-        let v = view::<OUT>(skb, sk, s);
+        let v = view::<OUT>(skb, sk, state, s);
         let d = undecided::<OUT>(&mut space, &v, p);
         (v, d, whole, Segment { opens: p.opens(), resets: p.resets() })
     };
@@ -252,7 +253,7 @@ fn tcp_packet<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot) -> bool {
     let inherited = if v.kept.is_null() {
         role::NONE
     } else {
-        // SAFETY: a non-null stamp points to the socket's storage.
+        // SAFETY: a non-null stamp points to the socket's state.
         unsafe { read_volatile(addr_of!((*v.kept).stamp.role)) }
     };
     let mut known_old = false;
@@ -278,7 +279,7 @@ fn tcp_packet<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot) -> bool {
 
     // The peer that connect() was called with binds the socket's packets, whatever NAT made of the address since.
     if old.connected() && !kept.is_null() {
-        // SAFETY: a non-null pointer to the socket's storage.
+        // SAFETY: a non-null pointer to the socket's state.
         unsafe {
             d.ends.peer_addr = (*kept).peer;
             d.ends.peer_port = (*kept).peer_port;
@@ -305,13 +306,16 @@ fn tcp_packet<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot) -> bool {
         bulkhead_keep_verdict(v.skb, d, s.epoch, as_role, own_of(v));
         bulkhead_older(v.skb);
     } else if !OUT && segment.opens && outcome.passes() {
-        bulkhead_mark_server(v.skb, own_of(v));
+        bulkhead_mark_server(v.skb, own_of(v), u32::from(d.ends.own_port));
     }
 
     // An attempt is counted once: at the SYN on the listener, or when a socket is first judged.
     let first = old.epoch() == 0 && (known_old || as_role != role::SERVER);
     let attempt = if connected { first } else { !OUT && segment.opens };
     if !oneself && (attempt || !outcome.passes()) {
+        if d.pid == 0 && connected && as_role == role::SERVER && tells(s, outcome) {
+            bulkhead_name_maker(d, v.own.instance);
+        }
         record(s, d);
     }
     outcome.passes() || excused
@@ -333,12 +337,12 @@ fn connected(sk: *mut bpf_sock) -> bool {
 /// Whether the verdict is about this peer.
 #[inline(always)]
 fn goes_to(kept: *const SocketVerdict, peer: &Addr, port: u16) -> bool {
-    // SAFETY: a non-null pointer to the socket's storage.
+    // SAFETY: a non-null pointer to the socket's state.
     unsafe { (*kept).peer_port == port && same(&(*kept).peer, peer) }
 }
 
 #[inline(always)]
-fn datagram<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot) -> u32 {
+fn datagram<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot, state: *mut SocketState) -> u32 {
     let sk = socket(skb);
     if sk.is_null() {
         return 0;
@@ -354,7 +358,7 @@ fn datagram<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot) -> u32 {
     };
     if OUT && whole && p.proto == proto::UDP {
         // What most datagrams of a connected socket end with, before anything else is looked up.
-        let kept = storage::verdict(SOCKETS.get(sk), cookie(skb));
+        let kept = storage::verdict(state, cookie(skb));
         if !kept.is_null() && connected(sk) && goes_to(kept, &p.daddr, p.dport) {
             let old = cached(kept);
             if old.role() != role::NONE && old.epoch() == s.epoch {
@@ -362,7 +366,7 @@ fn datagram<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot) -> u32 {
             }
         }
     }
-    let v = &view::<OUT>(skb, sk, s);
+    let v = &view::<OUT>(skb, sk, state, s);
     let (d, kind) = (undecided::<OUT>(&mut space, v, p), control::<OUT>(s, v.skb, v.sk, !v.kept.is_null(), p));
     if !whole {
         return refuse::<OUT>(s, v, d, Reason::Malformed) as u32;
@@ -400,7 +404,7 @@ fn datagram<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot) -> u32 {
         flow::role_unrecorded(v.kept, cookie(skb), opening)
     };
     if translated && !kept.is_null() {
-        // SAFETY: a non-null pointer to the socket's storage.
+        // SAFETY: a non-null pointer to the socket's state.
         unsafe {
             d.ends.peer_addr = (*kept).peer;
             d.ends.peer_port = (*kept).peer_port;
@@ -434,7 +438,7 @@ fn datagram<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot) -> u32 {
     }
     if (bound || translated) && !kept.is_null() {
         let state = CachedVerdict::new(s.epoch, outcome, as_role, true, old.connected()).0;
-        // SAFETY: a non-null pointer to the socket's storage; one aligned u64.
+        // SAFETY: a non-null pointer to the socket's state; one aligned u64.
         unsafe { write_volatile(addr_of_mut!((*kept).state), state) };
     } else if outcome.passes() {
         flow::keep(&v.own, &d.ends, &peer, s.epoch, outcome, as_role);

@@ -9,7 +9,7 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use bulkhead_common::event::Event;
 use bulkhead_common::maps::{Control, EdgeKey, Stamp, totals};
 use bulkhead_common::{Addr, Direction, Flow, Hook, Judgement, Outcome, Reason};
-use core::intrinsics::{AtomicOrdering, atomic_xadd};
+use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd};
 
 use crate::log;
 use crate::maps::{EDGES, EVENTS, TOTALS};
@@ -52,6 +52,13 @@ pub fn add(p: *mut u64, n: u64) {
     // core offers no fetch_add for this target, since older BPF has no compare-and-swap; the instruction is there.
     // SAFETY: a map's value is aligned to eight bytes and only ever added to.
     unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(p, n) };
+}
+
+/// Puts `new` in the place of `old`; false if something else stood there.
+#[inline(always)]
+pub fn exchange(p: *mut u64, old: u64, new: u64) -> bool {
+    // SAFETY: a map's value, aligned to eight bytes, and written whole wherever two may meet.
+    unsafe { atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(p, old, new).1 }
 }
 
 /// Adds to a number of four bytes.

@@ -1,16 +1,23 @@
-//! Values that live with a socket (`BPF_MAP_TYPE_SK_STORAGE`).
+//! What is kept of a socket, and where.
 //!
-//! aya's own wrapper takes only the context of sock_addr programs and has no flag for cloning; this one takes any
-//! socket pointer that the verifier accepts, so each hook can use it.
+//! Most sockets have a place in a table, found by their cookie: it is taken when the socket is made, or when a handshake is
+//! complete, and given back when the socket is over, by [`leave`] and [`end`]. Nothing is allocated for it and nothing freed,
+//! which would cost more than all the rest. The others' state lives with the socket (`BPF_MAP_TYPE_SK_STORAGE`): of those in
+//! the host's network namespace, where a call finds its peer by the socket, whose cookie it can't ask for; of raw ones and
+//! the like, which are not to be confused with the kernel's own; of those that nobody stamped; and wherever the place is
+//! another's. So a full table costs time, and nothing else.
+//!
+//! aya's own wrapper of such storage takes only the context of sock_addr programs and has no flag for cloning; this one takes
+//! any socket pointer that the verifier accepts, so each hook can use it.
 
 use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock};
 use aya_ebpf::helpers::generated::bpf_sk_storage_get;
-use bulkhead_common::maps::{SocketState, SocketVerdict, Stamp};
+use bulkhead_common::maps::{SocketState, SocketVerdict, Stamp, role};
 use core::mem::MaybeUninit;
 use core::ptr;
 
-use crate::maps::SOCKETS;
-use crate::record::Decision;
+use crate::maps::{OTHER_SOCKETS, SOCKETS};
+use crate::record::{Decision, exchange};
 use crate::tables::Snapshot;
 use crate::words::Words;
 
@@ -60,11 +67,124 @@ impl<T, const FLAGS: usize> SocketStorage<T, FLAGS> {
     }
 }
 
+/// The place of the socket with this cookie, whoever has it.
+#[inline(always)]
+fn place(cookie: u64) -> *mut SocketState {
+    match SOCKETS.get_ptr_mut(SocketState::place(cookie)) {
+        Some(place) => place,
+        None => ptr::null_mut(),
+    }
+}
+
+#[inline(always)]
+fn owner(state: *const SocketState) -> u64 {
+    // SAFETY: a non-null pointer to a socket's state; one aligned u64.
+    unsafe { ptr::read_volatile(ptr::addr_of!((*state).owner)) }
+}
+
+#[inline(always)]
+fn set_owner(state: *mut SocketState, owner: u64) {
+    // SAFETY: as above.
+    unsafe { ptr::write_volatile(ptr::addr_of_mut!((*state).owner), owner) };
+}
+
+/// The state of this socket, or null.
+#[inline(always)]
+pub fn find(sk: *mut bpf_sock, cookie: u64) -> *mut SocketState {
+    let place = place(cookie);
+    if !place.is_null() && SocketState::is_of(owner(place), cookie) { place } else { OTHER_SOCKETS.get(sk) }
+}
+
+/// Takes the socket's place: its state, empty; or null when the place is another's.
+#[inline(always)]
+pub fn take(cookie: u64) -> *mut SocketState {
+    let place = place(cookie);
+    if place.is_null() {
+        return place;
+    }
+    let was = owner(place);
+    // Nobody looks for the new owner's state before it is made: its socket isn't anybody's yet.
+    // SAFETY: a map's value, aligned to eight bytes.
+    if was != 0 && was & SocketState::OVER == 0 || !exchange(unsafe { ptr::addr_of_mut!((*place).owner) }, was, cookie) {
+        return ptr::null_mut();
+    }
+    // SAFETY: as above; stamp and verdict are whole words of eight bytes.
+    unsafe {
+        zero(ptr::addr_of_mut!((*place).stamp).cast(), size_of::<Stamp>() / 8);
+        zero(ptr::addr_of_mut!((*place).verdict).cast(), size_of::<SocketVerdict>() / 8);
+        ptr::write_volatile(ptr::addr_of_mut!((*place).verdict.tick), Snapshot::tick());
+    }
+    place
+}
+
+#[inline(always)]
+fn zero(words: *mut u64, count: usize) {
+    let mut n = 0;
+    while n < count {
+        // SAFETY: the caller has so many words.
+        unsafe { ptr::write_volatile(words.add(n), 0) };
+        n += 1;
+    }
+}
+
+/// No process has the socket any more. If it isn't `over` by that, [`end`] comes when its connection is.
+#[inline(always)]
+pub fn leave(cookie: u64, over: bool) {
+    let place = place(cookie);
+    if !place.is_null() && SocketState::is_of(owner(place), cookie) {
+        set_owner(place, cookie | if over { SocketState::OVER } else { SocketState::CLOSED });
+    }
+}
+
+/// The socket's connection is over. Its process may open another one with it, if it has one; what was accepted may never
+/// have had one.
+#[inline(always)]
+pub fn end(cookie: u64) {
+    let place = place(cookie);
+    if place.is_null() {
+        return;
+    }
+    let was = owner(place);
+    // SAFETY: a map's value; one aligned u32.
+    let accepted = unsafe { ptr::read_volatile(ptr::addr_of!((*place).stamp.flags)) } & Stamp::ACCEPTED != 0;
+    if was == cookie | SocketState::CLOSED || was == cookie && accepted {
+        set_owner(place, cookie | SocketState::OVER);
+    }
+}
+
+/// The state with which a socket is connected. One that was accepted may be connected anew when its connection is over: then
+/// the place is its process's to give back, unless it is somebody else's by now.
+#[inline(always)]
+pub fn again(state: *mut SocketState, cookie: u64) -> *mut SocketState {
+    if state.is_null() || owner(state) & SocketState::OVER == 0 {
+        return state;
+    }
+    // SAFETY: a non-null pointer to the socket's state; an aligned u64, and an aligned u32.
+    unsafe {
+        if !exchange(ptr::addr_of_mut!((*state).owner), cookie | SocketState::OVER, cookie) {
+            return ptr::null_mut();
+        }
+        let flags = ptr::addr_of_mut!((*state).stamp.flags);
+        ptr::write_volatile(flags, ptr::read_volatile(flags) & !Stamp::ACCEPTED);
+    }
+    state
+}
+
 /// The stamp of a socket's state, or null.
 #[inline(always)]
 pub fn stamp(state: *mut SocketState) -> *mut Stamp {
     // It comes first.
     state.cast()
+}
+
+/// The kernel made this socket when a handshake was complete.
+#[inline(always)]
+pub fn accept(state: *mut SocketState) {
+    // SAFETY: the state is there; aligned words.
+    unsafe {
+        ptr::write_volatile(ptr::addr_of_mut!((*state).stamp.role), role::SERVER);
+        ptr::write_volatile(ptr::addr_of_mut!((*state).stamp.flags), Stamp::ACCEPTED);
+    }
 }
 
 /// Notes whether the socket's present connect() is held back.
@@ -73,7 +193,7 @@ pub fn note_held(state: *mut SocketState, held: bool) {
     if state.is_null() {
         return;
     }
-    // SAFETY: a non-null pointer to the socket's storage; one aligned u32.
+    // SAFETY: a non-null pointer to the socket's state; one aligned u32.
     unsafe {
         let flags = ptr::addr_of_mut!((*state).stamp.flags);
         let was = ptr::read_volatile(flags);
@@ -87,7 +207,7 @@ pub fn note_held(state: *mut SocketState, held: bool) {
 /// Whether the socket's present connect() is held back.
 #[inline(always)]
 pub fn is_held(state: *mut SocketState) -> bool {
-    // SAFETY: a non-null pointer to the socket's storage; one aligned u32.
+    // SAFETY: a non-null pointer to the socket's state; one aligned u32.
     !state.is_null() && unsafe { ptr::read_volatile(ptr::addr_of!((*state).stamp.flags)) } & Stamp::HELD_BACK != 0
 }
 
@@ -97,25 +217,23 @@ pub fn verdict(state: *mut SocketState, cookie: u64) -> *mut SocketVerdict {
     if state.is_null() {
         return ptr::null_mut();
     }
-    // SAFETY: a non-null pointer to the socket's storage; one aligned u64.
-    unsafe {
-        if ptr::read_volatile(ptr::addr_of!((*state).owner)) != cookie {
-            return ptr::null_mut();
-        }
-        ptr::addr_of_mut!((*state).verdict)
+    if !SocketState::is_of(owner(state), cookie) {
+        return ptr::null_mut();
     }
+    // SAFETY: a non-null pointer to the socket's state.
+    unsafe { ptr::addr_of_mut!((*state).verdict) }
 }
 
 /// The state of a socket that nobody stamped, made by the kernel (MPTCP) or before the programs came: all that is known
 /// is whose cgroup it is in.
 #[inline(always)]
-pub fn unstamped(sk: *mut bpf_sock, instance: u32, peer: u32, role: u32) -> *mut SocketState {
+pub fn unstamped(sk: *mut bpf_sock, instance: u32, peer: u32, as_role: u32) -> *mut SocketState {
     let mut space = MaybeUninit::uninit();
     let made = SocketState::zeroed(&mut space);
     made.stamp.instance = instance;
     made.stamp.peer = peer;
-    made.stamp.role = role;
-    SOCKETS.get_or_create(sk, made)
+    made.stamp.role = as_role;
+    OTHER_SOCKETS.get_or_create(sk, made)
 }
 
 /// Makes the verdict this socket's own, empty, unless it is already.
@@ -125,11 +243,11 @@ pub fn claim(state: *mut SocketState, cookie: u64) -> *mut SocketVerdict {
     // one's own.
     unsafe {
         let verdict = ptr::addr_of_mut!((*state).verdict);
-        if ptr::read_volatile(ptr::addr_of!((*state).owner)) != cookie {
+        if !SocketState::is_of(owner(state), cookie) {
             ptr::write_volatile(ptr::addr_of_mut!((*verdict).state), 0);
             detach(verdict);
             ptr::write_volatile(ptr::addr_of_mut!((*verdict).tick), Snapshot::tick());
-            ptr::write_volatile(ptr::addr_of_mut!((*state).owner), cookie);
+            set_owner(state, cookie);
         }
         verdict
     }

@@ -20,13 +20,13 @@ use aya_ebpf::helpers::generated::{
     bpf_get_socket_cookie, bpf_getsockopt, bpf_setsockopt, bpf_sock_ops_cb_flags_set, bpf_tcp_sock as tcp_sock,
 };
 use bulkhead_common::Direction;
-use bulkhead_common::maps::{CachedVerdict, Carried, SocketVerdict, Traffic, totals};
+use bulkhead_common::maps::{CachedVerdict, Carried, SocketVerdict, Stamp, Traffic, role, totals};
 use bulkhead_common::outside::OutsideKey;
 use core::mem::MaybeUninit;
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
 use crate::kept::{cookie, socket};
-use crate::maps::{OLD_SOCKETS, SOCKETS, TRAFFIC};
+use crate::maps::{OLD_SOCKETS, TRAFFIC};
 use crate::outside;
 use crate::record::{NOEXIST, add, total};
 use crate::storage;
@@ -51,7 +51,8 @@ pub fn happened(ctx: *mut bpf_sock_ops) {
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => established(ctx),
         // Our end's first data will be acknowledged; by then the socket has been judged.
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => {
-            call_at(ctx, of!(ctx, bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTT_CB_FLAG)
+            call_at(ctx, of!(ctx, bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTT_CB_FLAG);
+            accepted(ctx);
         }
         BPF_SOCK_OPS_RTT_CB => {
             call_at(ctx, of!(ctx, bpf_sock_ops_cb_flags) & !BPF_SOCK_OPS_RTT_CB_FLAG);
@@ -85,7 +86,8 @@ const TCP_SYNCNT: i32 = 7;
 #[inline(always)]
 fn first_wait(ctx: *mut bpf_sock_ops) {
     let sk = of!(ctx, __bindgen_anon_2.sk);
-    if sk.is_null() || !storage::is_held(SOCKETS.get(sk)) {
+    // SAFETY: the helper takes this context.
+    if sk.is_null() || !storage::is_held(storage::find(sk, unsafe { bpf_get_socket_cookie(ctx.cast()) })) {
         return;
     }
     let mut tries = USUAL;
@@ -105,6 +107,30 @@ fn first_wait(ctx: *mut bpf_sock_ops) {
     }
 }
 
+/// A handshake is complete, and the kernel has made a socket for it: the peer opened the connection. Unless it has got a copy
+/// of its listener's state, it gets one of its own.
+#[inline(always)]
+fn accepted(ctx: *mut bpf_sock_ops) {
+    let sk = of!(ctx, __bindgen_anon_2.sk);
+    if sk.is_null() {
+        return;
+    }
+    // SAFETY: the helper takes this context.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.cast()) };
+    if !storage::find(sk, cookie).is_null() {
+        return;
+    }
+    let place = storage::take(cookie);
+    if place.is_null() {
+        let state = storage::unstamped(sk, 0, 0, role::SERVER);
+        if !state.is_null() {
+            storage::accept(state);
+        }
+        return;
+    }
+    storage::accept(place);
+}
+
 /// What is kept of the socket, if its connection is counted under an edge; else null.
 #[inline(always)]
 fn known(ctx: *mut bpf_sock_ops) -> *mut SocketVerdict {
@@ -113,8 +139,9 @@ fn known(ctx: *mut bpf_sock_ops) -> *mut SocketVerdict {
         return core::ptr::null_mut();
     }
     // SAFETY: the helper takes this context.
-    let verdict = storage::verdict(SOCKETS.get(sk), unsafe { bpf_get_socket_cookie(ctx.cast()) });
-    // SAFETY: a non-null pointer to the socket's storage.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.cast()) };
+    let verdict = storage::verdict(storage::find(sk, cookie), cookie);
+    // SAFETY: a non-null pointer to the socket's state.
     if verdict.is_null() || unsafe { read_volatile(addr_of!((*verdict).edge.proto)) } == 0 {
         return core::ptr::null_mut();
     }
@@ -124,7 +151,7 @@ fn known(ctx: *mut bpf_sock_ops) -> *mut SocketVerdict {
 /// Counts the handshake, unless that was done.
 #[inline(always)]
 fn count_handshake(verdict: *mut SocketVerdict, more: &mut Traffic) {
-    // SAFETY: a non-null pointer to the socket's storage; only this program writes it, under the socket's lock.
+    // SAFETY: a non-null pointer to the socket's state; only this program writes it, under the socket's lock.
     unsafe {
         if read_volatile(addr_of!((*verdict).established)) == 0 {
             write_volatile(addr_of_mut!((*verdict).established), 1);
@@ -158,13 +185,23 @@ fn changes(ctx: *mut bpf_sock_ops) {
     if to != BPF_TCP_CLOSE && to != BPF_TCP_FIN_WAIT2 {
         return;
     }
+    moves(ctx, from, to);
+    if to == BPF_TCP_CLOSE {
+        // SAFETY: the helper takes this context.
+        storage::end(unsafe { bpf_get_socket_cookie(ctx.cast()) });
+    }
+}
+
+/// What the connection came to, if this is its end.
+#[inline(always)]
+fn moves(ctx: *mut bpf_sock_ops, from: u32, to: u32) {
     let verdict = known(ctx);
     if verdict.is_null() {
         return;
     }
     if to == BPF_TCP_FIN_WAIT2 {
         let received = of!(ctx, bytes_received) as u32;
-        // SAFETY: a non-null pointer to the socket's storage; one aligned u32.
+        // SAFETY: a non-null pointer to the socket's state; one aligned u32.
         unsafe { write_volatile(addr_of_mut!((*verdict).half_closed), received) };
         return;
     }
@@ -190,7 +227,7 @@ fn changes(ctx: *mut bpf_sock_ops) {
 /// The kernel counts each end's closing as a byte, and for whoever opened it the opening too.
 #[inline(always)]
 fn ended(ctx: *mut bpf_sock_ops, verdict: *mut SocketVerdict, from: u32, more: &mut Traffic) {
-    // SAFETY: a non-null pointer to the socket's storage.
+    // SAFETY: a non-null pointer to the socket's state.
     let half_closed = unsafe { read_volatile(addr_of!((*verdict).half_closed)) };
     let received = of!(ctx, bytes_received);
     let closed = matches!(from, BPF_TCP_FIN_WAIT2 | BPF_TCP_CLOSING | BPF_TCP_LAST_ACK)
@@ -210,14 +247,14 @@ fn ended(ctx: *mut bpf_sock_ops, verdict: *mut SocketVerdict, from: u32, more: &
 /// Whether our end opened the connection.
 #[inline(always)]
 fn opened(verdict: *const SocketVerdict) -> bool {
-    // SAFETY: a non-null pointer to the socket's storage.
+    // SAFETY: a non-null pointer to the socket's state.
     unsafe { read_volatile(addr_of!((*verdict).edge.direction)) == Direction::Egress as u8 }
 }
 
 /// Adds what wasn't counted yet, and notes that it is.
 #[inline(always)]
 fn count_carried(verdict: *mut SocketVerdict, now: &Carried, more: &mut Traffic) {
-    // SAFETY: a non-null pointer to the socket's storage; written under the socket's lock.
+    // SAFETY: a non-null pointer to the socket's state; written under the socket's lock.
     unsafe {
         let counted = addr_of_mut!((*verdict).counted);
         let acked = now.acked.saturating_sub(read_volatile(addr_of!((*counted).acked)));
@@ -238,7 +275,7 @@ fn count_carried(verdict: *mut SocketVerdict, now: &Carried, more: &mut Traffic)
 /// Takes so much for counted.
 #[inline(always)]
 fn note(verdict: *mut SocketVerdict, now: &Carried) {
-    // SAFETY: a non-null pointer to the socket's storage; aligned words.
+    // SAFETY: a non-null pointer to the socket's state; aligned words.
     unsafe {
         let counted = addr_of_mut!((*verdict).counted);
         write_volatile(addr_of_mut!((*counted).acked), now.acked);
@@ -265,7 +302,7 @@ fn carried(tcp: *const bpf_tcp_sock, opened: bool) -> Carried {
 /// Whether a connection wasn't looked at since the last tick.
 #[inline(always)]
 pub fn is_due(verdict: *const SocketVerdict) -> bool {
-    // SAFETY: a non-null pointer to the socket's storage.
+    // SAFETY: a non-null pointer to the socket's state.
     unsafe { read_volatile(addr_of!((*verdict).tick)) != Snapshot::tick() }
 }
 
@@ -279,18 +316,20 @@ pub extern "C" fn bulkhead_carried(skb: *mut __sk_buff) -> u32 {
     }
     // SAFETY: a full socket; the verifier checks the field.
     let state = unsafe { read_volatile(addr_of!((*sk).state)) };
-    let kept = SOCKETS.get(sk);
-    let verdict = storage::verdict(kept, cookie(skb));
+    let cookie = cookie(skb);
+    let kept = storage::find(sk, cookie);
+    let verdict = storage::verdict(kept, cookie);
     if verdict.is_null() {
         return 0;
     }
-    // SAFETY: non-null pointers to the socket's storage. Of a socket that nobody stamped it isn't known whether the
+    // SAFETY: non-null pointers to the socket's state. Of a socket that nobody stamped it isn't known whether the
     // programs have seen its beginning, until its handshake is counted.
     let concerned = unsafe {
         write_volatile(addr_of_mut!((*verdict).tick), Snapshot::tick());
         read_volatile(addr_of!((*verdict).edge.proto)) != 0
             && (read_volatile(addr_of!((*verdict).established)) != 0
-                || read_volatile(addr_of!((*kept).stamp.cgroup)) != 0)
+                || read_volatile(addr_of!((*kept).stamp.cgroup)) != 0
+                || read_volatile(addr_of!((*kept).stamp.flags)) & Stamp::ACCEPTED != 0)
     };
     // Once an end has closed, its byte for that is among the others, until the end of the connection tells.
     if !concerned || state != BPF_TCP_ESTABLISHED {
@@ -318,11 +357,11 @@ pub extern "C" fn bulkhead_older(skb: *mut __sk_buff) -> u32 {
         return 0;
     }
     let cookie = cookie(skb);
-    let verdict = storage::verdict(SOCKETS.get(sk), cookie);
+    let verdict = storage::verdict(storage::find(sk, cookie), cookie);
     if verdict.is_null() {
         return 0;
     }
-    // SAFETY: a non-null pointer to the socket's storage.
+    // SAFETY: a non-null pointer to the socket's state.
     let pending = unsafe {
         read_volatile(addr_of!((*verdict).edge.proto)) != 0
             && read_volatile(addr_of!((*verdict).established)) == 0
@@ -350,7 +389,7 @@ pub extern "C" fn bulkhead_older(skb: *mut __sk_buff) -> u32 {
 /// a global one: 6.1 takes no key that a caller only knows by its type.
 #[inline(never)]
 fn keep(verdict: *const SocketVerdict, more: &Traffic) {
-    // SAFETY: a non-null pointer to the socket's storage. The key may change meanwhile, if the connection has just been
+    // SAFETY: a non-null pointer to the socket's state. The key may change meanwhile, if the connection has just been
     // judged again; then it is another one, but whole enough for a look-up.
     let edge = unsafe { &*addr_of!((*verdict).edge) };
     // SAFETY: the peer's address stands behind the edge.

@@ -16,7 +16,7 @@ use core::ffi::c_void;
 use core::mem::MaybeUninit;
 use core::ptr::{addr_of, read_volatile};
 
-use crate::maps::SOCKETS;
+use crate::maps::OTHER_SOCKETS;
 use crate::packet::load;
 use crate::tables::{Snapshot, resolve};
 use crate::words::Words;
@@ -292,9 +292,9 @@ pub extern "C" fn bulkhead_meet_call(
     if sk.is_null() {
         return nobody(at, out);
     }
-    // The cgroup of a socket can't be asked for in this hook, only its stamp. No stamp, or one made before the maker
-    // was known: the packet hooks will tell.
-    let theirs = SOCKETS.get(sk);
+    // Neither the cgroup nor the cookie of a socket can be asked for in this hook, only the stamp that lives with it. No
+    // stamp, or one made before the maker was known: the packet hooks will tell.
+    let theirs = OTHER_SOCKETS.get(sk);
     let mut found = Binding { peer: PeerId(0), instance: 0, flags: 0 };
     if !theirs.is_null() {
         // SAFETY: the storage is there, and the socket is held.

@@ -4,8 +4,8 @@
 //! thread, so the walk is done by a few threads that end with it. Nothing is kept from one walk to the next: a handle
 //! would keep a namespace alive that its workload has left.
 
-use super::Datapath;
 use super::sock_diag::{self, Socket, state};
+use super::{Datapath, sys};
 use crate::config::widen;
 use crate::image::Image;
 use crate::revocation::{self, Failing, Namespace, Owners, Phase, Reach, Role};
@@ -67,9 +67,9 @@ impl Datapath {
         let namespaces = namespaces_of(folders)?;
         let host = fs::metadata("/proc/1/ns/net").or_else(|_| fs::metadata("/proc/thread-self/ns/net"))?.ino();
         let owners: Owners = tree.iter().map(|n| (n.id, n.binding)).collect();
-        let storage = self.map(maps::SOCKETS)?;
+        let kept = Kept { places: self.map(maps::SOCKETS)?, others: self.map(maps::OTHER_SOCKETS)? };
         let look =
-            |netns: u64| look_into(image, &owners, netns == host, reach, storage, destroy).map_err(|e| e.to_string());
+            |netns: u64| look_into(image, &owners, netns == host, reach, kept, destroy).map_err(|e| e.to_string());
 
         let threads = THREADS.min(namespaces.len());
         let queue = Mutex::new(namespaces.iter());
@@ -164,11 +164,11 @@ fn look_into(
     owners: &Owners,
     host: bool,
     reach: &Reach,
-    storage: BorrowedFd<'_>,
+    kept: Kept<'_>,
     destroy: bool,
 ) -> io::Result<Walk> {
-    let sockets = sock_diag::sockets_of(&PROTOCOLS, Some(storage))?;
-    let known: Vec<revocation::Socket> = sockets.iter().map(known).collect();
+    let sockets = sock_diag::sockets_of(&PROTOCOLS, Some(kept.others))?;
+    let known: Vec<revocation::Socket> = sockets.iter().map(|s| known(s, kept)).collect();
     let failing: Vec<(Failing, &Socket)> = revocation::failing(image, owners, Namespace { sockets: &known, host })
         .into_iter()
         .filter(|f| reach.holds(f.flow.src) || reach.holds(f.flow.dst))
@@ -193,7 +193,7 @@ fn look_into(
 }
 
 /// A socket as it is judged.
-fn known(s: &Socket) -> revocation::Socket {
+fn known(s: &Socket, kept: Kept<'_>) -> revocation::Socket {
     let phase = match (s.protocol, s.state) {
         (proto::TCP, state::LISTEN) => Phase::Open,
         (proto::TCP, state::CLOSE | state::TIME_WAIT) => Phase::Idle,
@@ -208,14 +208,35 @@ fn known(s: &Socket) -> revocation::Socket {
         local: (widen(s.local.ip()), s.local.port()),
         remote: (widen(s.remote.ip()), s.remote.port()),
         cgroup: s.cgroup,
-        role: noted(s),
+        role: noted(s, kept),
     }
 }
 
-/// The role that the programs noted. What is kept may be of another layout: then nothing is known.
-fn noted(s: &Socket) -> Option<Role> {
-    let kept = <SocketState as zerocopy::FromBytes>::read_from_bytes(&s.kept).ok()?;
-    let verdict = if kept.owner == s.cookie { CachedVerdict(kept.verdict.state).role() } else { role::NONE };
+/// Where the programs keep what they know of a socket.
+#[derive(Clone, Copy)]
+struct Kept<'m> {
+    /// [`maps::SOCKETS`].
+    places: BorrowedFd<'m>,
+    /// [`maps::OTHER_SOCKETS`].
+    others: BorrowedFd<'m>,
+}
+
+impl Kept<'_> {
+    /// What is kept of this socket. It may be of another layout: then nothing is known.
+    fn of(self, s: &Socket) -> Option<SocketState> {
+        if !s.kept.is_empty() {
+            return <SocketState as zerocopy::FromBytes>::read_from_bytes(&s.kept).ok();
+        }
+        let place = sys::map_lookup(self.places, &SocketState::place(s.cookie), SocketState::default()).ok()?;
+        SocketState::is_of(place.owner, s.cookie).then_some(place)
+    }
+}
+
+/// The role that the programs noted.
+fn noted(s: &Socket, kept: Kept<'_>) -> Option<Role> {
+    let kept = kept.of(s)?;
+    let owned = SocketState::is_of(kept.owner, s.cookie);
+    let verdict = if owned { CachedVerdict(kept.verdict.state).role() } else { role::NONE };
     let inherited = if s.protocol == proto::TCP { kept.stamp.role } else { role::NONE };
     match if verdict == role::NONE { inherited } else { verdict } {
         role::CLIENT => Some(Role::Client),

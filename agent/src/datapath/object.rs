@@ -7,8 +7,8 @@ use super::{Limits, Options};
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
 use aya_obj::generated::bpf_attach_type::{
-    BPF_CGROUP_INET_EGRESS, BPF_CGROUP_INET_INGRESS, BPF_CGROUP_INET_SOCK_CREATE, BPF_CGROUP_INET4_CONNECT,
-    BPF_CGROUP_INET6_CONNECT, BPF_CGROUP_SOCK_OPS, BPF_CGROUP_UDP4_SENDMSG, BPF_CGROUP_UDP6_SENDMSG,
+    BPF_CGROUP_INET_EGRESS, BPF_CGROUP_INET_INGRESS, BPF_CGROUP_INET_SOCK_CREATE, BPF_CGROUP_INET_SOCK_RELEASE,
+    BPF_CGROUP_INET4_CONNECT, BPF_CGROUP_INET6_CONNECT, BPF_CGROUP_SOCK_OPS, BPF_CGROUP_UDP4_SENDMSG, BPF_CGROUP_UDP6_SENDMSG,
 };
 use bulkhead_common::{Hook, maps, outside};
 use std::collections::BTreeMap;
@@ -28,8 +28,10 @@ pub(super) struct Mount {
     pub(super) attach_type: u32,
 }
 
-/// Every program, in the order in which they are attached: sockets are stamped before anything judges by a stamp.
-pub(super) const MOUNTS: [Mount; 8] = [
+/// Every program, in the order in which they are attached: whoever takes a place gives it back, and sockets are stamped
+/// before anything judges by a stamp.
+pub(super) const MOUNTS: [Mount; 9] = [
+    Mount { program: "sock_release", hook: Hook::SockRelease, attach_type: BPF_CGROUP_INET_SOCK_RELEASE as u32 },
     Mount { program: "sock_create", hook: Hook::SockCreate, attach_type: BPF_CGROUP_INET_SOCK_CREATE as u32 },
     Mount { program: "ingress", hook: Hook::Ingress, attach_type: BPF_CGROUP_INET_INGRESS as u32 },
     Mount { program: "egress", hook: Hook::Egress, attach_type: BPF_CGROUP_INET_EGRESS as u32 },
@@ -42,7 +44,7 @@ pub(super) const MOUNTS: [Mount; 8] = [
 
 /// The maps that are pinned. Those that the compiler adds (constants) and the kernel's log belong to one load of the
 /// programs and aren't.
-pub(super) const PINNED_MAPS: [&str; 21] = [
+pub(super) const PINNED_MAPS: [&str; 23] = [
     maps::CONTROL,
     maps::SLOTS,
     maps::BASELINES,
@@ -63,6 +65,8 @@ pub(super) const PINNED_MAPS: [&str; 21] = [
     maps::EVENTS,
     maps::ANSWERS,
     maps::SOCKETS,
+    maps::OTHER_SOCKETS,
+    maps::MAKERS,
     maps::OLD_SOCKETS,
 ];
 

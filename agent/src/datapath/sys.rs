@@ -266,6 +266,19 @@ pub(super) fn map_update<K, V>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::R
     unsafe { bpf(command::MAP_UPDATE_ELEM, &mut attr) }.map(drop)
 }
 
+/// The value of one element; `empty` gives its room.
+pub(super) fn map_lookup<K, V>(map: BorrowedFd<'_>, key: &K, empty: V) -> io::Result<V>
+where
+    V: zerocopy::FromBytes + zerocopy::IntoBytes,
+{
+    let mut value = empty;
+    let (key, room) = (address(std::ptr::from_ref(key)), address(std::ptr::from_mut(&mut value)));
+    let mut attr = Element { map_fd: raw(map), pad: 0, key, value: room, flags: 0 };
+    // SAFETY: as in `map_update`; any bytes that the kernel writes are a value.
+    unsafe { bpf(command::MAP_LOOKUP_ELEM, &mut attr) }?;
+    Ok(value)
+}
+
 /// Deletes one element.
 pub(super) fn map_delete<K>(map: BorrowedFd<'_>, key: &K) -> io::Result<()> {
     let mut attr = Element { map_fd: raw(map), pad: 0, key: address(std::ptr::from_ref(key)), value: 0, flags: 0 };

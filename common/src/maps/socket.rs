@@ -4,7 +4,7 @@ use super::EdgeKey;
 use crate::Addr;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Who made a socket. Accepted sockets get a copy of their listener's.
+/// Who made a socket.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Stamp {
@@ -32,6 +32,8 @@ impl Stamp {
     /// Its present connect() was left to the packet hooks because the peer isn't known yet, or its maker may not be known to
     /// the peer yet: what is dropped is to be sent again soon.
     pub const HELD_BACK: u32 = 2;
+    /// The kernel made it when a handshake was complete, and the programs have seen its beginning.
+    pub const ACCEPTED: u32 = 4;
     /// Where the flags of the maker's binding begin.
     pub const BINDING: u32 = 8;
 }
@@ -86,19 +88,63 @@ pub struct Carried {
     pub segs_in: u32,
 }
 
-/// What is kept of a socket. One value and not two, since making and freeing one costs more than most verdicts.
+/// What is kept of a socket: in its place in [`super::SOCKETS`], or in [`super::OTHER_SOCKETS`].
 ///
-/// An accepted socket gets a copy of its listener's, and a listener may once have been connected. So a verdict counts
-/// only for the socket that it names: a copy's cookie is never its own.
+/// It counts only for the socket that it names. A place is another socket's as soon as the one before is over. And where an
+/// accepted socket gets a copy of its listener's, which may once have been connected, the stamp is inherited, but a copy's
+/// cookie is never its own.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct SocketState {
     /// Who made it; inherited.
     pub stamp: Stamp,
-    /// The cookie of the socket that the verdict is about; 0: there is none.
+    /// The cookie of the socket that the verdict is about; 0: there is none. In a place of the table also
+    /// [`SocketState::CLOSED`] and [`SocketState::OVER`].
     pub owner: u64,
     /// The verdict.
     pub verdict: SocketVerdict,
+}
+
+impl SocketState {
+    /// No process has the socket any more, but its connection goes on.
+    pub const CLOSED: u64 = 1 << 62;
+    /// The socket is over: the place is for whoever comes next. Until then it stays as it is, since a reset may follow.
+    pub const OVER: u64 = 1 << 63;
+
+    /// Whether such an owner is the socket with this cookie.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_of(owner: u64, cookie: u64) -> bool {
+        owner & !(Self::CLOSED | Self::OVER) == cookie
+    }
+
+    /// The element of [`super::SOCKETS`] that is the socket's place.
+    #[expect(clippy::cast_possible_truncation, reason = "there are far fewer places")]
+    #[inline(always)]
+    #[must_use]
+    pub const fn place(cookie: u64) -> u32 {
+        cookie as u32 & (super::capacity::SOCKETS - 1)
+    }
+}
+
+/// Under what the maker of a listener is noted for the sockets that are accepted from it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct ListenerKey {
+    /// The listener's workload instance.
+    pub instance: u32,
+    /// Its port, in the lower half.
+    pub port: u32,
+}
+
+/// The process that made a listener.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Maker {
+    /// As in the [`Stamp`].
+    pub pid: u32,
+    /// As in the [`Stamp`].
+    pub comm: [u32; 4],
 }
 
 /// A verdict with the epoch that it holds for, in one `u64`.

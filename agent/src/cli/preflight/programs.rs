@@ -11,7 +11,7 @@ const PROG_QUERY: libc::c_int = 16;
 /// How many programs of one kind are asked for; the kernel allows 64 at a cgroup.
 const MOST: usize = 64;
 /// The attach types of linux/bpf.h that concern sockets.
-const TYPES: [(u32, &str); 12] = [
+const TYPES: [(u32, &str); 13] = [
     (0, "cgroup_skb/ingress"),
     (1, "cgroup_skb/egress"),
     (2, "sock_create"),
@@ -24,6 +24,7 @@ const TYPES: [(u32, &str); 12] = [
     (20, "recvmsg6"),
     (8, "bind4"),
     (9, "bind6"),
+    (34, "sock_release"),
 ];
 
 /// The head of `union bpf_attr` for `BPF_PROG_QUERY`.
