@@ -96,6 +96,7 @@ pub struct Edges {
     lost_events: u64,
     without_address: u64,
     lost_answers: u64,
+    without_place: u64,
 }
 
 impl Edges {
@@ -132,6 +133,7 @@ impl Edges {
         self.lost_events = at(totals::LOST_EVENTS);
         self.without_address = at(totals::OUTSIDE);
         self.lost_answers = at(totals::LOST_ANSWERS);
+        self.without_place = at(totals::WITHOUT_PLACE);
         for d in Direction::ALL {
             for o in Outcome::ALL {
                 for r in (0..REASONS).filter_map(|r| u8::try_from(r).ok().and_then(Reason::from_u8)) {
@@ -183,6 +185,11 @@ impl Edges {
     /// How many DNS answers the kernel didn't tell: too many in a second, or no room.
     pub const fn lost_answers(&self) -> u64 {
         self.lost_answers
+    }
+
+    /// How many sockets found their place in the table taken, so that their state was allocated.
+    pub const fn without_place(&self) -> u64 {
+        self.without_place
     }
 
     /// How often a peer outside was counted without its address, for want of room.

@@ -324,6 +324,8 @@ pub mod totals {
     pub const OUTSIDE: u32 = 8;
     /// DNS answers that weren't told: too many in a second, or no room.
     pub const LOST_ANSWERS: u32 = 9;
+    /// Sockets whose place in [`super::SOCKETS`] was another's.
+    pub const WITHOUT_PLACE: u32 = 10;
     /// First of the counts that found no room in [`super::EDGES`], by direction, outcome and reason.
     pub const OVERFLOW: u32 = 16;
     /// Number of elements.
@@ -382,7 +384,7 @@ const _: () = {
     assert!(size_of::<FlowKey>() == 28 && offset_of!(FlowKey, proto) == 24);
     assert!(size_of::<FlowValue>() == 16);
     assert!(size_of::<Traffic>() == 8 * Traffic::PARTS as usize);
-    assert!(totals::TRAFFIC + Traffic::PARTS <= totals::OUTSIDE && totals::LOST_ANSWERS < totals::OVERFLOW);
+    assert!(totals::TRAFFIC + Traffic::PARTS <= totals::OUTSIDE && totals::WITHOUT_PLACE < totals::OVERFLOW);
 };
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use aya_ebpf::helpers::generated::{
     bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_netns_cookie,
     bpf_get_socket_cookie, bpf_set_retval,
 };
-use bulkhead_common::maps::{CachedVerdict, SocketState, Stamp, role};
+use bulkhead_common::maps::{CachedVerdict, SocketState, Stamp, role, totals};
 use bulkhead_common::slots::{Baseline, Binding, Sides};
 use bulkhead_common::{Class, Direction, Flow, Hook, Judgement, Outcome, PeerId, Reason, Tables, proto};
 use core::mem::MaybeUninit;
@@ -17,7 +17,7 @@ use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 use crate::flow;
 use crate::log::{self, Note};
 use crate::maps::OTHER_SOCKETS;
-use crate::record::{Decision, record, tells};
+use crate::record::{Decision, record, tells, total};
 use crate::storage;
 use crate::tables::{Snapshot, judge};
 use crate::who::{Ends, Met, Situation, caller, meet_call};
@@ -83,6 +83,7 @@ pub fn create(sk: *mut bpf_sock) -> bool {
             stamp(unsafe { &mut (*place).stamp }, s, &own, cgroup, 0);
             return true;
         }
+        total(totals::WITHOUT_PLACE, 1);
     }
     let mut space = MaybeUninit::uninit();
     let state = SocketState::zeroed(&mut space);

@@ -121,14 +121,14 @@ fn accepted(ctx: *mut bpf_sock_ops) {
         return;
     }
     let place = storage::take(cookie);
-    if place.is_null() {
-        let state = storage::unstamped(sk, 0, 0, role::SERVER);
-        if !state.is_null() {
-            storage::accept(state);
-        }
-        return;
+    if !place.is_null() {
+        return storage::accept(place);
     }
-    storage::accept(place);
+    total(totals::WITHOUT_PLACE, 1);
+    let state = storage::unstamped(sk, 0, 0, role::SERVER);
+    if !state.is_null() {
+        storage::accept(state);
+    }
 }
 
 /// What is kept of the socket, if its connection is counted under an edge; else null.

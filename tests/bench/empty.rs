@@ -21,6 +21,7 @@ const fn hook(name: &'static str, kind: u32, attach_type: u32) -> Hook {
 }
 
 const HOOKS: [Hook; 9] = [
+    hook("sock_release", 9, 34),
     hook("sock_create", 9, 2),
     hook("ingress", 8, 0),
     hook("egress", 8, 1),
@@ -29,7 +30,6 @@ const HOOKS: [Hook; 9] = [
     hook("sendmsg4", 18, 14),
     hook("sendmsg6", 18, 15),
     hook("sock_ops", 13, 3),
-    hook("sock_release", 9, 34),
 ];
 
 /// Linux: include/uapi/linux/bpf.h, `union bpf_attr` as BPF_PROG_LOAD and as BPF_LINK_CREATE read it.

@@ -46,6 +46,11 @@ impl Totals {
         self.at(totals::LOST_ANSWERS)
     }
 
+    /// Sockets whose place was another's.
+    pub fn without_place(&self) -> u64 {
+        self.at(totals::WITHOUT_PLACE)
+    }
+
     /// Counts of peers outside whose address found no room.
     pub fn without_address(&self) -> u64 {
         self.at(totals::OUTSIDE)

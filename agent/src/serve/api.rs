@@ -41,6 +41,9 @@ pub struct Status {
     /// How many DNS answers weren't told: too many in a second, or no room.
     #[serde(default)]
     pub lost_answers: u64,
+    /// How many sockets found their place in the table taken, so that their state was allocated: slower, but nothing else.
+    #[serde(default)]
+    pub sockets_without_place: u64,
     /// The programs.
     pub programs: Vec<Program>,
     /// What the kernel can and can't do.

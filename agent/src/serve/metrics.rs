@@ -117,6 +117,12 @@ impl Collector for Page {
             "DNS answers that weren't read for names: too many in a second, or no room",
             status.lost_answers,
         )?;
+        counter(
+            e,
+            "sockets_without_place",
+            "Sockets whose place in the table was taken, so that making them took longer",
+            status.sockets_without_place,
+        )?;
         gauge(
             e,
             "edges",

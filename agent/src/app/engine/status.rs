@@ -94,6 +94,7 @@ impl<K: Kernel> Engine<K> {
                 lost_events: self.edges.lost_events(),
                 without_address: self.edges.without_address(),
                 lost_answers: self.edges.lost_answers(),
+                sockets_without_place: self.edges.without_place(),
                 programs: self.kernel.programs(),
                 features: self.kernel.features(),
                 maps,

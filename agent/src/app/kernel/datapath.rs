@@ -144,6 +144,7 @@ impl Kernel for Datapath {
         set(maps::totals::LOST_EVENTS, totals.lost_events())?;
         set(maps::totals::OUTSIDE, totals.without_address())?;
         set(maps::totals::LOST_ANSWERS, totals.lost_answers())?;
+        set(maps::totals::WITHOUT_PLACE, totals.without_place())?;
         for d in Direction::ALL {
             for o in Outcome::ALL {
                 for r in Reason::ALL {
