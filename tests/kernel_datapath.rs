@@ -112,7 +112,7 @@ fn what_is_committed_is_in_force_from_attach_to_uninstall() {
     drop(datapath);
     assert!(!reaches(&estate), "in force without the agent");
     let report = uninstall("test", &bench.bpffs()).expect("uninstall");
-    assert_eq!(report.removed.len(), 9 + 9 + 23, "{report:?}");
+    assert_eq!(report.removed.len(), 9 + 9 + 24, "{report:?}");
     assert!(!bench.bpffs().join("bulkhead").exists());
     assert!(reaches(&estate), "nothing is attached any more");
 }
@@ -235,7 +235,7 @@ fn what_is_taken_away_is_noticed_and_put_back() {
     assert_eq!(faults, [Fault::Unpinned { path: set.join("maps/SLOTS") }]);
     std::fs::remove_dir_all(&set).expect("the folder is there");
     let faults = datapath.inspect().expect("inspect");
-    assert_eq!(faults.len(), 23 + 9 + 9);
+    assert_eq!(faults.len(), 24 + 9 + 9);
     assert!(!reaches(&estate));
     datapath.repair(&faults[0]).expect("repair");
     assert_eq!(datapath.inspect().expect("inspect"), []);

@@ -14,30 +14,25 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::Duration;
 
-/// A place in words of eight bytes, and which of them is the owner.
-type Place = [u64; size_of::<SocketState>() / 8];
-const OWNER: usize = 6;
-
-fn places(enforced: &Enforced) -> Array<MapData, Place> {
+/// Whose the places are.
+fn owners(enforced: &Enforced) -> Array<MapData, u64> {
     let folder = Path::new(BPFFS).join(format!("bulkhead/{}/v{ABI}/maps", enforced.instance()));
-    let map = MapData::from_pin(folder.join(maps::SOCKETS)).expect("the table is pinned");
-    Array::try_from(Map::Array(map)).expect("an array of places")
+    let map = MapData::from_pin(folder.join(maps::TAKEN)).expect("the table is pinned");
+    Array::try_from(Map::Array(map)).expect("an array of cookies")
 }
 
 /// How many places were ever taken, and how many are somebody's now.
 fn taken(enforced: &Enforced) -> (usize, usize) {
-    let places = places(enforced);
-    let owners = places.iter().map(|p| p.expect("a place")[OWNER]).filter(|owner| *owner != 0);
+    let owners = owners(enforced);
+    let owners = owners.iter().map(|p| p.expect("a place")).filter(|owner| *owner != 0);
     owners.fold((0, 0), |(ever, now), owner| (ever + 1, now + usize::from(owner & SocketState::OVER == 0)))
 }
 
 /// Makes every place somebody's who never comes.
 fn take_all(enforced: &Enforced) {
-    let mut places = places(enforced);
-    let mut place = Place::default();
-    place[OWNER] = SocketState::CLOSED - 1;
-    for n in 0..places.len() {
-        places.set(n, place, 0).expect("a place");
+    let mut owners = owners(enforced);
+    for n in 0..owners.len() {
+        owners.set(n, SocketState::CLOSED - 1, 0).expect("a place");
     }
 }
 

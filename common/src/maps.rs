@@ -51,6 +51,9 @@ pub const EVENTS: &str = "EVENTS";
 pub const ANSWERS: &str = "ANSWERS";
 /// `ARRAY` of [`SocketState`]: the sockets of workloads that have a network namespace of their own, by [`SocketState::place`].
 pub const SOCKETS: &str = "SOCKETS";
+/// `ARRAY` of `u64`: whose each of those places is, by the socket's cookie with [`SocketState::CLOSED`] and so on; 0: nobody's.
+/// Apart from them, so that eight lie together: whether a place is free is known sooner.
+pub const TAKEN: &str = "TAKEN";
 /// `SK_STORAGE`, cloned to accepted sockets: [`SocketState`] of those that have no place there.
 pub const OTHER_SOCKETS: &str = "OTHER_SOCKETS";
 /// `LRU_HASH`: [`ListenerKey`] to [`Maker`].

@@ -59,6 +59,8 @@ pub static ANSWERS: RingBuf<Answer, { cap::ANSWER_BYTES as usize }> = RingBuf::n
 #[btf_map]
 pub static SOCKETS: Array<SocketState, { cap::SOCKETS as usize }> = Array::new();
 #[btf_map]
+pub static TAKEN: Array<u64, { cap::SOCKETS as usize }> = Array::new();
+#[btf_map]
 pub static OTHER_SOCKETS: SocketStorage<SocketState, { NO_PREALLOC | CLONE }> = SocketStorage::new();
 #[btf_map]
 pub static MAKERS: LruHashMap<ListenerKey, Maker, { cap::MAKERS as usize }> = LruHashMap::new();

@@ -7,8 +7,9 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
 use bulkhead_common::{Addr, proto};
 use core::mem::MaybeUninit;
+use core::ptr::{addr_of, read_volatile};
 
-use crate::words::widen;
+use crate::words::{fill, widen};
 
 /// How many IPv6 extension headers are walked over.
 const MAX_EXTENSIONS: u32 = 6;
@@ -31,6 +32,13 @@ pub struct Packet {
     /// TCP: whether there is no payload.
     pub bare: bool,
 }
+
+/// Lengths of the headers of IP without anything more, and of the ports behind them.
+const V4: usize = 20;
+const V6: usize = 40;
+const PORTS: usize = 4;
+/// Where the flags of a TCP header are.
+const TCP_FLAGS: usize = 13;
 
 /// TCP flags (RFC 9293, 3.1).
 const FIN: u8 = 0x01;
@@ -80,13 +88,67 @@ pub extern "C" fn bulkhead_parse(skb: *mut __sk_buff, p: *mut Packet) -> u32 {
         return 0;
     }
     // SAFETY: the verifier has checked at each call that this points to a packet.
-    headers(skb, unsafe { &mut *p }).is_some() as u32
+    let p = unsafe { &mut *p };
+    (plain(skb, p).is_some() || headers(skb, p).is_some()) as u32
 }
 
 /// Reads the headers into `p`; false if the packet is malformed.
 #[inline(always)]
 pub fn parse(skb: *mut __sk_buff, p: &mut Packet) -> bool {
     bulkhead_parse(skb, p) != 0
+}
+
+/// Reads `T` where it lies.
+///
+/// # Safety
+/// It lies within the packet, as the verifier must have seen.
+#[inline(always)]
+unsafe fn lying<T>(at: *const u8) -> T {
+    // SAFETY: the caller's promise.
+    unsafe { at.cast::<T>().read_unaligned() }
+}
+
+/// Reads the headers of what most packets are: TCP or UDP, neither in pieces nor with options or extensions of IP, and with
+/// all headers in one piece of memory. `None` for any other, of which something may have been read by then.
+#[inline(always)]
+fn plain(skb: *mut __sk_buff, p: &mut Packet) -> Option<()> {
+    // SAFETY: the verifier checks the context's fields, and each read against the packet's end.
+    unsafe {
+        let data = read_volatile(addr_of!((*skb).data)) as usize as *const u8;
+        let end = read_volatile(addr_of!((*skb).data_end)) as usize as *const u8;
+        if data.add(V4 + PORTS) > end {
+            return None;
+        }
+        let (header, length) = match lying::<u8>(data) {
+            0x45 if lying::<u16>(data.add(6)) & 0x3fff_u16.to_be() == 0 => {
+                p.hops = lying(data.add(8));
+                p.proto = lying(data.add(9));
+                widen(&mut p.saddr, lying(data.add(12)));
+                widen(&mut p.daddr, lying(data.add(16)));
+                (V4, u32::from(u16::from_be(lying(data.add(2)))))
+            }
+            first if first >> 4 == 6 && data.add(V6 + PORTS) <= end => {
+                p.hops = lying(data.add(7));
+                p.proto = lying(data.add(6));
+                fill(&mut p.saddr, lying(data.add(8)));
+                fill(&mut p.daddr, lying(data.add(24)));
+                (V6, V6 as u32 + u32::from(u16::from_be(lying(data.add(4)))))
+            }
+            _ => return None,
+        };
+        let l4 = data.add(header);
+        p.sport = u16::from_be(lying(l4));
+        p.dport = u16::from_be(lying(l4.add(2)));
+        match p.proto {
+            proto::UDP => Some(()),
+            proto::TCP if l4.add(TCP_FLAGS + 1) <= end => {
+                p.kind = lying(l4.add(TCP_FLAGS));
+                p.bare = length == header as u32 + u32::from(lying::<u8>(l4.add(12)) >> 4) * 4;
+                Some(())
+            }
+            _ => None,
+        }
+    }
 }
 
 #[inline(always)]

@@ -16,7 +16,7 @@ use bulkhead_common::maps::{SocketState, SocketVerdict, Stamp, role};
 use core::mem::MaybeUninit;
 use core::ptr;
 
-use crate::maps::{OTHER_SOCKETS, SOCKETS};
+use crate::maps::{OTHER_SOCKETS, SOCKETS, TAKEN};
 use crate::record::{Decision, exchange};
 use crate::tables::Snapshot;
 use crate::words::Words;
@@ -76,43 +76,59 @@ fn place(cookie: u64) -> *mut SocketState {
     }
 }
 
+/// Whose that place is.
 #[inline(always)]
-fn owner(state: *const SocketState) -> u64 {
-    // SAFETY: a non-null pointer to a socket's state; one aligned u64.
-    unsafe { ptr::read_volatile(ptr::addr_of!((*state).owner)) }
+fn taken(cookie: u64) -> *mut u64 {
+    match TAKEN.get_ptr_mut(SocketState::place(cookie)) {
+        Some(taken) => taken,
+        None => ptr::null_mut(),
+    }
 }
 
 #[inline(always)]
-fn set_owner(state: *mut SocketState, owner: u64) {
+fn read(word: *const u64) -> u64 {
+    // SAFETY: a non-null pointer to one aligned u64 of a map's value.
+    unsafe { ptr::read_volatile(word) }
+}
+
+#[inline(always)]
+fn write(word: *mut u64, value: u64) {
     // SAFETY: as above.
-    unsafe { ptr::write_volatile(ptr::addr_of_mut!((*state).owner), owner) };
+    unsafe { ptr::write_volatile(word, value) };
+}
+
+/// Whether what is kept there is about the socket with this cookie.
+#[inline(always)]
+fn owned(state: *const SocketState, cookie: u64) -> bool {
+    // SAFETY: a non-null pointer to a socket's state.
+    read(unsafe { ptr::addr_of!((*state).owner) }) == cookie
 }
 
 /// The state of this socket, or null.
 #[inline(always)]
 pub fn find(sk: *mut bpf_sock, cookie: u64) -> *mut SocketState {
     let place = place(cookie);
-    if !place.is_null() && SocketState::is_of(owner(place), cookie) { place } else { OTHER_SOCKETS.get(sk) }
+    if !place.is_null() && owned(place, cookie) { place } else { OTHER_SOCKETS.get(sk) }
 }
 
-/// Takes the socket's place: its state, empty; or null when the place is another's.
+/// Takes the socket's place: its state, empty; or null when the place is another's. Nobody looks for it before it is made: the
+/// socket isn't anybody's yet.
 #[inline(always)]
 pub fn take(cookie: u64) -> *mut SocketState {
-    let place = place(cookie);
-    if place.is_null() {
-        return place;
-    }
-    let was = owner(place);
-    // Nobody looks for the new owner's state before it is made: its socket isn't anybody's yet.
-    // SAFETY: a map's value, aligned to eight bytes.
-    if was != 0 && was & SocketState::OVER == 0 || !exchange(unsafe { ptr::addr_of_mut!((*place).owner) }, was, cookie) {
+    let (taken, place) = (taken(cookie), place(cookie));
+    if taken.is_null() || place.is_null() {
         return ptr::null_mut();
     }
-    // SAFETY: as above; stamp and verdict are whole words of eight bytes.
+    let was = read(taken);
+    if was != 0 && was & SocketState::OVER == 0 || !exchange(taken, was, cookie) {
+        return ptr::null_mut();
+    }
+    // SAFETY: a map's value; stamp and verdict are whole words of eight bytes.
     unsafe {
         zero(ptr::addr_of_mut!((*place).stamp).cast(), size_of::<Stamp>() / 8);
         zero(ptr::addr_of_mut!((*place).verdict).cast(), size_of::<SocketVerdict>() / 8);
         ptr::write_volatile(ptr::addr_of_mut!((*place).verdict.tick), Snapshot::tick());
+        write(ptr::addr_of_mut!((*place).owner), cookie);
     }
     place
 }
@@ -130,9 +146,9 @@ fn zero(words: *mut u64, count: usize) {
 /// No process has the socket any more. If it isn't `over` by that, [`end`] comes when its connection is.
 #[inline(always)]
 pub fn leave(cookie: u64, over: bool) {
-    let place = place(cookie);
-    if !place.is_null() && SocketState::is_of(owner(place), cookie) {
-        set_owner(place, cookie | if over { SocketState::OVER } else { SocketState::CLOSED });
+    let taken = taken(cookie);
+    if !taken.is_null() && read(taken) & !SocketState::OVER == cookie {
+        write(taken, cookie | if over { SocketState::OVER } else { SocketState::CLOSED });
     }
 }
 
@@ -140,15 +156,15 @@ pub fn leave(cookie: u64, over: bool) {
 /// have had one.
 #[inline(always)]
 pub fn end(cookie: u64) {
-    let place = place(cookie);
-    if place.is_null() {
+    let (taken, place) = (taken(cookie), place(cookie));
+    if taken.is_null() || place.is_null() {
         return;
     }
-    let was = owner(place);
+    let was = read(taken);
     // SAFETY: a map's value; one aligned u32.
     let accepted = unsafe { ptr::read_volatile(ptr::addr_of!((*place).stamp.flags)) } & Stamp::ACCEPTED != 0;
     if was == cookie | SocketState::CLOSED || was == cookie && accepted {
-        set_owner(place, cookie | SocketState::OVER);
+        write(taken, cookie | SocketState::OVER);
     }
 }
 
@@ -156,14 +172,15 @@ pub fn end(cookie: u64) {
 /// the place is its process's to give back, unless it is somebody else's by now.
 #[inline(always)]
 pub fn again(state: *mut SocketState, cookie: u64) -> *mut SocketState {
-    if state.is_null() || owner(state) & SocketState::OVER == 0 {
+    let taken = taken(cookie);
+    if state.is_null() || taken.is_null() || read(taken) != cookie | SocketState::OVER {
         return state;
     }
-    // SAFETY: a non-null pointer to the socket's state; an aligned u64, and an aligned u32.
+    if !exchange(taken, cookie | SocketState::OVER, cookie) {
+        return ptr::null_mut();
+    }
+    // SAFETY: a non-null pointer to the socket's state; one aligned u32.
     unsafe {
-        if !exchange(ptr::addr_of_mut!((*state).owner), cookie | SocketState::OVER, cookie) {
-            return ptr::null_mut();
-        }
         let flags = ptr::addr_of_mut!((*state).stamp.flags);
         ptr::write_volatile(flags, ptr::read_volatile(flags) & !Stamp::ACCEPTED);
     }
@@ -217,7 +234,7 @@ pub fn verdict(state: *mut SocketState, cookie: u64) -> *mut SocketVerdict {
     if state.is_null() {
         return ptr::null_mut();
     }
-    if !SocketState::is_of(owner(state), cookie) {
+    if !owned(state, cookie) {
         return ptr::null_mut();
     }
     // SAFETY: a non-null pointer to the socket's state.
@@ -243,11 +260,11 @@ pub fn claim(state: *mut SocketState, cookie: u64) -> *mut SocketVerdict {
     // one's own.
     unsafe {
         let verdict = ptr::addr_of_mut!((*state).verdict);
-        if !SocketState::is_of(owner(state), cookie) {
+        if !owned(state, cookie) {
             ptr::write_volatile(ptr::addr_of_mut!((*verdict).state), 0);
             detach(verdict);
             ptr::write_volatile(ptr::addr_of_mut!((*verdict).tick), Snapshot::tick());
-            set_owner(state, cookie);
+            write(ptr::addr_of_mut!((*state).owner), cookie);
         }
         verdict
     }

@@ -228,15 +228,14 @@ impl Kept<'_> {
             return <SocketState as zerocopy::FromBytes>::read_from_bytes(&s.kept).ok();
         }
         let place = sys::map_lookup(self.places, &SocketState::place(s.cookie), SocketState::default()).ok()?;
-        SocketState::is_of(place.owner, s.cookie).then_some(place)
+        (place.owner == s.cookie).then_some(place)
     }
 }
 
 /// The role that the programs noted.
 fn noted(s: &Socket, kept: Kept<'_>) -> Option<Role> {
     let kept = kept.of(s)?;
-    let owned = SocketState::is_of(kept.owner, s.cookie);
-    let verdict = if owned { CachedVerdict(kept.verdict.state).role() } else { role::NONE };
+    let verdict = if kept.owner == s.cookie { CachedVerdict(kept.verdict.state).role() } else { role::NONE };
     let inherited = if s.protocol == proto::TCP { kept.stamp.role } else { role::NONE };
     match if verdict == role::NONE { inherited } else { verdict } {
         role::CLIENT => Some(Role::Client),

@@ -44,7 +44,7 @@ pub(super) const MOUNTS: [Mount; 9] = [
 
 /// The maps that are pinned. Those that the compiler adds (constants) and the kernel's log belong to one load of the
 /// programs and aren't.
-pub(super) const PINNED_MAPS: [&str; 23] = [
+pub(super) const PINNED_MAPS: [&str; 24] = [
     maps::CONTROL,
     maps::SLOTS,
     maps::BASELINES,
@@ -65,6 +65,7 @@ pub(super) const PINNED_MAPS: [&str; 23] = [
     maps::EVENTS,
     maps::ANSWERS,
     maps::SOCKETS,
+    maps::TAKEN,
     maps::OTHER_SOCKETS,
     maps::MAKERS,
     maps::OLD_SOCKETS,

@@ -98,25 +98,18 @@ pub struct Carried {
 pub struct SocketState {
     /// Who made it; inherited.
     pub stamp: Stamp,
-    /// The cookie of the socket that the verdict is about; 0: there is none. In a place of the table also
-    /// [`SocketState::CLOSED`] and [`SocketState::OVER`].
+    /// The cookie of the socket that the verdict is about; 0: there is none.
     pub owner: u64,
     /// The verdict.
     pub verdict: SocketVerdict,
 }
 
 impl SocketState {
-    /// No process has the socket any more, but its connection goes on.
+    /// In [`super::TAKEN`]: no process has the socket any more, but its connection goes on.
     pub const CLOSED: u64 = 1 << 62;
-    /// The socket is over: the place is for whoever comes next. Until then it stays as it is, since a reset may follow.
+    /// In [`super::TAKEN`]: the socket is over, and the place is for whoever comes next. Until then what it holds stays as it is,
+    /// since a reset may follow.
     pub const OVER: u64 = 1 << 63;
-
-    /// Whether such an owner is the socket with this cookie.
-    #[inline(always)]
-    #[must_use]
-    pub const fn is_of(owner: u64, cookie: u64) -> bool {
-        owner & !(Self::CLOSED | Self::OVER) == cookie
-    }
 
     /// The element of [`super::SOCKETS`] that is the socket's place.
     #[expect(clippy::cast_possible_truncation, reason = "there are far fewer places")]
