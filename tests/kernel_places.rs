@@ -137,7 +137,9 @@ fn every_place_is_given_back_however_a_socket_ends() {
                 socket.send_to(b"1", database)?;
                 socket.connect(database)?;
                 // Nobody listens there, which the second one is told.
-                socket.send(b"2").or_else(|e| if e.kind() == io::ErrorKind::ConnectionRefused { Ok(0) } else { Err(e) })?;
+                socket
+                    .send(b"2")
+                    .or_else(|e| if e.kind() == io::ErrorKind::ConnectionRefused { Ok(0) } else { Err(e) })?;
                 turn.doing("making sockets that do nothing");
                 drop((Socket::new(Domain::IPV4, Type::STREAM, None)?, Socket::new(Domain::IPV6, Type::DGRAM, None)?));
             }

@@ -24,7 +24,7 @@ use crate::packet::{Packet, parse};
 use crate::record::{Decision, record, tells};
 use crate::storage;
 use crate::tables::{Snapshot, judge};
-use crate::traffic::{self, bulkhead_carried, bulkhead_older};
+use crate::traffic::{self, bulkhead_carried, bulkhead_begun};
 use crate::who::{Ends, Met, Situation, holder, meet_packet};
 use crate::words::{Words, fill, same, settle};
 
@@ -304,7 +304,7 @@ fn tcp_packet<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot, state: *mut Soc
 
     if connected {
         bulkhead_keep_verdict(v.skb, d, s.epoch, as_role, own_of(v));
-        bulkhead_older(v.skb);
+        bulkhead_begun(v.skb);
     } else if !OUT && segment.opens && outcome.passes() {
         bulkhead_mark_server(v.skb, own_of(v), u32::from(d.ends.own_port));
     }

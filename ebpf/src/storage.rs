@@ -200,7 +200,8 @@ pub fn accept(state: *mut SocketState) {
     // SAFETY: the state is there; aligned words.
     unsafe {
         ptr::write_volatile(ptr::addr_of_mut!((*state).stamp.role), role::SERVER);
-        ptr::write_volatile(ptr::addr_of_mut!((*state).stamp.flags), Stamp::ACCEPTED);
+        let flags = ptr::addr_of_mut!((*state).stamp.flags);
+        ptr::write_volatile(flags, ptr::read_volatile(flags) | Stamp::ACCEPTED);
     }
 }
 

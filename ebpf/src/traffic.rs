@@ -2,17 +2,16 @@
 //!
 //! The kernel calls this program at events of a socket's life, most of them only where it was asked to. It decides
 //! nothing. Which edge a connection belongs to was noted on the socket by the hook that judged it; an accepted socket
-//! is only judged at its first packet, so its handshake is counted at the first event after that. All of them come under
+//! is only judged at its first packet, so its handshake is counted there ([`bulkhead_begun`]). All events come under
 //! the socket's lock, so nothing is counted twice. What a live connection carries is counted on its way out, which is under
 //! that lock too ([`bulkhead_carried`]). A connection that is older than the programs has no events: its first packet
-//! counts the handshake, and its last bytes aren't told ([`bulkhead_older`]).
+//! counts the handshake, and its last bytes aren't told.
 //!
 //! It also has the first packet of a connection that was held back sent again soon: by then the peer may be known, or our
 //! end to the peer.
 
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RTT_CB,
-    BPF_SOCK_OPS_RTT_CB_FLAG, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
+    __sk_buff, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
     BPF_SOCK_OPS_TIMEOUT_INIT, BPF_TCP_CLOSE, BPF_TCP_CLOSE_WAIT, BPF_TCP_CLOSING, BPF_TCP_ESTABLISHED,
     BPF_TCP_FIN_WAIT1, BPF_TCP_FIN_WAIT2, BPF_TCP_LAST_ACK, BPF_TCP_SYN_SENT, bpf_sock_ops, bpf_tcp_sock,
 };
@@ -28,7 +27,7 @@ use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 use crate::kept::{cookie, socket};
 use crate::maps::{OLD_SOCKETS, TRAFFIC};
 use crate::outside;
-use crate::record::{NOEXIST, add, total};
+use crate::record::{NOEXIST, add, exchange, total};
 use crate::storage;
 use crate::tables::Snapshot;
 use crate::words::Words;
@@ -49,14 +48,9 @@ pub fn happened(ctx: *mut bpf_sock_ops) {
         BPF_SOCK_OPS_TCP_CONNECT_CB => call_at(ctx, of!(ctx, bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG),
         BPF_SOCK_OPS_TIMEOUT_INIT => first_wait(ctx),
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => established(ctx),
-        // Our end's first data will be acknowledged; by then the socket has been judged.
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => {
-            call_at(ctx, of!(ctx, bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTT_CB_FLAG);
+            call_at(ctx, of!(ctx, bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG);
             accepted(ctx);
-        }
-        BPF_SOCK_OPS_RTT_CB => {
-            call_at(ctx, of!(ctx, bpf_sock_ops_cb_flags) & !BPF_SOCK_OPS_RTT_CB_FLAG);
-            established(ctx);
         }
         _ => {}
     }
@@ -107,8 +101,8 @@ fn first_wait(ctx: *mut bpf_sock_ops) {
     }
 }
 
-/// A handshake is complete, and the kernel has made a socket for it: the peer opened the connection. Unless it has got a copy
-/// of its listener's state, it gets one of its own.
+/// A handshake is complete, and the kernel has made a socket for it: the peer opened the connection. It has got a copy
+/// of its listener's state, or gets one of its own.
 #[inline(always)]
 fn accepted(ctx: *mut bpf_sock_ops) {
     let sk = of!(ctx, __bindgen_anon_2.sk);
@@ -117,8 +111,9 @@ fn accepted(ctx: *mut bpf_sock_ops) {
     }
     // SAFETY: the helper takes this context.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.cast()) };
-    if !storage::find(sk, cookie).is_null() {
-        return;
+    let copy = storage::find(sk, cookie);
+    if !copy.is_null() {
+        return storage::accept(copy);
     }
     let place = storage::take(cookie);
     if !place.is_null() {
@@ -148,15 +143,16 @@ fn known(ctx: *mut bpf_sock_ops) -> *mut SocketVerdict {
     verdict
 }
 
-/// Counts the handshake, unless that was done.
+/// Counts the handshake, unless that was done. A packet on its way in comes without the socket's lock, so whoever sets the
+/// mark counts; if something beside it changes just then, the next event does.
 #[inline(always)]
 fn count_handshake(verdict: *mut SocketVerdict, more: &mut Traffic) {
-    // SAFETY: a non-null pointer to the socket's state; only this program writes it, under the socket's lock.
-    unsafe {
-        if read_volatile(addr_of!((*verdict).established)) == 0 {
-            write_volatile(addr_of_mut!((*verdict).established), 1);
-            more.established = 1;
-        }
+    // SAFETY: a non-null pointer to the socket's state; the word with the peer's port, the mark and what follows it.
+    let word = unsafe { addr_of_mut!((*verdict).peer_port) }.cast::<u64>();
+    // SAFETY: as above; it is aligned to eight bytes.
+    let was = unsafe { read_volatile(word) };
+    if was & SocketVerdict::ESTABLISHED == 0 && exchange(word, was, was | SocketVerdict::ESTABLISHED) {
+        more.established = 1;
     }
 }
 
@@ -348,36 +344,45 @@ pub extern "C" fn bulkhead_carried(skb: *mut __sk_buff) -> u32 {
     1
 }
 
-/// Counts the handshake of a connection that is older than the programs, at the first packet that passes: nothing else
-/// will. What it carried until now was before their time. Gives 1, or 0 if there was nothing to count.
+/// Counts the handshake of a connection that was accepted, or is older than the programs, at the first packet that passes.
+/// What the latter carried until now was before their time. Gives 1, or 0 if there was nothing to count.
 #[unsafe(no_mangle)]
-pub extern "C" fn bulkhead_older(skb: *mut __sk_buff) -> u32 {
+pub extern "C" fn bulkhead_begun(skb: *mut __sk_buff) -> u32 {
     let sk = socket(skb);
     if sk.is_null() {
         return 0;
     }
     let cookie = cookie(skb);
-    let verdict = storage::verdict(storage::find(sk, cookie), cookie);
+    let kept = storage::find(sk, cookie);
+    let verdict = storage::verdict(kept, cookie);
     if verdict.is_null() {
         return 0;
     }
-    // SAFETY: a non-null pointer to the socket's state.
-    let pending = unsafe {
-        read_volatile(addr_of!((*verdict).edge.proto)) != 0
-            && read_volatile(addr_of!((*verdict).established)) == 0
-            && CachedVerdict(read_volatile(addr_of!((*verdict).state))).passes()
+    // SAFETY: non-null pointers to the socket's state.
+    let (pending, accepted) = unsafe {
+        (
+            read_volatile(addr_of!((*verdict).edge.proto)) != 0
+                && read_volatile(addr_of!((*verdict).established)) == 0
+                && CachedVerdict(read_volatile(addr_of!((*verdict).state))).passes(),
+            read_volatile(addr_of!((*kept).stamp.flags)) & Stamp::ACCEPTED != 0,
+        )
     };
-    // SAFETY: a full socket; the verifier checks the field.
-    let state = unsafe { read_volatile(addr_of!((*sk).state)) };
-    if !pending || state == BPF_TCP_SYN_SENT || OLD_SOCKETS.get_ptr(&cookie).is_none() {
+    if !pending {
         return 0;
     }
-    // SAFETY: the helper takes any full socket, and gives null for one that isn't TCP.
-    let tcp = unsafe { tcp_sock(sk) };
-    if tcp.is_null() {
-        return 0;
+    if !accepted {
+        // SAFETY: a full socket; the verifier checks the field.
+        let state = unsafe { read_volatile(addr_of!((*sk).state)) };
+        if state == BPF_TCP_SYN_SENT || OLD_SOCKETS.get_ptr(&cookie).is_none() {
+            return 0;
+        }
+        // SAFETY: the helper takes any full socket, and gives null for one that isn't TCP.
+        let tcp = unsafe { tcp_sock(sk) };
+        if tcp.is_null() {
+            return 0;
+        }
+        note(verdict, &carried(tcp, opened(verdict)));
     }
-    note(verdict, &carried(tcp, opened(verdict)));
     let mut space = MaybeUninit::uninit();
     let more = Traffic::zeroed(&mut space);
     count_handshake(verdict, more);

@@ -74,6 +74,11 @@ pub struct SocketVerdict {
     pub pad: u32,
 }
 
+impl SocketVerdict {
+    /// The mark `established` in the word that begins with the peer's port.
+    pub const ESTABLISHED: u64 = u64::from_ne_bytes([0, 0, 1, 0, 0, 0, 0, 0]);
+}
+
 /// What a TCP connection has carried, seen from one end, without what the handshake and the ends count for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -201,6 +206,7 @@ impl CachedVerdict {
 const _: () = {
     use core::mem::{offset_of, size_of};
     assert!(size_of::<Stamp>() == 48 && offset_of!(Stamp, flags) == 36);
+    assert!(offset_of!(SocketVerdict, peer_port) == 8 && offset_of!(SocketVerdict, established) == 10);
     assert!(size_of::<SocketVerdict>() == 80 && offset_of!(SocketVerdict, counted) == 48);
     assert!(offset_of!(SocketVerdict, edge) == 16 && offset_of!(SocketVerdict, peer) == 32);
     assert!(size_of::<SocketState>() == 136 && offset_of!(SocketState, owner) == 48);
