@@ -26,7 +26,7 @@ fn enforces_outlives_a_kill_is_adopted_keeps_the_last_good_policy_and_comes_off(
     agent.start(&[]);
     assert!(reaches(&estate, "web", &mut server) && !reaches(&estate, "intruder", &mut server));
     let (status, _) = agent.status();
-    assert_eq!(status["programs"].as_array().map(Vec::len), Some(8), "{status:#}");
+    assert_eq!(status["programs"].as_array().map(Vec::len), Some(9), "{status:#}");
     let features = status["features"].as_array().expect("features");
     assert!(features.iter().any(|f| f["name"] == "ring-buffer" && f["available"] == true), "{features:#?}");
     wait_for("the denial in the table", || {

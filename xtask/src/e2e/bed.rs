@@ -248,7 +248,7 @@ impl Bed {
         self.expect(told["failed"] == json!({}), format!("not every agent answers: {}", told["failed"]));
         for node in self.nodes() {
             let status = &told["nodes"][&node];
-            let attached = |all: &Vec<Value>| all.len() == 8 && all.iter().all(|p| p["attached"] == true);
+            let attached = |all: &Vec<Value>| all.len() == 9 && all.iter().all(|p| p["attached"] == true);
             let fine = status["ready"] == true && status["faults"] == json!([]);
             self.expect(
                 fine && status["programs"].as_array().is_some_and(attached),
