@@ -68,6 +68,12 @@ impl Fake {
         self.tell();
     }
 
+    /// Takes an object away.
+    pub(crate) fn delete(&self, collection: &str, name: &str) {
+        self.held().delete(collection, name);
+        self.tell();
+    }
+
     pub(crate) fn get(&self, collection: &str, name: &str) -> Option<Value> {
         self.held().objects.get(&(collection.to_owned(), name.to_owned())).cloned()
     }
@@ -115,6 +121,15 @@ impl Held {
         self.log.push((self.version, key.0.clone(), json!({"type": kind, "object": object})));
         self.objects.insert(key, object.clone());
         object
+    }
+
+    fn delete(&mut self, collection: &str, name: &str) -> Option<Value> {
+        let key = (collection.to_owned(), name.to_owned());
+        let mut object = self.objects.remove(&key)?;
+        self.version += 1;
+        object["metadata"]["resourceVersion"] = json!(self.version.to_string());
+        self.log.push((self.version, key.0, json!({"type": "DELETED", "object": object})));
+        Some(object)
     }
 }
 
