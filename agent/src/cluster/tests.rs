@@ -102,6 +102,11 @@ impl Fake {
         self.tell();
     }
 
+    /// And from now on it may again.
+    pub(crate) fn permit(&self, collection: &str) {
+        self.held().forbidden.retain(|c| c != collection);
+    }
+
     pub(crate) fn conflict(&self, times: u32) {
         self.held().conflicts = times;
     }
@@ -184,6 +189,18 @@ async fn answer(State(fake): State<Fake>, method: Method, uri: Uri, body: Bytes)
     }
     let mut held = fake.held();
     held.writes.push(format!("{method} {}", uri.path()));
+    if method == Method::DELETE {
+        if held.forbidden.contains(&path) || held.forbidden.contains(&parent) {
+            return refusal(StatusCode::FORBIDDEN, "Forbidden");
+        }
+        // One, or a whole collection.
+        let gone = |(c, n): &(String, String)| *c == path || (*c == parent && *n == last);
+        let gone: Vec<_> = held.objects.keys().filter(|k| gone(k)).cloned().collect();
+        gone.iter().for_each(|(collection, name)| drop(held.delete(collection, name)));
+        drop(held);
+        fake.tell();
+        return Json(json!({"kind": "Status", "apiVersion": "v1", "status": "Success"})).into_response();
+    }
     if held.conflicts > 0 {
         held.conflicts -= 1;
         return refusal(StatusCode::CONFLICT, "Conflict");
