@@ -126,6 +126,46 @@ fn a_node_that_starts_anew_is_closed_before_the_api_server_has_told_anything() {
 }
 
 #[test]
+fn a_first_start_waits_for_the_other_nodes_and_no_other_start_does() {
+    let sandbox = Sandbox::new("node").expect("tests on the real kernel run as root");
+    let pods = sandbox.cgroup().child("kubepods").expect("a cgroup");
+    let known = pods.child(&format!("pod{}", UIDS[0])).expect("a cgroup");
+    let plug = sandbox.switch().plug().expect("a network");
+    let mut web = Pod::new(&known, &plug);
+    let server = ApiServer::start();
+    objects(&server);
+    let another = |name: &str| server.put("/api/v1/nodes", json!({"metadata": {"name": name, "uid": name}}));
+    another("n2");
+    let mut agent = Agent::of_node(NODE, pods.path(), &server, "posture: observe");
+    let waits = |agent: &Agent| {
+        let said = agent.ask("status", &[]);
+        let page = String::from_utf8_lossy(&said.stdout).into_owned();
+        said.status.code() == Some(1) && page.contains("nothing is in force here yet") && page.contains("n2")
+    };
+    // One that is ended meanwhile leaves tables, and nothing that is attached.
+    for _ in 0..2 {
+        let mut starting = agent.spawn_quietly();
+        wait_for("it says whom it waits for", || waits(&agent));
+        assert!(web.passes(DENIED), "nothing is in force");
+        starting.kill().and_then(|()| starting.wait().map(drop)).expect("it runs");
+    }
+    let mut starting = agent.spawn_quietly();
+    wait_for("it says whom it waits for", || waits(&agent));
+    server.put(
+        "/apis/bulkhead.dev/v1alpha1/nodeendpoints",
+        json!({"apiVersion": "bulkhead.dev/v1alpha1", "kind": "NodeEndpoints", "metadata": {"name": "n2", "uid": "n2"},
+            "spec": {"publishedBy": NODE, "workloads": []}}),
+    );
+    wait_for("it is in force once somebody has told of n2", || !web.passes(DENIED));
+    assert!(web.passes(ALLOWED) && web.passes(PEER));
+    starting.kill().and_then(|()| starting.wait().map(drop)).expect("it runs");
+
+    another("n3");
+    agent.start(&[]);
+    assert!(web.passes(ALLOWED) && !web.passes(DENIED), "what was in force stays");
+}
+
+#[test]
 fn what_a_node_knew_of_itself_is_not_half_believed() {
     let sandbox = Sandbox::new("node").expect("tests on the real kernel run as root");
     let pods = sandbox.cgroup().child("kubepods").expect("a cgroup");

@@ -1,7 +1,8 @@
 //! The agent's life.
 //!
-//! Start order: configuration, load, sources, first full sync, first ruleset, attach, ready. From then on events only
-//! say where to look; one task ([`engine::Engine`]) looks, compiles, and commits what differs. Every task is in one
+//! Start order: configuration, load, sources, first full sync, first ruleset, attach, ready. (At the first start on a node of
+//! a cluster the first ruleset may wait for other nodes, while the rest runs already.) From then on events only say where to
+//! look; one task ([`engine::Engine`]) looks, compiles, and commits what differs. Every task is in one
 //! set, and one that ends early ends the process. At the end nothing is taken off: what is in force stays pinned, unless
 //! Bulkhead is being taken off the cluster.
 
@@ -126,7 +127,10 @@ pub async fn run<K: Kernel>(
         }
         published = Some((client, settings, peers, workloads));
     }
-    engine.first().await?;
+    let waits = engine.lacks_cover(engine::LIMIT).map_err(Failure::Other)?;
+    if !waits {
+        engine.first().await?;
+    }
 
     let (publish, snapshots) = watch::channel(Arc::new(engine.snapshot()));
     let (stop, stopped) = watch::channel(false);
@@ -173,7 +177,14 @@ pub async fn run<K: Kernel>(
         }
         if let Some(key) = settings.startup_taint.clone() {
             let task = taint::run(client.clone(), node.clone(), key, stopped.clone());
-            tasks.spawn(async move { ("the start-up taint", task.await) });
+            let (mut snapshots, mut stopped) = (snapshots.clone(), stopped.clone());
+            tasks.spawn(async move {
+                tokio::select! {
+                    _ = stopped.changed() => return ("the start-up taint", Ok(())),
+                    () = in_force(&mut snapshots) => {}
+                }
+                ("the start-up taint", task.await)
+            });
         }
         let task = publish::run(client.clone(), node.clone(), peers.clone(), workloads, stopped.clone());
         tasks.spawn(async move { ("the node's endpoints", task.await) });
@@ -182,7 +193,7 @@ pub async fn run<K: Kernel>(
         let task = summary::run(client, settings, peers, stopped.clone());
         tasks.spawn(async move { ("the status of policies", task.await) });
     }
-    let (give_orders, orders) = mpsc::channel(ORDERS);
+    let (give_orders, mut orders) = mpsc::channel(ORDERS);
     let (take_off, mut asked_off) = watch::channel(false);
     let obeying = control::Obeying { orders: give_orders, take_off: in_cluster.then_some(take_off) };
     let task = control::serve(control, snapshots.clone(), decisions.clone(), keep, obeying, stopped.clone());
@@ -191,10 +202,16 @@ pub async fn run<K: Kernel>(
         let task = metrics::serve(listener, snapshots.clone(), stopped.clone());
         tasks.spawn(async move { ("metrics", task.await) });
     }
-    let task = engine.run(publish, decisions, orders, stopped);
+    let mut asked_to_stop = stopped.clone();
+    let task = async move {
+        if waits && !engine.await_cover(engine::LIMIT, &publish, &mut orders, &mut asked_to_stop).await? {
+            return Ok(());
+        }
+        notify("READY=1");
+        tracing::info!(epoch = publish.borrow().status.epoch, "ready");
+        engine.run(publish, decisions, orders, stopped).await
+    };
     tasks.spawn(async move { ("the ruleset", task.await) });
-    notify("READY=1");
-    tracing::info!(epoch = snapshots.borrow().status.epoch, "ready");
 
     let (mut outcome, mut last, mut waits) = (Ok(()), false, false);
     tokio::select! {
@@ -208,7 +225,7 @@ pub async fn run<K: Kernel>(
             }
             tracing::info!("ending; what is in force {}", if last { "ends with the agent" } else { "stays in force" });
         }
-        Some(done) = tasks.join_next() => outcome = Err(Failure::Other(early(done))),
+        Some(done) = tasks.join_next() => outcome = Err(early(done)),
     }
     notify("STOPPING=1");
     stop.send_replace(true);
@@ -234,6 +251,13 @@ pub async fn run<K: Kernel>(
         end.await;
     }
     outcome
+}
+
+/// Waits until a ruleset is in force; for ever if none ever is.
+async fn in_force(snapshots: &mut watch::Receiver<Arc<Snapshot>>) {
+    if snapshots.wait_for(|s| s.status.ready).await.is_err() {
+        std::future::pending::<()>().await;
+    }
 }
 
 /// Waits until somebody asks; for ever if nobody can.
@@ -278,12 +302,16 @@ fn claim(config: &Config, hierarchy: &Hierarchy) -> Result<(State, std::fs::File
 }
 
 /// What to say of a task that ended although nobody asked it to.
-fn early(done: Result<(&'static str, anyhow::Result<()>), tokio::task::JoinError>) -> anyhow::Error {
-    match done {
+fn early(done: Result<(&'static str, anyhow::Result<()>), tokio::task::JoinError>) -> Failure {
+    Failure::Other(match done {
         Ok((name, Ok(()))) => anyhow!("{name} ended early"),
-        Ok((name, Err(e))) => e.context(format!("{name} failed")),
+        // A start that had waited failed as any other.
+        Ok((name, Err(e))) => match e.downcast::<Failure>() {
+            Ok(failure) => return failure,
+            Err(e) => e.context(format!("{name} failed")),
+        },
         Err(e) => anyhow!("a task was lost: {e}"),
-    }
+    })
 }
 
 /// Tells systemd, if it started us (sd_notify(3)). Nothing depends on whether that works.

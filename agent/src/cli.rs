@@ -141,7 +141,7 @@ enum Command {
     #[command(after_help = "Examples:\n  systemctl disable --now bulkhead && bulkhead uninstall\n  \
         bulkhead uninstall --config /etc/bulkhead/bulkhead.yaml\n  \
         bulkhead uninstall --check    # is anything pinned?\n  \
-        bulkhead uninstall --cluster    # every node, each looked at afterwards; then the DaemonSet\n\n\
+        bulkhead uninstall --cluster    # every node, each looked at afterwards; then the DaemonSet, and what it told\n\n\
         Exit codes: 0 it is off, or wasn't there, 1 with --check: something is pinned, 2 it couldn't be taken off\n\
         (stop the agent first), or not on every node.")]
     Uninstall(uninstall::Args),

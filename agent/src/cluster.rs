@@ -31,7 +31,7 @@
 //! | [`leave`] | whether enforcement ends with the agent |
 //! | [`left`] | what the node knew of itself, for an agent that finds nothing in force |
 
-mod absent;
+pub(crate) mod absent;
 mod backoff;
 pub mod builtin;
 pub mod callers;

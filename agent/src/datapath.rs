@@ -65,6 +65,7 @@ pub struct Datapath {
     options: Options,
     set: Set,
     origin: Origin,
+    found_attached: bool,
     /// Sets that this one replaces; they go once this one is attached.
     superseded: Vec<Set>,
     ebpf: Ebpf,
@@ -104,6 +105,10 @@ impl Datapath {
         let mut reason = None;
         // The set that is attached comes first: an interrupted replacement may have left two.
         superseded.sort_by_key(|set| set.all_links().map_or(true, |links| links.is_empty()));
+        let attached = match superseded.first() {
+            Some(set) => !set.all_links().opening(reading)?.is_empty(),
+            None => false,
+        };
         for position in 0..superseded.len() {
             match superseded[position].fit(&shapes).opening(reading)? {
                 Fit::Different(why) => reason = reason.or(Some(why)),
@@ -114,7 +119,7 @@ impl Datapath {
                         Ok(state) => {
                             superseded.remove(position);
                             let parts = (set, Origin::Adopted, superseded, ebpf, maps, tables, state);
-                            return Self::assemble(options, lock, parts, started);
+                            return Self::assemble(options, lock, parts, attached, started);
                         }
                         Err(RestoreError::BadIndex(bad)) => reason = Some(bad.to_string()),
                         Err(RestoreError::Io(error)) => {
@@ -137,7 +142,7 @@ impl Datapath {
         tables.control.abi().store(ABI, Ordering::Release);
         let origin = reason.map_or(Origin::New, Origin::Replacing);
         let parts = (set, origin, superseded, ebpf, maps, tables, state);
-        Self::assemble(options, lock, parts, started)
+        Self::assemble(options, lock, parts, attached, started)
     }
 
     fn assemble(
@@ -152,6 +157,7 @@ impl Datapath {
             Tables,
             State,
         ),
+        found_attached: bool,
         started: Instant,
     ) -> Result<Self, OpenError> {
         let host = sock_diag::host_netns_cookie().opening(|| "finding the host's network namespace".into())?;
@@ -163,6 +169,7 @@ impl Datapath {
             options,
             set,
             origin,
+            found_attached,
             superseded,
             ebpf,
             maps,
@@ -189,6 +196,11 @@ impl Datapath {
     /// How the maps came about.
     pub fn origin(&self) -> &Origin {
         &self.origin
+    }
+
+    /// Whether programs of a former agent were attached when this one came, which tables alone don't mean.
+    pub fn found_attached(&self) -> bool {
+        self.found_attached
     }
 
     /// What is in force.

@@ -4,12 +4,14 @@
 //! late does no harm, and a look now and then without a wake-up heals what one missed. What fails leaves the last good
 //! state in force and is told as a fault; the next look tries again.
 
+mod cover;
 mod cut;
 mod health;
 mod look;
 mod obey;
 mod status;
 
+pub(crate) use cover::LIMIT;
 pub(crate) use look::{Cluster, LEFT};
 
 use super::clock::Clock;
@@ -56,8 +58,6 @@ const SETTLE: Duration = Duration::from_millis(20);
 const CHECK: Duration = Duration::from_secs(2);
 /// Every so many checks, everything is looked at without a wake-up.
 const FULL_LOOK: u32 = 5;
-/// How long the API server's lists may take before that is said, again and again.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// How many combinations of labels get a series of refused connections of their own.
 const SERIES: usize = 2000;
 /// What the host's own processes below an attach point may do: no policy selects them, so everything.
@@ -118,6 +118,8 @@ pub struct Engine<K: Kernel> {
     commits: u64,
     last_commit: Option<Commit>,
     ready: bool,
+    /// Whom a first start waits for.
+    cover: cover::Cover,
     /// Out of order at the last look at the sources.
     source_faults: Vec<String>,
     /// Out of order at the last look at the kernel.
@@ -202,6 +204,7 @@ impl<K: Kernel> Engine<K> {
             commits: 0,
             last_commit: None,
             ready: false,
+            cover: cover::Cover::default(),
             source_faults: Vec::new(),
             kernel_faults: Vec::new(),
             not_contained: Vec::new(),
@@ -238,26 +241,6 @@ impl<K: Kernel> Engine<K> {
     pub(crate) fn in_cluster(mut self, cluster: Cluster) -> Self {
         self.cluster = Some(cluster);
         self
-    }
-
-    /// Where nothing is in force: puts in force what this node knew of itself, so that it isn't open until the API
-    /// server has told. Then waits until every kind of object was listed once.
-    ///
-    /// # Errors
-    /// When what is known can't be put in force.
-    pub(crate) async fn await_lists(&mut self) -> Result<(), Failure> {
-        if self.kernel.in_force().is_none() && self.remember().map_err(Failure::Other)? {
-            tracing::warn!("nothing is in force here: what this node knew of itself is, until the API server has told");
-            self.first().await?;
-        }
-        if let Some(cluster) = &self.cluster {
-            let watch = cluster.watch();
-            while tokio::time::timeout(PATIENCE, watch.synced()).await.is_err() {
-                tracing::warn!("waiting for the API server's lists of: {}", watch.missing().join(", "));
-            }
-        }
-        self.learn();
-        Ok(())
     }
 
     /// The first full look, the first ruleset, and then the programs are attached. Once they are, only the former.

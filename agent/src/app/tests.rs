@@ -3,6 +3,7 @@
 mod accounts;
 mod again;
 mod cluster;
+mod cover;
 mod orders;
 
 use super::kernel::{Kernel, Records};
@@ -30,6 +31,8 @@ use tokio::sync::{mpsc, oneshot};
 struct Memory {
     images: Vec<Image>,
     attached: bool,
+    /// Whether a former agent's programs are attached.
+    adopted: bool,
     emit_allowed: bool,
     edges: Vec<(EdgeKey, u64)>,
     traffic: Vec<(EdgeKey, Traffic)>,
@@ -99,7 +102,7 @@ impl Kernel for Fake {
         Ok(())
     }
     fn adopted(&self) -> bool {
-        false
+        self.memory().adopted
     }
     fn verify(&self, _: &Image) -> anyhow::Result<Option<Drift>> {
         let missing = self.memory().missing;

@@ -9,6 +9,7 @@ mod follow;
 pub(super) use follow::Heard;
 
 use super::client;
+use crate::cluster::crd::{NodeEndpoints, SegmentationNode};
 use crate::history::History;
 use anyhow::{Context, bail};
 use futures_util::StreamExt;
@@ -212,6 +213,12 @@ impl Fleet {
         })
     }
 
+    /// Deletes what the agents told of their nodes; the names of these kinds.
+    pub(super) fn delete_told(&self) -> anyhow::Result<Vec<&'static str>> {
+        let _deaf = client::Deaf::new();
+        client::block_on(async { delete_told(&connect(self.context.as_deref()).await?).await })
+    }
+
     /// All objects of a kind, in all namespaces.
     pub(super) fn list<K>(&self, dynamic: K::DynamicType, what: &str) -> anyhow::Result<Vec<K>>
     where
@@ -223,6 +230,26 @@ impl Fleet {
             let list = api.list(&ListParams::default()).await;
             Ok(list.with_context(|| format!("listing {what} (may you?)"))?.items)
         })
+    }
+}
+
+async fn delete_told(client: &Client) -> anyhow::Result<Vec<&'static str>> {
+    delete_all::<NodeEndpoints>(client).await?;
+    delete_all::<SegmentationNode>(client).await?;
+    Ok(vec!["NodeEndpoints", "SegmentationNodes"])
+}
+
+/// Deletes every object of a kind that has no namespace.
+async fn delete_all<K>(client: &Client) -> anyhow::Result<()>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+{
+    let api: Api<K> = Api::all(client.clone());
+    match api.delete_collection(&DeleteParams::default(), &ListParams::default()).await {
+        Ok(_) => Ok(()),
+        // The kind itself has gone.
+        Err(kube::Error::Api(e)) if e.code == 404 => Ok(()),
+        Err(e) => Err(e).with_context(|| format!("deleting all {} (deletecollection: may you?)", K::plural(&()))),
     }
 }
 
@@ -269,6 +296,34 @@ async fn read(stream: Option<impl AsyncRead + Unpin>) -> anyhow::Result<Vec<u8>>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::crd::{NodeEndpointsSpec, SegmentationNodeSpec};
+    use crate::cluster::tests::Fake;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_agents_told_goes_and_a_refusal_names_what_stays() {
+        const ENDPOINTS: &str = "/apis/bulkhead.dev/v1alpha1/nodeendpoints";
+        const REPORTS: &str = "/apis/bulkhead.dev/v1alpha1/segmentationnodes";
+        const NODES: &str = "/api/v1/nodes";
+        let (fake, client) = Fake::start().await;
+        let node = serde_json::json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}});
+        fake.put(NODES, node);
+        for name in ["n1", "n2"] {
+            let of = |object: serde_json::Result<_>| object.expect("plain data");
+            fake.put(ENDPOINTS, of(serde_json::to_value(NodeEndpoints::new(name, NodeEndpointsSpec::default()))));
+            fake.put(REPORTS, of(serde_json::to_value(SegmentationNode::new(name, SegmentationNodeSpec::default()))));
+        }
+        fake.forbid(REPORTS);
+        let refused = delete_told(&client).await.expect_err("forbidden");
+        assert!(format!("{refused:#}").starts_with("deleting all segmentationnodes"), "{refused:#}");
+        assert!(fake.get(ENDPOINTS, "n1").is_none() && fake.get(REPORTS, "n1").is_some());
+
+        fake.permit(REPORTS);
+        delete_told(&client).await.expect("deleted");
+        // Again, where nothing is left.
+        delete_told(&client).await.expect("nothing to do");
+        assert!(["n1", "n2"].iter().all(|n| fake.get(ENDPOINTS, n).or(fake.get(REPORTS, n)).is_none()));
+        assert!(fake.get(NODES, "n1").is_some());
+    }
 
     #[test]
     fn findings_are_an_answer_and_everything_else_is_told_by_node() {

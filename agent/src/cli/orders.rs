@@ -102,7 +102,10 @@ pub(super) fn revoke(args: Revoke) -> super::Result {
         command.push(format!("--reason={reason}"));
         command.extend(dry_run.then(|| "--dry-run".to_owned()));
         let otherwise = "there the ID isn't revoked, so its pods go on and pods there take its connections".to_owned();
-        return cluster::tell(&fleet, &Deed { command, otherwise, named: id.to_string() }, json);
+        let later = (!dry_run).then(|| {
+            format!("a ClusterSegmentationPolicy that denies {id} holds there, too (docs/kubernetes.md, An ID that stays denied)")
+        });
+        return cluster::tell(&fleet, &Deed { command, otherwise, named: id.to_string(), later }, json);
     }
     tell(&socket, &Order::Revoke { id, reason, dry_run, unseen }, json)
 }
@@ -112,7 +115,7 @@ pub(super) fn restore(args: Restore) -> super::Result {
     if fleet.cluster {
         let command = words(&["restore", id.as_str(), "--again", "--json"]);
         let otherwise = "there the ID stays revoked".to_owned();
-        return cluster::tell(&fleet, &Deed { command, otherwise, named: id.to_string() }, json);
+        return cluster::tell(&fleet, &Deed { command, otherwise, named: id.to_string(), later: None }, json);
     }
     tell(&socket, &Order::Restore { id, again }, json)
 }
@@ -134,7 +137,7 @@ pub(super) fn enforce(args: Enforce) -> super::Result {
         };
         let named = policy.map(|p| format!("the policy {p}")).or(namespace.map(|n| format!("the namespace {n}")));
         let named = named.unwrap_or_else(|| "any workload".to_owned());
-        return cluster::tell(&fleet, &Deed { command, otherwise: otherwise.to_owned(), named }, json);
+        return cluster::tell(&fleet, &Deed { command, otherwise: otherwise.to_owned(), named, later: None }, json);
     }
     let target = policy.map(Target::Policy).or(namespace.map(Target::Namespace));
     let order = match confirm_within {

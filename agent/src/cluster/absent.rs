@@ -25,7 +25,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 const LATE: Duration = Duration::from_secs(30);
 
 /// While it is this agent's turn.
-pub(super) struct Absent {
+pub(crate) struct Absent {
     client: Client,
     settings: Cluster,
     peers: Peers,
@@ -38,7 +38,7 @@ pub(super) struct Absent {
 }
 
 impl Absent {
-    pub(super) fn begin(client: &Client, settings: &Cluster, peers: Peers) -> Self {
+    pub(crate) fn begin(client: &Client, settings: &Cluster, peers: Peers) -> Self {
         Self {
             client: client.clone(),
             settings: settings.clone(),
@@ -50,7 +50,7 @@ impl Absent {
     }
 
     /// Tells of their pods for as long as it is polled.
-    pub(super) async fn go_on(&mut self) {
+    pub(crate) async fn go_on(&mut self) {
         loop {
             self.round().await;
             let changes = self.pods.as_ref().map(|(watch, _)| watch.changes());

@@ -68,6 +68,12 @@ impl Fake {
         self.tell();
     }
 
+    /// Takes an object away.
+    pub(crate) fn delete(&self, collection: &str, name: &str) {
+        self.held().delete(collection, name);
+        self.tell();
+    }
+
     pub(crate) fn get(&self, collection: &str, name: &str) -> Option<Value> {
         self.held().objects.get(&(collection.to_owned(), name.to_owned())).cloned()
     }
@@ -96,6 +102,11 @@ impl Fake {
         self.tell();
     }
 
+    /// And from now on it may again.
+    pub(crate) fn permit(&self, collection: &str) {
+        self.held().forbidden.retain(|c| c != collection);
+    }
+
     pub(crate) fn conflict(&self, times: u32) {
         self.held().conflicts = times;
     }
@@ -115,6 +126,15 @@ impl Held {
         self.log.push((self.version, key.0.clone(), json!({"type": kind, "object": object})));
         self.objects.insert(key, object.clone());
         object
+    }
+
+    fn delete(&mut self, collection: &str, name: &str) -> Option<Value> {
+        let key = (collection.to_owned(), name.to_owned());
+        let mut object = self.objects.remove(&key)?;
+        self.version += 1;
+        object["metadata"]["resourceVersion"] = json!(self.version.to_string());
+        self.log.push((self.version, key.0, json!({"type": "DELETED", "object": object})));
+        Some(object)
     }
 }
 
@@ -169,6 +189,18 @@ async fn answer(State(fake): State<Fake>, method: Method, uri: Uri, body: Bytes)
     }
     let mut held = fake.held();
     held.writes.push(format!("{method} {}", uri.path()));
+    if method == Method::DELETE {
+        if held.forbidden.contains(&path) || held.forbidden.contains(&parent) {
+            return refusal(StatusCode::FORBIDDEN, "Forbidden");
+        }
+        // One, or a whole collection.
+        let gone = |(c, n): &(String, String)| *c == path || (*c == parent && *n == last);
+        let gone: Vec<_> = held.objects.keys().filter(|k| gone(k)).cloned().collect();
+        gone.iter().for_each(|(collection, name)| drop(held.delete(collection, name)));
+        drop(held);
+        fake.tell();
+        return Json(json!({"kind": "Status", "apiVersion": "v1", "status": "Success"})).into_response();
+    }
     if held.conflicts > 0 {
         held.conflicts -= 1;
         return refusal(StatusCode::CONFLICT, "Conflict");

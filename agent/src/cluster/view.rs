@@ -163,6 +163,11 @@ impl View {
         self.warnings.push(ObjectFault { object, text });
     }
 
+    /// Whether a namespace is enforced by its posture.
+    pub fn enforces(&self) -> bool {
+        self.postures.keys().any(|namespace| self.posture(namespace) == Posture::Enforce)
+    }
+
     fn posture(&self, namespace: &str) -> Posture {
         // A namespace that isn't known yet: its strictest neighbour's.
         let strictest = || self.postures.values().copied().max().unwrap_or(Posture::Observe);

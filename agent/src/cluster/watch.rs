@@ -67,6 +67,23 @@ impl Peers {
         self.nodes.all().iter().map(|n| n.name.clone()).collect()
     }
 
+    /// The nodes whose own agents have told of them.
+    pub fn agents(&self) -> BTreeSet<String> {
+        let nodes = self.nodes();
+        let own = self.endpoints().into_iter().filter(|p| p.is_its_own() && nodes.contains(&*p.node));
+        own.map(|p| p.node.to_string()).collect()
+    }
+
+    /// The nodes beside this one of whose pods no agent has told.
+    pub fn untold(&self, own: &str) -> BTreeSet<String> {
+        let mut nodes = self.nodes();
+        nodes.remove(own);
+        for told in self.endpoints() {
+            nodes.remove(&*told.node);
+        }
+        nodes
+    }
+
     /// What the agents say of their nodes' pods.
     pub fn endpoints(&self) -> Vec<Arc<NodePeers>> {
         self.endpoints.all()

@@ -59,6 +59,10 @@ pub struct Status {
     pub objects: Vec<ObjectStatus>,
     /// What is wrong with the configuration and the policies; the last good form is in force.
     pub findings: Vec<Finding>,
+    /// The nodes of whose pods nobody has told yet, and which the agent's first start on this node waits for or, while it
+    /// is ready, has gone ahead without.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub untold_nodes: Vec<String>,
     /// What was found to be out of order in the kernel, or with the agent, at the last look.
     pub faults: Vec<String>,
     /// Those of them that are about objects of the cluster.

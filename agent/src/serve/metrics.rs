@@ -89,6 +89,12 @@ impl Collector for Page {
         let build = vec![("version", status.version.clone()), ("instance", status.instance.clone())];
         info(e, "build", "The agent", &build)?;
         gauge(e, "ready", "1 once a ruleset is in force and the programs are attached", u64::from(status.ready))?;
+        gauge(
+            e,
+            "untold_nodes",
+            "Nodes of whose pods nobody has told, which a first start waits for or has gone ahead without",
+            u64::try_from(status.untold_nodes.len()).unwrap_or(u64::MAX),
+        )?;
         gauge(e, "epoch", "The ruleset in force", u64::from(status.epoch))?;
         counter(e, "commits", "Rulesets applied since the agent started", status.commits)?;
         if let Some(c) = status.last_commit {

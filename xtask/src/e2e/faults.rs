@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::bed::{Bed, SYSTEM};
 use super::estate::{self, Truth, WORKLOADS, workload};
@@ -159,6 +159,7 @@ fn is_in(member: &Member, namespace: &str) -> bool {
 
 /// A policy that passes the schema and not the agent: what was in force stays in force, and it is said.
 fn bad_policy(bed: &mut Bed) -> Result<()> {
+    const BROKEN: &str = "ClusterSegmentationPolicy/story";
     let broken = json!({
         "apiVersion": "bulkhead.dev/v1alpha1", "kind": "ClusterSegmentationPolicy",
         "metadata": {"name": "story"},
@@ -171,8 +172,17 @@ fn bad_policy(bed: &mut Bed) -> Result<()> {
         bed.unreadable = true;
         pause(Duration::from_secs(1))?;
         for agent in bed.agents()? {
-            let (said, code) = bed.bulkhead(&agent, &["status"])?;
-            bed.expect(code == 1, format!("on {} status exits with {code} for a broken policy: {said}", agent.node));
+            // The exit code alone says little: a sidecar's pod is a finding, too.
+            let (said, code) = bed.bulkhead(&agent, &["status", "--json"])?;
+            // kubectl adds a line about the exit code.
+            let status = serde_json::Deserializer::from_str(&said).into_iter::<Value>().next();
+            let status = status.and_then(Result::ok).with_context(|| format!("this isn't a status: {said}"))?;
+            let named = |f: &Value| f["error"] == true && f["file"] == BROKEN;
+            let findings = status["findings"].as_array().map(Vec::as_slice).unwrap_or_default();
+            bed.expect(
+                code == 1 && findings.iter().any(named),
+                format!("on {} status exits with {code} and finds {findings:?} for a broken policy", agent.node),
+            );
         }
         Ok(())
     })?;

@@ -105,6 +105,11 @@ impl Cluster {
         &self.view.lowered
     }
 
+    /// Whether a namespace is enforced by its posture.
+    pub(super) fn enforces(&self) -> bool {
+        self.view.enforces()
+    }
+
     fn texts(&self) -> impl Iterator<Item = (Arc<str>, Arc<str>)> {
         self.view.texts.iter().map(|(name, text)| (Arc::clone(name), Arc::clone(text)))
     }

@@ -74,6 +74,8 @@ impl<K: Kernel> Engine<K> {
         let mut faults = self.source_faults.clone();
         faults.extend(self.kernel_faults.iter().chain(&self.cuts.faults).cloned());
         faults.extend(self.accounts.faults());
+        let untold_nodes = self.untold();
+        faults.extend(self.cover.fault(&untold_nodes));
         let object_faults: Vec<ObjectFault> = self.cluster.iter().flat_map(super::Cluster::faults).collect();
         faults.extend(object_faults.iter().map(|f| f.text.clone()));
         let maps = self.kernel.fill().unwrap_or_else(|e| {
@@ -102,6 +104,7 @@ impl<K: Kernel> Engine<K> {
                 policies: policies.collect(),
                 objects: objects.collect(),
                 findings: findings.collect(),
+                untold_nodes,
                 faults,
                 object_faults,
                 not_contained: self.not_contained.clone(),

@@ -77,7 +77,7 @@ impl Kernel for Datapath {
     }
 
     fn adopted(&self) -> bool {
-        *self.origin() != Origin::New
+        self.found_attached()
     }
 
     fn verify(&self, image: &Image) -> anyhow::Result<Option<Drift>> {

@@ -10,21 +10,31 @@ use bulkhead_common::Addr;
 use tokio::sync::broadcast;
 
 const PODS: &str = "/api/v1/pods";
-const NAMESPACES: &str = "/api/v1/namespaces";
-const ENDPOINTS: &str = "/apis/bulkhead.dev/v1alpha1/nodeendpoints";
-const POLICIES: &str = "/apis/bulkhead.dev/v1alpha1/namespaces/shop/segmentationpolicies";
+pub(super) const NAMESPACES: &str = "/api/v1/namespaces";
+pub(super) const ENDPOINTS: &str = "/apis/bulkhead.dev/v1alpha1/nodeendpoints";
+pub(super) const POLICIES: &str = "/apis/bulkhead.dev/v1alpha1/namespaces/shop/segmentationpolicies";
 const WEB: &str = "00000000-0000-4000-8000-000000000001";
 const DB: &str = "00000000-0000-4000-8000-000000000002";
 
-/// A node of a cluster with two pods under a policy that lets one connect to the other.
-struct Node {
-    server: Server,
-    memory: Arc<Mutex<Memory>>,
-    snapshots: watch::Receiver<Arc<Snapshot>>,
+/// An engine for a node of a cluster with two pods under a policy that lets one connect to the other; it doesn't run yet.
+pub(super) struct Bench {
+    pub(super) server: Server,
+    pub(super) client: kube::Client,
+    pub(super) memory: Arc<Mutex<Memory>>,
+    pub(super) engine: Engine<Fake>,
+    pub(super) published: watch::Receiver<Arc<Vec<crate::cluster::crd::NodeWorkload>>>,
+    folder: tempfile::TempDir,
+}
+
+/// The same, running.
+pub(super) struct Node {
+    pub(super) server: Server,
+    pub(super) memory: Arc<Mutex<Memory>>,
+    pub(super) snapshots: watch::Receiver<Arc<Snapshot>>,
+    pub(super) orders: mpsc::Sender<crate::serve::orders::Request>,
     _folder: tempfile::TempDir,
     stop: watch::Sender<bool>,
     task: tokio::task::JoinHandle<anyhow::Result<()>>,
-    _orders: mpsc::Sender<crate::serve::orders::Request>,
     _published: watch::Receiver<Arc<Vec<crate::cluster::crd::NodeWorkload>>>,
 }
 
@@ -39,13 +49,13 @@ fn at(address: &str) -> String {
     format!("{{phase: Running, podIPs: [{{ip: {address}}}]}}")
 }
 
-fn namespace(posture: &str) -> serde_json::Value {
+pub(super) fn namespace(posture: &str) -> serde_json::Value {
     yaml(&format!(
         "{{apiVersion: v1, kind: Namespace, metadata: {{name: shop, labels: {{bulkhead.dev/posture: '{posture}'}}}}}}"
     ))
 }
 
-fn policy(name: &str, generation: u32, selects: &str, from: &str) -> serde_json::Value {
+pub(super) fn policy(name: &str, generation: u32, selects: &str, from: &str) -> serde_json::Value {
     yaml(&format!(
         "{{apiVersion: bulkhead.dev/v1alpha1, kind: SegmentationPolicy, \
           metadata: {{name: {name}, namespace: shop, uid: {name}, generation: {generation}}}, \
@@ -54,13 +64,13 @@ fn policy(name: &str, generation: u32, selects: &str, from: &str) -> serde_json:
     ))
 }
 
-impl Node {
-    async fn start() -> Self {
+impl Bench {
+    /// Before an API server that has these objects, too, each with its collection.
+    pub(super) async fn with(others: impl IntoIterator<Item = (&'static str, serde_json::Value)>) -> Self {
         let (server, client) = Server::start().await;
-        server.put(NAMESPACES, namespace("audit"));
         server.put(PODS, pod("web", "web", WEB, &at("10.0.0.1")));
         server.put(PODS, pod("db", "db", DB, &at("10.0.0.2")));
-        server.put(POLICIES, policy("db", 1, "db", "web"));
+        others.into_iter().for_each(|(collection, object)| server.put(collection, object));
         let folder = tempfile::tempdir().expect("a folder");
         for uid in [WEB, DB] {
             std::fs::create_dir_all(folder.path().join(format!("cgroup/kubepods/pod{uid}"))).expect("a folder");
@@ -81,26 +91,48 @@ impl Node {
         let state = State::open(&config.state, "n1").expect("a state");
         let (publish, published) = watch::channel(Arc::default());
         let attach = config.attach.clone();
-        let mut engine = Engine::new(file, config, hierarchy, state, kernel)
+        let engine = Engine::new(file, config, hierarchy, state, kernel)
             .expect("an engine")
             .in_cluster(engine::Cluster::new(watch, &attach, publish));
-        engine.first().await.unwrap_or_else(|e| panic!("{e}"));
+        Self { server, client, memory, engine, published, folder }
+    }
+
+    /// Starts it; where it lacks cover, it waits so long at most.
+    pub(super) async fn start(self, limit: Duration) -> Node {
+        let Self { server, client: _, memory, mut engine, published, folder } = self;
+        let waits = engine.lacks_cover(limit).expect("a look");
+        if !waits {
+            engine.first().await.unwrap_or_else(|e| panic!("{e}"));
+        }
         let (publish, snapshots) = watch::channel(Arc::new(engine.snapshot()));
         let (stop, stopped) = watch::channel(false);
-        let (give, orders) = mpsc::channel(1);
-        let task = tokio::spawn(engine.run(publish, broadcast::channel(1).0, orders, stopped));
-        Self { server, memory, snapshots, _folder: folder, stop, task, _orders: give, _published: published }
+        let (give, mut orders) = mpsc::channel(1);
+        let task = tokio::spawn(async move {
+            let mut stop = stopped.clone();
+            if waits && !engine.await_cover(limit, &publish, &mut orders, &mut stop).await? {
+                return Ok(());
+            }
+            engine.run(publish, broadcast::channel(1).0, orders, stopped).await
+        });
+        Node { server, memory, snapshots, orders: give, _folder: folder, stop, task, _published: published }
+    }
+}
+
+impl Node {
+    async fn start() -> Self {
+        let shop = [(NAMESPACES, namespace("audit")), (POLICIES, policy("db", 1, "db", "web"))];
+        Bench::with(shop).await.start(Duration::ZERO).await
     }
 
     /// What a TCP connection of web to db comes to, by their addresses.
-    fn passes(&self, port: u16) -> bool {
+    pub(super) fn passes(&self, port: u16) -> bool {
         let memory = self.memory.lock().expect("no test panics with it");
         let image = memory.images.last().expect("one is in force");
         let at = |last: u8| verdict::resolve(image, &Addr::v4([10, 0, 0, last]), 6, port).peer;
         verdict::judge(image, &Flow { src: at(1), dst: at(2), proto: 6, port }).outcome().passes()
     }
 
-    async fn until(&mut self, what: &str, wanted: impl Fn(&Snapshot) -> bool) -> Arc<Snapshot> {
+    pub(super) async fn until(&mut self, what: &str, wanted: impl Fn(&Snapshot) -> bool) -> Arc<Snapshot> {
         let found = tokio::time::timeout(Duration::from_secs(20), self.snapshots.wait_for(|s| wanted(s))).await;
         Arc::clone(&found.unwrap_or_else(|_| panic!("it never came to: {what}")).expect("it runs"))
     }
@@ -114,7 +146,7 @@ impl Node {
         assert!(metrics.contains(&format!("bulkhead_object_fault{{object=\"{object}\"}} 1")), "{metrics}");
     }
 
-    async fn stop(self) {
+    pub(super) async fn stop(self) {
         self.stop.send_replace(true);
         self.task.await.expect("no panic").unwrap_or_else(|e| panic!("{e:#}"));
     }

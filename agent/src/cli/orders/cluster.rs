@@ -19,6 +19,8 @@ pub(super) struct Deed {
     pub(super) otherwise: String,
     /// What is asked for, should no node know of such a thing.
     pub(super) named: String,
+    /// What to do for nodes that come later, which don't know the order.
+    pub(super) later: Option<String>,
 }
 
 /// Gives it, and tells what came of it.
@@ -41,6 +43,9 @@ pub(super) fn tell(fleet: &Fleet, deed: &Deed, json: bool) -> crate::cli::Result
             deed.otherwise
         )
         .into());
+    }
+    if let Some(later) = &deed.later {
+        eprintln!("bulkhead: a node that joins later doesn't know this: {later}");
     }
     if done.values().all(|d| d.unseen) {
         eprintln!("bulkhead: no node knows {}: is it spelled right?", deed.named);

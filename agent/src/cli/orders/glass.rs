@@ -144,7 +144,7 @@ fn cluster(args: &Glass) -> crate::cli::Result {
             "there break-glass holds until its time is over"
         }
     };
-    let deed = Deed { command, otherwise: otherwise.to_owned(), named: "the scope".to_owned() };
+    let deed = Deed { command, otherwise: otherwise.to_owned(), named: "the scope".to_owned(), later: None };
     super::cluster::tell(&args.fleet, &deed, args.json)
 }
 

@@ -1,5 +1,5 @@
 //! `bulkhead uninstall --cluster`: each agent takes itself off, each node is looked at once more, and then the DaemonSet
-//! goes, so that nobody starts them again. A node that still has pins, or couldn't be asked, leaves the DaemonSet where it
+//! goes, so that nobody starts them again, and what they told of their nodes. A node that still has pins, or couldn't be asked, leaves the DaemonSet where it
 //! is: the command can be given again.
 
 use crate::cli::exit::Answer;
@@ -26,6 +26,8 @@ struct Told<'a> {
     nodes: &'a BTreeMap<String, Outcome>,
     failed: &'a BTreeMap<String, String>,
     daemon_sets_deleted: &'a [String],
+    /// Of which kinds all objects were deleted.
+    told_deleted: &'a [&'static str],
 }
 
 pub(super) fn run(fleet: &Fleet, json: bool) -> crate::cli::Result {
@@ -36,9 +38,12 @@ pub(super) fn run(fleet: &Fleet, json: bool) -> crate::cli::Result {
     let nodes = outcomes(&removed, left, unchecked, &mut failed);
     let clean = failed.is_empty() && nodes.values().all(|o| o.left.is_empty());
     let gone = if clean { fleet.delete_agents() } else { Ok(Vec::new()) };
+    // Last: while an agent could still be started, it would tell anew.
+    let told = if clean && gone.is_ok() { fleet.delete_told() } else { Ok(Vec::new()) };
     if json {
         let daemon_sets_deleted = gone.as_deref().unwrap_or_default();
-        let told = Told { nodes: &nodes, failed: &failed, daemon_sets_deleted };
+        let told_deleted = told.as_deref().unwrap_or_default();
+        let told = Told { nodes: &nodes, failed: &failed, daemon_sets_deleted, told_deleted };
         println!("{}", serde_json::to_string_pretty(&told).context("writing JSON")?);
     } else {
         nodes.iter().for_each(|(node, outcome)| println!("{node}: {}", outcome.text()));
@@ -59,8 +64,15 @@ pub(super) fn run(fleet: &Fleet, json: bool) -> crate::cli::Result {
         "nothing is pinned on any node, but the DaemonSet is still there and its agents enforce again when they are \
          started again: kubectl delete -k deploy/",
     )?;
+    let told = told.with_context(|| {
+        format!(
+            "nothing is pinned on any node and {} is deleted, but what the agents told of their nodes is still there, and \
+             would be believed where only some nodes get an agent again: kubectl delete nodeendpoints,segmentationnodes --all",
+            gone.join(", ")
+        )
+    })?;
     if !json {
-        println!("Nothing is pinned on any node. Deleted: {}.", gone.join(", "));
+        println!("Nothing is pinned on any node. Deleted: {}, all {}.", gone.join(", "), told.join(" and "));
         println!("The rest goes by: kubectl delete -k deploy/");
     }
     Ok(Answer::Fine)

@@ -39,6 +39,8 @@ pub(super) fn run(bed: &mut Bed) -> Result<()> {
         }
         let left = get(&bed.state, &["daemonsets", "--namespace", SYSTEM])?;
         bed.expect(items(&left).count() == 0, "the DaemonSet is still there");
+        let told = get(&bed.state, &["nodeendpoints,segmentationnodes"])?;
+        bed.expect(items(&told).count() == 0, "what the agents told of their nodes is still there");
         Ok(())
     })?;
     bed.step("rolled out to one node", Truth::All, |bed| {
@@ -46,8 +48,6 @@ pub(super) fn run(bed: &mut Bed) -> Result<()> {
         bed.kubectl(&["apply", "--server-side", "-f", &rights.to_string_lossy()])?;
         bed.kubectl(&["taint", "node", FIRST, &format!("{TAINT}=:NoSchedule")])?;
         ensure!(tainted(bed)?, "{FIRST} has no taint, so none can be taken off");
-        // What the former agents told of their nodes would stay as it is: docs/kubernetes.md, a rollout node by node.
-        bed.kubectl(&["delete", "nodeendpoints", "--all"])?;
         let overlay = overlay(bed)?;
         bed.deploy_from(&overlay)?;
         let there: Vec<String> = bed.agents()?.into_iter().map(|a| a.node).collect();
