@@ -122,7 +122,8 @@ pub fn create(sk: *mut bpf_sock) -> bool {
         return true;
     }
     let mut space = MaybeUninit::uninit();
-    let d = undecided(&mut space, &own, Hook::SockCreate);
+    let d = undecided(&mut space, Hook::SockCreate);
+    d.flow.src = own.peer;
     d.ends.proto = protocol & 0xff;
     d.flow.proto = protocol as u8;
     settle(&mut d.judgement, j);
@@ -202,11 +203,10 @@ fn foreign(own: &Binding, stamp: *const Stamp, cgroup: u64) -> bool {
     }
 }
 
-/// A decision about a call that is yet to be taken: the caller opens a flow to somebody.
+/// A decision about a call that is yet to be taken: somebody opens a flow to somebody.
 #[inline(always)]
-fn undecided<'s>(space: &'s mut MaybeUninit<Decision>, own: &Binding, hook: Hook) -> &'s mut Decision {
+fn undecided(space: &mut MaybeUninit<Decision>, hook: Hook) -> &mut Decision {
     let d = Decision::zeroed(space);
-    d.flow.src = own.peer;
     d.flow.dst = PeerId::ANY_WORKLOAD;
     d.judgement.reason = Reason::Incomplete;
     d.hook = hook;
@@ -300,14 +300,16 @@ pub fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
     if sk.is_null() {
         return false;
     }
+    let mut space = MaybeUninit::uninit();
+    let d = undecided(&mut space, Hook::Connect);
+    look::<V6>(ctx, sk, d);
+    s.foresee(&d.ends.peer_addr);
     // SAFETY: the helper takes this context.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.cast()) };
     let mut kept = storage::again(storage::find(sk, cookie), cookie);
     let (stamp, cgroup) = (storage::stamp(kept), current_cgroup());
     let own = &caller(s, stamp, cgroup);
-    let mut space = MaybeUninit::uninit();
-    let d = undecided(&mut space, own, Hook::Connect);
-    look::<V6>(ctx, sk, d);
+    d.flow.src = own.peer;
     let mut as_role = role::CLIENT;
     // Whether this opens a flow that hasn't been counted.
     let mut fresh = true;
@@ -389,14 +391,15 @@ pub fn sendmsg<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
     if sk.is_null() {
         return false;
     }
+    let mut space = MaybeUninit::uninit();
+    let d = undecided(&mut space, Hook::Sendmsg);
+    look::<V6>(ctx, sk, d);
     // SAFETY: the helper takes this context.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.cast()) };
     let state = storage::find(sk, cookie);
     let (stamp, cgroup) = (storage::stamp(state), current_cgroup());
     let own = &caller(s, stamp, cgroup);
-    let mut space = MaybeUninit::uninit();
-    let d = undecided(&mut space, own, Hook::Sendmsg);
-    look::<V6>(ctx, sk, d);
+    d.flow.src = own.peer;
     if foreign(own, stamp, cgroup) {
         settle(&mut d.judgement, Judgement::unruled(&s, own.peer, Direction::Egress, Reason::ForeignSocket));
         tell(s, d);

@@ -151,6 +151,43 @@ fn plain(skb: *mut __sk_buff, p: &mut Packet) -> Option<()> {
     }
 }
 
+/// Whether this is a UDP datagram to that address and port, as [`plain`] as most are. Any other may go there, too.
+#[inline(always)]
+pub fn is_plainly_to(skb: *mut __sk_buff, to: *const Addr, port: u16) -> bool {
+    // Word by word: an array would stand on the stack.
+    let word = |n: usize| {
+        // SAFETY: an address is four words, aligned to four.
+        unsafe { read_volatile(to.cast::<u32>().add(n)) }
+    };
+    // SAFETY: as in `plain`.
+    unsafe {
+        let data = read_volatile(addr_of!((*skb).data)) as usize as *const u8;
+        let end = read_volatile(addr_of!((*skb).data_end)) as usize as *const u8;
+        if data.add(V4 + PORTS) > end {
+            return false;
+        }
+        match lying::<u8>(data) {
+            0x45 => {
+                word(0) | word(1) == 0
+                    && word(2) == 0xffff_u32.to_be()
+                    && lying::<u8>(data.add(9)) == proto::UDP
+                    && lying::<u16>(data.add(6)) & 0x3fff_u16.to_be() == 0
+                    && lying::<u32>(data.add(16)) == word(3)
+                    && lying::<u16>(data.add(V4 + 2)) == port.to_be()
+            }
+            first if first >> 4 == 6 && data.add(V6 + PORTS) <= end => {
+                lying::<u8>(data.add(6)) == proto::UDP
+                    && lying::<u32>(data.add(24)) == word(0)
+                    && lying::<u32>(data.add(28)) == word(1)
+                    && lying::<u32>(data.add(32)) == word(2)
+                    && lying::<u32>(data.add(36)) == word(3)
+                    && lying::<u16>(data.add(V6 + 2)) == port.to_be()
+            }
+            _ => false,
+        }
+    }
+}
+
 #[inline(always)]
 fn headers(skb: *mut __sk_buff, p: &mut Packet) -> Option<()> {
     let first: [u8; 20] = load(skb, 0)?;

@@ -20,7 +20,7 @@ use crate::flow;
 use crate::kept::{bulkhead_keep_verdict, bulkhead_mark_server, bulkhead_name_maker, cached, cookie, socket};
 use crate::log::{self, Note};
 use crate::maps::OLD_SOCKETS;
-use crate::packet::{Packet, parse};
+use crate::packet::{Packet, is_plainly_to, parse};
 use crate::record::{Decision, record, tells};
 use crate::storage;
 use crate::tables::{Snapshot, judge};
@@ -66,6 +66,13 @@ impl View {
     }
 }
 
+/// Whether a datagram of a connected socket goes where it is connected to.
+#[inline(always)]
+fn goes_on(skb: *mut __sk_buff, verdict: *const SocketVerdict, v: CachedVerdict) -> bool {
+    // SAFETY: a non-null pointer to the socket's state.
+    v.role() != role::NONE && unsafe { is_plainly_to(skb, addr_of!((*verdict).peer), (*verdict).peer_port) }
+}
+
 /// cgroup_skb/egress (`OUT`) and cgroup_skb/ingress.
 #[inline(always)]
 pub fn packet<const OUT: bool>(skb: *mut __sk_buff) -> bool {
@@ -75,6 +82,10 @@ pub fn packet<const OUT: bool>(skb: *mut __sk_buff) -> bool {
         log::note(Note::NoSocket, 0);
         return false;
     }
+    // First, so that little has to stay on the stack meanwhile.
+    let cookie = cookie(skb);
+    let kept = storage::find(sk, cookie);
+    let verdict = storage::verdict(kept, cookie);
     // SAFETY: a full socket; the verifier checks each field.
     let (protocol, kind, state, remote) = unsafe {
         (
@@ -85,32 +96,27 @@ pub fn packet<const OUT: bool>(skb: *mut __sk_buff) -> bool {
         )
     };
     let tcp = kind != SOCK_RAW && (protocol == u32::from(proto::TCP) || protocol == IPPROTO_MPTCP);
-    // A connected datagram socket may still send elsewhere (sendto), so its packets are looked at on the way out; on
-    // the way in the kernel gives it only what its peer sent.
+    // A connected datagram socket may still send elsewhere (sendto), so on the way out its packets' addresses are looked at;
+    // on the way in the kernel gives it only what its peer sent.
     let connected = if tcp { state != TCP_LISTEN } else { kind != SOCK_RAW && remote != 0 };
     if tcp && OUT && !connected {
         // A listener's own packets are the answers to SYNs that were judged on their way in. They carry nothing.
         return true;
     }
-    let cookie = cookie(skb);
-    let kept = storage::find(sk, cookie);
-    if connected && (tcp || !OUT) {
-        let verdict = storage::verdict(kept, cookie);
-        if !verdict.is_null() {
-            let v = cached(verdict);
-            if v.epoch() == s.epoch && v.passes() {
-                if OUT && traffic::is_due(verdict) {
-                    bulkhead_carried(skb);
-                }
-                if !OUT
-                    && remote == Answer::PORT.to_be()
-                    && protocol == u32::from(proto::UDP)
-                    && v.role() == role::CLIENT
-                {
-                    bulkhead_answer(skb, s.epoch);
-                }
-                return true;
+    if connected && !verdict.is_null() {
+        let v = cached(verdict);
+        if v.epoch() == s.epoch && v.passes() && (tcp || !OUT || goes_on(skb, verdict, v)) {
+            if tcp && OUT && traffic::is_due(verdict) {
+                bulkhead_carried(skb);
             }
+            if !OUT
+                && remote == Answer::PORT.to_be()
+                && protocol == u32::from(proto::UDP)
+                && v.role() == role::CLIENT
+            {
+                bulkhead_answer(skb, s.epoch);
+            }
+            return true;
         }
     }
     let pass = match (tcp, OUT) {
@@ -128,7 +134,8 @@ pub fn packet<const OUT: bool>(skb: *mut __sk_buff) -> bool {
 }
 
 // Everything beyond the fast path is in global functions: the verifier looks at each once, wherever the socket's state lives,
-// and their stacks aren't the program's. They take that state, or null, and give [`PASS`] to let the packet pass, and [`ANSWER`] if it is what a DNS server answers to the workload.
+// and their stacks aren't the program's. They take that state, or null, and give [`PASS`] to let the packet pass, and
+// [`ANSWER`] if it is what a DNS server answers to the workload.
 
 /// TCP, on the way out.
 #[unsafe(no_mangle)]
@@ -356,16 +363,6 @@ fn datagram<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot, state: *mut Socke
     let told = |passes: bool, as_role: u32| {
         if answer && passes && as_role == role::CLIENT { PASS | ANSWER } else { passes as u32 }
     };
-    if OUT && whole && p.proto == proto::UDP {
-        // What most datagrams of a connected socket end with, before anything else is looked up.
-        let kept = storage::verdict(state, cookie(skb));
-        if !kept.is_null() && connected(sk) && goes_to(kept, &p.daddr, p.dport) {
-            let old = cached(kept);
-            if old.role() != role::NONE && old.epoch() == s.epoch {
-                return old.passes() as u32;
-            }
-        }
-    }
     let v = &view::<OUT>(skb, sk, state, s);
     let (d, kind) = (undecided::<OUT>(&mut space, v, p), control::<OUT>(s, v.skb, v.sk, !v.kept.is_null(), p));
     if !whole {

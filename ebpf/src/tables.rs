@@ -88,6 +88,13 @@ impl Snapshot {
         Binding::decode(bulkhead_find_cgroup(self.epoch, id))
     }
 
+    /// Reads where the search for this address begins, so that its line of memory is under way while other things are done.
+    #[inline(always)]
+    pub fn foresee(self, addr: &Addr) {
+        let at = places::home(control!(seed), &places::address(addr));
+        self.half(ADDRESSES.get_ptr(places::place(at, self.mask(1))).map(<*const _>::cast));
+    }
+
     /// Counts a flow beside the rule for exactly its pair and port, seen from this direction. Tells whether there is
     /// such a rule.
     #[inline(always)]
