@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::{pinned, unpinned};
 use crate::e2e::bed::{Bed, SYSTEM, folder};
-use crate::e2e::estate::{NAMESPACES, Truth};
+use crate::e2e::estate::Truth;
 use crate::e2e::grid::{get, items, now, text};
 use crate::e2e::interrupt::wait;
 use crate::e2e::judge::GRACE;
@@ -43,8 +43,9 @@ pub(super) fn run(bed: &mut Bed) -> Result<()> {
         bed.expect(items(&told).count() == 0, "what the agents told of their nodes is still there");
         Ok(())
     })?;
-    bed.step("rolled out to one node", Truth::All, |bed| {
-        lower(bed, "=observe")?;
+    // The namespaces enforce all the time, so this node's agent does from its first ruleset on.
+    bed.step("enforced on one node beside one without an agent", meant.clone(), |bed| {
+        bed.unguarded = Some((LATER, 0, u64::MAX / 2));
         bed.kubectl(&["apply", "--server-side", "-f", &rights.to_string_lossy()])?;
         bed.kubectl(&["taint", "node", FIRST, &format!("{TAINT}=:NoSchedule")])?;
         ensure!(tainted(bed)?, "{FIRST} has no taint, so none can be taken off");
@@ -55,10 +56,6 @@ pub(super) fn run(bed: &mut Bed) -> Result<()> {
         wait("the taint to be taken off", Duration::from_secs(20), || Ok((!tainted(bed)?).then_some(())))?;
         told_by(bed, LATER, FIRST)
     })?;
-    bed.step("enforced beside a node without one", meant.clone(), |bed| {
-        bed.unguarded = Some((LATER, 0, u64::MAX / 2));
-        lower(bed, "-")
-    })?;
     bed.step("and to the other", meant, |bed| {
         bed.deploy()?;
         told_by(bed, LATER, LATER)?;
@@ -67,13 +64,6 @@ pub(super) fn run(bed: &mut Bed) -> Result<()> {
         bed.kubectl(&["delete", "-f", &rights.to_string_lossy()])?;
         bed.examine()
     })
-}
-
-/// Sets the reversal switch of every namespace, or takes it off.
-fn lower(bed: &Bed, to: &str) -> Result<()> {
-    let word = format!("bulkhead.dev/override{to}");
-    let words = [&["annotate", "namespace", "--overwrite"], &NAMESPACES[..], &[word.as_str()]].concat();
-    bed.kubectl(&words).map(drop)
 }
 
 fn tainted(bed: &Bed) -> Result<bool> {
