@@ -303,7 +303,7 @@ impl<K: Kernel> Engine<K> {
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut follow = interval(Duration::from_millis(100));
         follow.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut rounds, mut emitting, mut commits, mut started) = (0_u32, false, self.commits, false);
+        let (mut rounds, mut emitting, mut checked, mut commits) = (0_u32, false, false, self.commits);
         loop {
             tokio::select! {
                 _ = stopped.changed() => {
@@ -342,9 +342,6 @@ impl<K: Kernel> Engine<K> {
                         heap::trim();
                         settled
                     });
-                    if !std::mem::replace(&mut started, true) {
-                        text::give_up();
-                    }
                     if let Err(e) = settled {
                         tracing::warn!("the former ruleset isn't cleared away yet, the next commit tries again: {e:#}");
                     }
@@ -372,12 +369,12 @@ impl<K: Kernel> Engine<K> {
                             self.step(Dirty::ALL);
                             self.write_down_aside();
                             heap::trim();
-                            text::give_up();
                         }
                         self.check();
                         self.verify();
                         self.store_policies_aside();
                     });
+                    checked = true;
                 }
                 _ = follow.tick() => {
                     let curious = self.accounts.sightings.wants_allowed(std::time::Instant::now());
@@ -397,6 +394,10 @@ impl<K: Kernel> Engine<K> {
                 settle = Some(Instant::now() + SETTLE);
             }
             publish.send_replace(Arc::new(self.snapshot()));
+            if std::mem::take(&mut checked) {
+                // Not before what was seen is told: what runs next has to be mapped again.
+                text::give_up();
+            }
         }
     }
 
@@ -410,7 +411,7 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
-    /// Numbers, with what was commanded above it.
+    /// What a ruleset is compiled from, with what was commanded above it.
     fn draft(&mut self, policies: PolicySet, overrides: &Overrides) -> anyhow::Result<Draft> {
         Ok(Draft { assembled: self.assembled(overrides)?, set: self.set(policies, overrides) })
     }
