@@ -6,6 +6,7 @@
 //! set, and one that ends early ends the process. At the end nothing is taken off: what is in force stays pinned, unless
 //! Bulkhead is being taken off the cluster.
 
+mod aside;
 pub mod clock;
 pub mod engine;
 pub mod events;
@@ -21,6 +22,7 @@ pub mod overrides;
 pub mod sightings;
 pub mod snapshot;
 pub mod surface;
+pub mod text;
 
 pub use failure::Failure;
 pub use snapshot::{Accounts, Names, Snapshot};

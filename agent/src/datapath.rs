@@ -221,8 +221,8 @@ impl Datapath {
     /// Puts an image into force, whole or not at all. An image that is in force already changes nothing, not even the
     /// epoch.
     ///
-    /// What an earlier commit left to be done is done first, which takes tens of milliseconds; call
-    /// [`Datapath::settle`] when there is time, so that a commit doesn't have to.
+    /// What an earlier commit left to be done is done first, which may take tens of milliseconds; call
+    /// [`Datapath::settle`] once [`Datapath::is_alone`], so that a commit doesn't have to.
     pub fn commit(&mut self, image: &Image) -> Result<Committed, CommitError> {
         let started = Instant::now();
         self.settle()?;
@@ -237,13 +237,22 @@ impl Datapath {
                 }
             }
         }
+        let in_force_after = started.elapsed();
+        if self.pending.is_some() {
+            self.tables.begin_to_wait();
+        }
         Ok(Committed {
             epoch: self.epoch(),
             inserts: plan.inserts.len(),
             writes: plan.writes.len() + plan.baselines.len(),
             removals: plan.removals.len(),
-            in_force_after: started.elapsed(),
+            in_force_after,
         })
+    }
+
+    /// Whether every program run of the former epoch has ended, or none was waited for.
+    pub fn is_alone(&self) -> bool {
+        self.tables.is_alone()
     }
 
     /// Does what the last commit left: waits for program runs of the former epoch, and deletes what is in no ruleset

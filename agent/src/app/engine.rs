@@ -9,17 +9,20 @@ mod cut;
 mod health;
 mod look;
 mod obey;
+mod selection;
 mod status;
 
 pub(crate) use cover::LIMIT;
 pub(crate) use look::{Cluster, LEFT};
 
+use super::aside::Aside;
 use super::clock::Clock;
 use super::failure::Failure;
 use super::heap;
 use super::kernel::Kernel;
 use super::overrides::Overrides;
 use super::snapshot::{Accounts, Names, Snapshot};
+use super::text;
 use crate::config::{self, Config};
 use crate::flows::Edges;
 use crate::flows::outside::Outsiders;
@@ -35,7 +38,7 @@ use crate::sources::hierarchy::{Hierarchy, Scan};
 use crate::sources::meshes::Meshes;
 use crate::sources::node_netns::NodeNetns;
 use crate::sources::policies::{self, Policies};
-use crate::sources::roster::Roster;
+use crate::sources::roster::{Extent, Roster};
 use crate::sources::state::State;
 use crate::sources::watch::{Dirty, Watcher};
 use anyhow::Context;
@@ -54,6 +57,8 @@ const GATHER: Duration = Duration::from_millis(3);
 const GATHER_FILES: Duration = Duration::from_millis(50);
 /// How long after a commit the former ruleset is cleared away. A commit that comes earlier does it first.
 const SETTLE: Duration = Duration::from_millis(20);
+/// How long after that it is asked again whether anybody still reads it.
+const AGAIN: Duration = Duration::from_millis(5);
 /// How often the kernel side is looked over and the counters are read.
 const CHECK: Duration = Duration::from_secs(2);
 /// Every so many checks, everything is looked at without a wake-up.
@@ -88,7 +93,8 @@ pub struct Engine<K: Kernel> {
     state: State,
     watcher: Watcher,
     roster: Roster,
-    saved: Option<Roster>,
+    /// How far it had got when it was stored.
+    saved: Option<Extent>,
     /// Shared with the names of what was compiled last.
     rules: Arc<RuleTable>,
     /// How many numbers of rules had been given out when they were stored.
@@ -96,13 +102,19 @@ pub struct Engine<K: Kernel> {
     policies: Policies,
     /// Whether the last good texts are to be stored.
     policies_unstored: bool,
+    storing: Aside,
     /// What was last written down of what this node knows of itself.
     written_down: Option<look::Hash>,
+    writing_down: Aside,
     reading: policies::Reading,
     scan: Scan,
+    /// Whether that was by the configuration as it is now: it counts in its workloads.
+    scanned: bool,
     host: BTreeSet<Addr>,
     /// What the image was compiled from, shared with the snapshots.
     inventory: Arc<Inventory>,
+    /// Under what commands the inventory was drafted; `None`: something that it is made from has changed since.
+    drafted: Option<Overrides>,
     instances: Vec<Instance>,
     assembly_warnings: Vec<Diagnostic>,
     names: Arc<Names>,
@@ -134,6 +146,7 @@ pub struct Engine<K: Kernel> {
     /// The policies as they are in force: those of the files, under what was commanded.
     in_force: Arc<PolicySet>,
     cuts: cut::Cuts,
+    selection: selection::Selection,
     drift: DriftStatus,
     /// For how long nothing was attached since the machine was started, milliseconds; `None`: not known.
     open_since_boot: Option<u64>,
@@ -186,11 +199,15 @@ impl<K: Kernel> Engine<K> {
             rules_stored: None,
             policies,
             policies_unstored: false,
+            storing: Aside::default(),
             written_down: None,
+            writing_down: Aside::default(),
             reading: policies::Reading::default(),
             scan: Scan::default(),
+            scanned: false,
             host: BTreeSet::new(),
             inventory: Arc::default(),
+            drafted: None,
             instances: Vec::new(),
             assembly_warnings: Vec::new(),
             names: Arc::default(),
@@ -213,6 +230,7 @@ impl<K: Kernel> Engine<K> {
             overrides,
             in_force: Arc::default(),
             cuts: cut::Cuts::default(),
+            selection: selection::Selection::default(),
             drift: DriftStatus::default(),
             open_since_boot: None,
             expires: None,
@@ -285,7 +303,7 @@ impl<K: Kernel> Engine<K> {
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut follow = interval(Duration::from_millis(100));
         follow.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut rounds, mut emitting, mut commits) = (0_u32, false, self.commits);
+        let (mut rounds, mut emitting, mut checked, mut commits) = (0_u32, false, false, self.commits);
         loop {
             tokio::select! {
                 _ = stopped.changed() => {
@@ -311,12 +329,16 @@ impl<K: Kernel> Engine<K> {
                     tokio::task::block_in_place(|| self.step(dirty));
                 }
                 () = sleep_until(settle.unwrap_or(due)), if settle.is_some() => {
+                    if !self.kernel.is_alone() {
+                        settle = Some(Instant::now() + AGAIN);
+                        continue;
+                    }
                     settle = None;
                     let cut = self.cuts.sockets;
                     let settled = tokio::task::block_in_place(|| {
                         let settled = self.kernel.settle();
                         self.cut_again();
-                        self.store_policies();
+                        self.store_policies_aside();
                         heap::trim();
                         settled
                     });
@@ -345,13 +367,14 @@ impl<K: Kernel> Engine<K> {
                         let again = self.tend_or_tell() || self.look_for_node() || self.look_for_meshes() || again;
                         if again {
                             self.step(Dirty::ALL);
-                            self.write_down();
+                            self.write_down_aside();
                             heap::trim();
                         }
                         self.check();
                         self.verify();
-                        self.store_policies();
+                        self.store_policies_aside();
                     });
+                    checked = true;
                 }
                 _ = follow.tick() => {
                     let curious = self.accounts.sightings.wants_allowed(std::time::Instant::now());
@@ -371,6 +394,10 @@ impl<K: Kernel> Engine<K> {
                 settle = Some(Instant::now() + SETTLE);
             }
             publish.send_replace(Arc::new(self.snapshot()));
+            if std::mem::take(&mut checked) {
+                // Not before what was seen is told: what runs next has to be mapped again.
+                text::give_up();
+            }
         }
     }
 
@@ -384,20 +411,45 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
-    /// Numbers, with what was commanded above it.
+    /// What a ruleset is compiled from, with what was commanded above it.
     fn draft(&mut self, policies: PolicySet, overrides: &Overrides) -> anyhow::Result<Draft> {
+        Ok(Draft { assembled: self.assembled(overrides)?, set: self.set(policies, overrides) })
+    }
+
+    /// Whom there is, and where.
+    fn assembled(&mut self, overrides: &Overrides) -> anyhow::Result<Assembled> {
         let name = self.file.display().to_string();
         let mut assembled = assemble(&name, &self.config, &self.scan, &self.host, &mut self.roster)?;
         for c in assembled.inventory.cgroups.iter_mut().filter(|c| self.node_netns.knows_node(c.id)) {
             c.flags |= Binding::KNOWS_NODE;
         }
+        overrides.raise(&mut assembled.inventory);
+        Ok(assembled)
+    }
+
+    /// What is allowed to whom.
+    fn set(&self, policies: PolicySet, overrides: &Overrides) -> PolicySet {
         let mut lowered = self.cluster.as_ref().map(|c| c.lowered().clone()).unwrap_or_default();
         for namespace in self.meshes.ambient(&self.config, &self.scan) {
             lowered.insert(namespace.to_owned(), Lowered::Observe);
         }
-        let policies = policy::expiry::at(policies, super::clock::now());
-        let set = overrides.apply(policies, &mut assembled.inventory, lowered);
-        Ok(Draft { assembled, set })
+        overrides.over(policy::expiry::at(policies, super::clock::now()), lowered)
+    }
+
+    /// The inventory as it is now: the last one, as long as nothing that it is made from has changed.
+    fn inventory_now(&mut self, overrides: &Overrides) -> anyhow::Result<Arc<Inventory>> {
+        if self.drafted.as_ref() == Some(overrides) {
+            debug_assert!(self.assembled(overrides).is_ok_and(|a| a.inventory == *self.inventory));
+            return Ok(Arc::clone(&self.inventory));
+        }
+        let Assembled { inventory, instances, warnings } = self.assembled(overrides)?;
+        (self.instances, self.assembly_warnings) = (instances, warnings);
+        let extent = self.roster.extent();
+        if self.saved != Some(extent) {
+            self.state.save_roster(&self.roster)?;
+            self.saved = Some(extent);
+        }
+        Ok(shared(&self.inventory, inventory))
     }
 
     fn compile(&mut self, set: &PolicySet, inventory: &Inventory) -> Compiled {
@@ -423,19 +475,15 @@ impl<K: Kernel> Engine<K> {
         let started = Instant::now();
         self.expires = policy::expiry::next(&self.policies.set, super::clock::now());
         let overrides = self.overrides.clone();
-        let Draft { assembled, set } = self.draft(self.policies.set.clone(), &overrides)?;
-        let Assembled { inventory, instances, warnings } = assembled;
-        (self.instances, self.assembly_warnings) = (instances, warnings);
-        if self.saved.as_ref() != Some(&self.roster) {
-            self.state.save_roster(&self.roster)?;
-            self.saved = Some(self.roster.clone());
-        }
-        if self.compiled && *self.inventory == inventory && *self.in_force == set {
+        let inventory = self.inventory_now(&overrides)?;
+        let set = self.set(self.policies.set.clone(), &overrides);
+        if self.compiled && Arc::ptr_eq(&self.inventory, &inventory) && *self.in_force == set {
+            self.drafted = Some(overrides);
             return Ok(None);
         }
         let compiled = self.compile(&set, &inventory);
         self.compiled = false;
-        self.inventory = shared(&self.inventory, inventory);
+        (self.inventory, self.drafted) = (inventory, Some(overrides));
         self.in_force = shared(&self.in_force, set);
         // Numbers of identities are only ever added.
         let known = self.names.identities.len() == self.roster.identities().count();

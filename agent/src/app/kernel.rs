@@ -33,6 +33,8 @@ pub trait Kernel: Send + 'static {
     /// # Errors
     /// Then the last one stays in force, whole.
     fn commit(&mut self, image: &Image) -> anyhow::Result<Commit>;
+    /// Whether nobody reads the former ruleset any more, so that settling waits for nobody.
+    fn is_alone(&self) -> bool;
     /// Does what a commit left for later: waits until nobody reads the former ruleset, and takes away what it had.
     ///
     /// # Errors

@@ -188,13 +188,8 @@ impl Overrides {
         }
     }
 
-    /// The policies and postures as they are in force, where these namespaces are lowered.
-    pub fn apply(
-        &self,
-        set: PolicySet,
-        inventory: &mut Inventory,
-        lowered: BTreeMap<String, policy::Lowered>,
-    ) -> PolicySet {
+    /// Raises the postures of what was turned to enforce.
+    pub fn raise(&self, inventory: &mut Inventory) {
         for target in self.enforced.keys() {
             for facts in inventory.identities.values_mut() {
                 let meant = match target {
@@ -207,6 +202,10 @@ impl Overrides {
                 }
             }
         }
+    }
+
+    /// The policies as they are in force, where these namespaces are lowered.
+    pub fn over(&self, set: PolicySet, lowered: BTreeMap<String, policy::Lowered>) -> PolicySet {
         let meant = |policy: &Policy| self.enforced.keys().any(|t| t.is(policy));
         let above = policy::Overrides { lowered, ..self.above() };
         set.each(meant, |policy| policy.mode = Mode::Enforce).under(above)

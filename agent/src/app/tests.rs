@@ -98,6 +98,9 @@ impl Kernel for Fake {
         m.images.push(image.clone());
         Ok(Commit { epoch: u32::try_from(m.images.len())?, ..Commit::default() })
     }
+    fn is_alone(&self) -> bool {
+        true
+    }
     fn settle(&mut self) -> anyhow::Result<()> {
         Ok(())
     }

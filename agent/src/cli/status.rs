@@ -212,7 +212,7 @@ fn render(s: &Status) -> String {
         line("No policies: only the postures hold.".to_owned());
     } else {
         let mut t = table(&["policy", "mode", "selects", "from"]);
-        for p in &s.policies {
+        for p in s.policies.iter() {
             let selects = if p.selects.is_empty() { "-".to_owned() } else { p.selects.join(", ") };
             t.add_row([(&p.name).into(), verdict(&p.mode), selects.into(), (&p.file).into()]);
         }

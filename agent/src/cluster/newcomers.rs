@@ -31,6 +31,11 @@ impl Newcomers {
             self.since.insert(uid.to_owned(), since);
         }
         self.begun = true;
+        self.young(now)
+    }
+
+    /// The same among the pods that were told last.
+    pub fn young(&self, now: Instant) -> BTreeSet<String> {
         let young = |since: &Option<Instant>| since.is_none_or(|since| now.duration_since(since) < TOLD);
         self.since.iter().filter(|(_, since)| young(since)).map(|(uid, _)| uid.clone()).collect()
     }

@@ -60,6 +60,24 @@ pub struct Objects {
     pub policies: Vec<Arc<Option<Document>>>,
 }
 
+impl Objects {
+    /// Whether these are the very same ones, but for the policies.
+    pub fn differ_in_policies_only(&self, later: &Self) -> bool {
+        fn same<T>(a: &[Arc<T>], b: &[Arc<T>]) -> bool {
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(a, b))
+        }
+        let Self { pods, peers, services, slices, namespaces, nodes, service_cidrs, callers, policies: _ } = self;
+        same(pods, &later.pods)
+            && same(peers, &later.peers)
+            && same(services, &later.services)
+            && same(slices, &later.slices)
+            && same(namespaces, &later.namespaces)
+            && same(nodes, &later.nodes)
+            && same(service_cidrs, &later.service_cidrs)
+            && same(callers, &later.callers)
+    }
+}
+
 /// What they come to.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct View {
@@ -367,6 +385,13 @@ impl View {
         let services = services.filter_map(|text| text.parse().ok()).map(widen_prefix);
         let ranges: BTreeSet<PrefixKey> = pods.chain(services).collect();
         self.ranges = ranges.into_iter().collect();
+    }
+
+    /// The same view where the objects differ in policies only: what is built in goes by the others.
+    pub fn read_policies_again(&mut self, objects: &Objects) {
+        self.texts.retain(|name, _| name.starts_with(builtin::PREFIX));
+        self.revisions.clear();
+        self.read_policies(objects);
     }
 
     fn read_policies(&mut self, objects: &Objects) {

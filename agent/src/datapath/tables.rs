@@ -13,15 +13,20 @@ use bulkhead_common::{Direction, PeerId};
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::thread::{Builder, JoinHandle};
 
 /// Waits for program runs to end.
 ///
 /// Replacing a map inside a map of maps waits, inside the system call, until every run that may have seen the former
 /// one has ended (kernel/bpf/syscall.c, `maybe_wait_bpf_programs`). membarrier(2) doesn't serve: with one CPU online
 /// it returns at once, and with `nohz_full` it fails.
+#[derive(Clone, Debug)]
+pub(super) struct Grace(Arc<Maps>);
+
 #[derive(Debug)]
-pub(super) struct Grace {
+struct Maps {
     outer: OwnedFd,
     inner: OwnedFd,
 }
@@ -30,12 +35,12 @@ impl Grace {
     pub(super) fn new() -> io::Result<Self> {
         let inner = sys::map_create(sys::MAP_TYPE_ARRAY, 4, 4, 1, None)?;
         let outer = sys::map_create(sys::MAP_TYPE_ARRAY_OF_MAPS, 4, 4, 1, Some(inner.as_fd()))?;
-        Ok(Self { outer, inner })
+        Ok(Self(Arc::new(Maps { outer, inner })))
     }
 
     pub(super) fn wait(&self) -> io::Result<()> {
         use std::os::fd::AsRawFd;
-        sys::map_update(self.outer.as_fd(), &0u32, &self.inner.as_raw_fd())
+        sys::map_update(self.0.outer.as_fd(), &0u32, &self.0.inner.as_raw_fd())
     }
 }
 
@@ -60,6 +65,8 @@ pub(super) struct Tables {
     prefixes: OwnedFd,
     retired: Retirement,
     grace: Grace,
+    /// The wait that began right after the last commit; nothing that it left was done since.
+    wait: Option<JoinHandle<io::Result<()>>>,
     capacities: Capacities,
 }
 
@@ -94,6 +101,7 @@ impl Tables {
             prefixes: sys::duplicate(map(maps::PREFIXES)?)?,
             retired: Retirement::new(map(maps::RETIRED)?)?,
             grace: Grace::new()?,
+            wait: None,
             capacities,
         })
     }
@@ -108,6 +116,19 @@ impl Tables {
         }
         self.retired.begin()?;
         Ok(State::new(self.capacities, seed))
+    }
+
+    /// Begins to wait for the program runs of the former epoch, beside everything else: right after a commit, whose
+    /// settling is then the first to ask for that.
+    pub(super) fn begin_to_wait(&mut self) {
+        let grace = self.grace.clone();
+        // Without a thread for it, whoever settles waits.
+        self.wait = Builder::new().name("program-runs".into()).spawn(move || grace.wait()).ok();
+    }
+
+    /// Whether that wait is over, or none was begun.
+    pub(super) fn is_alone(&self) -> bool {
+        self.wait.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
     /// Takes back what was mapped for a commit. What counts beside rules is read all the time.
@@ -325,6 +346,7 @@ impl Kernel for Tables {
     }
 
     fn wait_for_readers(&mut self) -> io::Result<()> {
-        self.grace.wait()
+        let Some(wait) = self.wait.take() else { return self.grace.wait() };
+        wait.join().map_err(|_| io::Error::other("the thread that waits for program runs is lost"))?
     }
 }

@@ -11,6 +11,7 @@ use crate::serve::orders::Cutting;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// `GET /status`.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
@@ -53,7 +54,7 @@ pub struct Status {
     /// The workloads.
     pub workloads: Vec<WorkloadStatus>,
     /// The policies in force.
-    pub policies: Vec<PolicyStatus>,
+    pub policies: Arc<[PolicyStatus]>,
     /// The custom resources that are policies, whether they were taken or not.
     #[serde(default)]
     pub objects: Vec<ObjectStatus>,

@@ -76,7 +76,8 @@ pub fn assemble(
         let hint = "name them under `workloads`";
         warn(Position::default(), "there are no workloads, so nothing is kept apart".to_owned(), hint);
     }
-    let living: BTreeSet<u64> = scan.workloads.iter().map(|(c, _)| c.id).collect();
+    let living = scan.workloads.iter().map(|(c, _)| c).chain(&scan.unlisted);
+    let living: BTreeSet<u64> = living.map(|c| c.id).collect();
     roster.retain(&living);
 
     let mut running: BTreeMap<usize, Vec<u32>> = BTreeMap::new();

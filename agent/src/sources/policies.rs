@@ -94,14 +94,6 @@ impl Policies {
         Ok(Self::restore(text.and_then(|t| serde_json::from_str(&t).ok()).unwrap_or_default()))
     }
 
-    /// Stores the last good texts.
-    ///
-    /// # Errors
-    /// When they didn't reach the disk.
-    pub fn store(&self, state: &State) -> anyhow::Result<()> {
-        state.put(STORED, &serde_json::to_vec(&self.good)?)
-    }
-
     /// What these texts say.
     pub fn restore(good: BTreeMap<Arc<str>, Arc<str>>) -> Self {
         let documents = good.iter().flat_map(|(file, text)| policy::read(file, text));
@@ -151,6 +143,14 @@ impl Policies {
             _ => (Arc::clone(text), policy::read(file, text).into()),
         }
     }
+}
+
+/// Stores the last good texts.
+///
+/// # Errors
+/// When they didn't reach the disk.
+pub fn store(good: &BTreeMap<Arc<str>, Arc<str>>, state: &State) -> anyhow::Result<()> {
+    state.put(STORED, &serde_json::to_vec(good)?)
 }
 
 /// Whether a file is among these, or lies in a folder that is.

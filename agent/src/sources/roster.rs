@@ -22,6 +22,15 @@ pub struct Roster {
     instances: BTreeMap<u64, u32>,
 }
 
+/// Which numbers a roster has given out: none are given back, so as long as this is the same, what is on disk says enough.
+/// That it still has the number of a cgroup that is gone does no harm.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Extent {
+    generation: u64,
+    identities: usize,
+    next_instance: u32,
+}
+
 /// There are no numbers left.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Full {
@@ -48,6 +57,12 @@ impl Roster {
     /// The set of maps in which these numbers mean something.
     pub const fn generation(&self) -> u64 {
         self.generation
+    }
+
+    /// How far it has got.
+    pub fn extent(&self) -> Extent {
+        let Self { generation, next_instance, identities, numbers: _, instances: _ } = self;
+        Extent { generation: *generation, identities: identities.len(), next_instance: *next_instance }
     }
 
     /// The number of an identity; a new one if it has none.

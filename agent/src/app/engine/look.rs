@@ -6,7 +6,7 @@ use crate::cluster::cgroup::{self, Pods};
 use crate::cluster::crd::NodeWorkload;
 use crate::cluster::left::Left;
 use crate::cluster::newcomers::Newcomers;
-use crate::cluster::sandboxes::{self, Sandboxes};
+use crate::cluster::sandboxes::{self, Given, Sandboxes};
 use crate::cluster::view::{self, Revision, View};
 use crate::cluster::watch::Watch;
 use crate::config::{self, Config};
@@ -16,7 +16,7 @@ use crate::sources::watch::Dirty;
 use crate::sources::{addresses, policies};
 use anyhow::Context;
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -24,6 +24,21 @@ use tokio::sync::watch as signal;
 
 /// Under what name it is stored what the node knows of itself.
 pub(crate) const LEFT: &str = "node.json";
+
+/// What a view is made from beside the file.
+struct Seen {
+    objects: view::Objects,
+    given: Given,
+    /// The UIDs of the newcomers.
+    young: BTreeSet<String>,
+}
+
+impl Seen {
+    fn differs_in_policies_only(&self, later: &Self) -> bool {
+        let Self { objects, given, young } = self;
+        objects.differ_in_policies_only(&later.objects) && *given == later.given && *young == later.young
+    }
+}
 
 /// A cluster's node: its objects, and what they came to at the last look.
 pub(crate) struct Cluster {
@@ -34,6 +49,8 @@ pub(crate) struct Cluster {
     sandboxes: Sandboxes,
     newcomers: Newcomers,
     view: View,
+    /// What that was made from.
+    last: Option<Seen>,
     publish: signal::Sender<Arc<Vec<NodeWorkload>>>,
 }
 
@@ -42,7 +59,7 @@ impl Cluster {
     pub(crate) fn new(watch: Watch, attach: &[String], publish: signal::Sender<Arc<Vec<NodeWorkload>>>) -> Self {
         let pods_at = attach.iter().filter_map(|path| Pods::at(path)).collect();
         let (sandboxes, newcomers, view) = (Sandboxes::default(), Newcomers::default(), View::default());
-        Self { watch, left: None, pods_at, sandboxes, newcomers, view, publish }
+        Self { watch, left: None, pods_at, sandboxes, newcomers, view, last: None, publish }
     }
 
     pub(crate) const fn watch(&self) -> &Watch {
@@ -58,17 +75,27 @@ impl Cluster {
         self.watch.changes()
     }
 
-    /// The configuration with what the objects say now.
-    fn view(&mut self, base: &Config) -> Config {
-        let Some(settings) = &base.cluster else { return base.clone() };
+    /// The configuration with what the objects say now; `None`: nothing differs but policies. `anew`: the file may say
+    /// something else.
+    fn view(&mut self, base: &Config, anew: bool) -> Option<Config> {
+        let Some(settings) = &base.cluster else { return Some(base.clone()) };
+        let last = self.last.take();
         if let Some(left) = &self.left
             && let Ok(known) = left.over(base)
         {
             self.view.lowered.clone_from(&left.lowered);
-            return known;
+            return Some(known);
         }
         let objects = self.watch.objects();
         let given = self.sandboxes.read(Path::new(sandboxes::FOLDER));
+        let young = self.newcomers.young(Instant::now());
+        let seen = Seen { objects, given, young };
+        if !anew && last.is_some_and(|last| last.differs_in_policies_only(&seen)) {
+            self.view.read_policies_again(&seen.objects);
+            self.last = Some(seen);
+            return None;
+        }
+        let Seen { objects, given, .. } = seen;
         let here = view::Here { pods_at: &self.pods_at, given: &given, postures: &self.view.postures };
         let mut view = view::view(settings, &objects, base, here);
         let told = view.uids.iter().zip(&view.workloads).map(|(uid, w)| (uid.as_str(), !w.addresses.is_empty()));
@@ -97,7 +124,8 @@ impl Cluster {
             }
             differs
         });
-        config
+        self.last = Some(Seen { objects, given, young });
+        Some(config)
     }
 
     /// Namespaces in which nothing is enforced.
@@ -146,13 +174,16 @@ impl<K: Kernel> Engine<K> {
             if self.cluster.is_some() {
                 self.watcher.cluster(Path::new(sandboxes::FOLDER))?;
             }
-            self.config = match &mut self.cluster {
-                Some(cluster) => cluster.view(&self.base),
-                None => self.base.clone(),
+            let config = match &mut self.cluster {
+                Some(cluster) => cluster.view(&self.base, dirty.files),
+                None => Some(self.base.clone()),
             };
-            self.read_policies()?;
+            if let Some(config) = config {
+                (self.config, self.scanned) = (config, false);
+            }
         }
-        if dirty.cgroups || dirty.files || dirty.cluster {
+        if dirty.cgroups || !self.scanned {
+            (self.scanned, self.drafted) = (false, None);
             for path in &self.config.attach {
                 let directory = self.hierarchy.directory(path);
                 if !directory.is_dir() {
@@ -175,9 +206,14 @@ impl<K: Kernel> Engine<K> {
             {
                 self.scan.unlisted.push(own);
             }
+            self.scanned = true;
+            self.look_for_node();
         }
-        self.look_for_node();
+        if dirty.files || dirty.cluster {
+            self.read_policies()?;
+        }
         if dirty.addresses {
+            self.drafted = None;
             self.host = addresses::host().context("reading the host's addresses")?;
         }
         Ok(())
@@ -210,19 +246,35 @@ impl<K: Kernel> Engine<K> {
 
     /// Writes down what the node knows of itself, if that isn't what was written last.
     pub(super) fn write_down(&mut self) {
+        self.write_down_aside();
+        if let Err(e) = self.writing_down.finish() {
+            self.not_written_down(&e);
+        }
+    }
+
+    /// The same without waiting for the disk.
+    pub(super) fn write_down_aside(&mut self) {
         let Some(cluster) = self.cluster.as_ref().filter(|c| !c.is_remembering()) else { return };
         let left = Left::of(&self.config, &self.base, cluster.lowered());
         let stored = serde_json::to_string(&left).map_err(anyhow::Error::from).and_then(|text| {
+            // That the one before failed is known before this one is compared with it.
+            self.writing_down.finish()?;
             let written = Some(hash(&text));
             if self.written_down != written {
-                self.state.put(LEFT, text.as_bytes())?;
+                let state = self.state.clone();
+                self.writing_down.begin(move || state.put(LEFT, text.as_bytes()))?;
                 self.written_down = written;
             }
             Ok(())
         });
         if let Err(e) = stored {
-            tracing::error!("what this node knows of itself can't be written down for its next start: {e:#}");
+            self.not_written_down(&e);
         }
+    }
+
+    fn not_written_down(&mut self, e: &anyhow::Error) {
+        self.written_down = None;
+        tracing::error!("what this node knows of itself can't be written down for its next start: {e:#}");
     }
 
     /// Looks for meshes in a cluster's pods. Gives whether anything has changed.
@@ -232,7 +284,11 @@ impl<K: Kernel> Engine<K> {
 
     /// Looks which of a cluster's pods know the node's network namespace. Gives whether anything has changed.
     pub(super) fn look_for_node(&mut self) -> bool {
-        self.cluster.is_some() && self.node_netns.look(&self.hierarchy, &self.scan)
+        let changed = self.cluster.is_some() && self.node_netns.look(&self.hierarchy, &self.scan);
+        if changed {
+            self.drafted = None;
+        }
+        changed
     }
 
     /// Reads the configuration and the policies; what isn't good leaves the last good one.
@@ -299,13 +355,37 @@ impl<K: Kernel> Engine<K> {
 
     /// Stores the last good texts, once what they say is in force: that needn't wait for the disk.
     pub(super) fn store_policies(&mut self) {
-        if !self.policies_unstored {
+        for _ in 0..2 {
+            // What failed aside is tried once more.
+            self.store_policies_aside();
+            match self.storing.finish() {
+                Ok(()) if !self.policies_unstored => return,
+                Ok(()) => {}
+                Err(e) => self.not_stored(&e),
+            }
+        }
+    }
+
+    /// The same without waiting for the disk; while it still writes the texts before, the next call stores these.
+    pub(super) fn store_policies_aside(&mut self) {
+        if self.storing.is_busy() {
             return;
         }
-        match self.policies.store(&self.state) {
-            Ok(()) => self.policies_unstored = false,
-            Err(e) => tracing::error!("the last good policies can't be stored: {e:#}"),
+        if let Err(e) = self.storing.finish() {
+            self.not_stored(&e);
         }
+        if !std::mem::take(&mut self.policies_unstored) {
+            return;
+        }
+        let (good, state) = (self.policies.good.clone(), self.state.clone());
+        if let Err(e) = self.storing.begin(move || policies::store(&good, &state)) {
+            self.not_stored(&e);
+        }
+    }
+
+    fn not_stored(&mut self, e: &anyhow::Error) {
+        self.policies_unstored = true;
+        tracing::error!("the last good policies can't be stored: {e:#}");
     }
 
     /// Some fields hold for an agent's whole life; a file that changes one of them isn't taken.

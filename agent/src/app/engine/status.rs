@@ -4,22 +4,20 @@ use super::super::kernel::Kernel;
 use super::super::overrides::Overrides;
 use super::super::snapshot::Snapshot;
 use super::Engine;
-use crate::cluster::builtin;
 use crate::config::Workload;
 use crate::flows::PeerName;
 use crate::identity::Identity;
 use crate::inventory::IdentityFacts;
 use crate::policy;
-use crate::serve::api::{
-    Finding, ObjectFault, ObjectStatus, Overridden, Override, PolicyStatus, Status, WorkloadStatus,
-};
+use crate::serve::api::{Finding, ObjectFault, ObjectStatus, Overridden, Override, Status, WorkloadStatus};
 use bulkhead_common::PeerId;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 impl<K: Kernel> Engine<K> {
     /// The state of affairs, for everybody else.
-    pub fn snapshot(&self) -> Snapshot {
+    pub fn snapshot(&mut self) -> Snapshot {
+        self.selection.follow(&self.in_force, &self.inventory, &self.config.workloads);
         let overrides = self.in_force.overrides();
         let known: HashMap<&Identity, (PeerId, &IdentityFacts)> =
             self.inventory.identities.iter().map(|(n, facts)| (&facts.identity, (*n, facts))).collect();
@@ -54,7 +52,7 @@ impl<K: Kernel> Engine<K> {
                 error: false,
                 text,
             }))
-            .chain(self.cluster.iter().flat_map(|_| self.selecting_nobody()));
+            .chain(self.cluster.iter().flat_map(|_| self.selection.nobody().iter().cloned()));
         let refused: BTreeSet<&str> =
             self.policies.findings.iter().filter(|d| d.is_error()).map(|d| &*d.file).collect();
         let objects = self.cluster.iter().flat_map(super::Cluster::revisions).map(|(name, revision)| ObjectStatus {
@@ -62,14 +60,6 @@ impl<K: Kernel> Engine<K> {
             uid: revision.uid.to_string(),
             generation: revision.generation,
             in_force: self.compiled && !refused.contains(&**name),
-        });
-        let all = &self.config.workloads;
-        let named = Ids::of(all.iter().map(|w| &w.identity));
-        let policies = self.in_force.iter().map(|p| PolicyStatus {
-            name: p.name.to_string(),
-            file: p.file.to_string(),
-            mode: p.mode.as_str().to_owned(),
-            selects: named.selected(p).into_iter().filter_map(|n| Some(all.get(n)?.name.clone())).collect(),
         });
         let mut faults = self.source_faults.clone();
         faults.extend(self.kernel_faults.iter().chain(&self.cuts.faults).cloned());
@@ -101,7 +91,7 @@ impl<K: Kernel> Engine<K> {
                 features: self.kernel.features(),
                 maps,
                 workloads: workloads.collect(),
-                policies: policies.collect(),
+                policies: Arc::clone(self.selection.policies()),
                 objects: objects.collect(),
                 findings: findings.collect(),
                 untold_nodes,
@@ -131,22 +121,6 @@ impl<K: Kernel> Engine<K> {
     }
 }
 
-impl<K: Kernel> Engine<K> {
-    /// The cluster's policies that select nobody whom the cluster has now.
-    fn selecting_nobody(&self) -> Vec<Finding> {
-        let identities = self.inventory.identities.values().map(|f| &f.identity);
-        let named = Ids::of(identities);
-        let objects = self.in_force.iter().filter(|p| !p.selector.is_empty() && !p.file.starts_with(builtin::PREFIX));
-        let nobody = objects.filter(|p| named.selected(p).is_empty());
-        let finding = |p: &policy::Policy| Finding {
-            file: p.file.to_string(),
-            error: false,
-            text: format!("{} selects no pod that the cluster has now: it holds for those that come", *p.name),
-        };
-        nobody.map(finding).collect()
-    }
-}
-
 /// What runs the workloads of each identity, where that is known.
 fn owners(workloads: &[Workload]) -> BTreeMap<PeerName, BTreeSet<String>> {
     let mut all: BTreeMap<PeerName, BTreeSet<String>> = BTreeMap::new();
@@ -163,13 +137,13 @@ fn shared(owners: &BTreeMap<PeerName, BTreeSet<String>>) -> impl Iterator<Item =
 }
 
 /// Identities by their IDs, in order.
-struct Ids<'a> {
+pub(super) struct Ids<'a> {
     identities: Vec<&'a Identity>,
     by_id: Vec<(&'a str, usize)>,
 }
 
 impl<'a> Ids<'a> {
-    fn of(identities: impl Iterator<Item = &'a Identity>) -> Self {
+    pub(super) fn of(identities: impl Iterator<Item = &'a Identity>) -> Self {
         let identities: Vec<&Identity> = identities.collect();
         let ids = identities.iter().enumerate().flat_map(|(n, i)| i.ids.iter().map(move |id| (id.as_str(), n)));
         let mut by_id: Vec<_> = ids.collect();
@@ -178,7 +152,7 @@ impl<'a> Ids<'a> {
     }
 
     /// The places of those that a policy selects, as `policy::reference::selects` says.
-    fn selected(&self, policy: &policy::Policy) -> BTreeSet<usize> {
+    pub(super) fn selected(&self, policy: &policy::Policy) -> BTreeSet<usize> {
         let mut all = BTreeSet::new();
         for pattern in &policy.selector {
             let start = self.by_id.partition_point(|(id, _)| *id < pattern.literal_prefix());

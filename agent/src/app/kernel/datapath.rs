@@ -88,6 +88,10 @@ impl Kernel for Datapath {
         Ok(told(Self::realign(self, image)?))
     }
 
+    fn is_alone(&self) -> bool {
+        Self::is_alone(self)
+    }
+
     fn settle(&mut self) -> anyhow::Result<()> {
         Ok(Self::settle(self)?)
     }

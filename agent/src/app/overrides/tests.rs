@@ -74,7 +74,8 @@ fn a_trial_turns_what_it_names_to_enforce_and_nothing_else() {
         let mut o = Overrides::default();
         o.enforced.insert(target, Enforced { since: 0, confirm_by: None });
         let mut inventory = inventory.clone();
-        let set = o.apply(set.clone(), &mut inventory, BTreeMap::new());
+        o.raise(&mut inventory);
+        let set = o.over(set.clone(), BTreeMap::new());
         let postures: Vec<Posture> = inventory.identities.values().map(|f| f.posture).collect();
         (postures, set.iter().next().map(|p| p.mode))
     };

@@ -32,7 +32,7 @@ impl<'a> Claims<'a> {
 
     pub(super) fn of(mut all: Vec<Claim<'a>>) -> Self {
         // Stable: this node's pods stay first.
-        all.sort_by_key(|c| c.addr);
+        all.sort_by_key(|c| u128::from_be_bytes(c.addr.0));
         Self(all)
     }
 

@@ -422,3 +422,29 @@ fn a_policy_that_is_no_policy_keeps_its_name() {
     let read = crate::policy::read("SegmentationPolicy/shop/p", text);
     assert!(read[0].as_ref().expect_err("not a policy").name.is_some());
 }
+
+/// The quick way and the plain one come to the same, whatever the policies were before.
+#[test]
+fn where_only_policies_differ_the_view_is_the_one_made_anew() {
+    let mut estate =
+        Estate::new(&[SHOP, &pod("web", "web", POD, "10.0.0.1", ", readinessProbe: {tcpSocket: {port: 80}}")]);
+    let texts = [allow("web", "db", 80), allow("web", "db", 81), allow("db", "web", 80)];
+    let all: Vec<_> = texts.iter().map(|text| Arc::new(Document::of(&object(yaml(text))))).collect();
+    let some =
+        |mask: usize| all.iter().enumerate().filter(move |(n, _)| mask >> n & 1 == 1).map(|(_, p)| Arc::clone(p));
+    for (before, after) in (0..8).flat_map(|before| (0..8).map(move |after| (before, after))) {
+        estate.0.policies = some(before).collect();
+        let (mut quick, former) = (estate.view(), estate.0.clone());
+        assert!(quick.texts.keys().any(|name| name.starts_with(builtin::PREFIX)), "something is built in");
+        estate.0.policies = some(after).collect();
+        assert!(former.differ_in_policies_only(&estate.0));
+        quick.read_policies_again(&estate.0);
+        assert_eq!(quick, estate.view(), "{before} {after}");
+    }
+    let former = estate.0.clone();
+    estate.add(&pod("other", "web", "0f1c2c3a-0b1d-4e2f-8a9b-0c1d2e3f4a5b", "10.0.0.2", ""));
+    assert!(!former.differ_in_policies_only(&estate.0));
+    let mut renewed = former.clone();
+    renewed.pods = former.pods.iter().map(|pod| Arc::new(Option::clone(pod))).collect();
+    assert!(!former.differ_in_policies_only(&renewed), "another form of an object, even if it says the same");
+}

@@ -87,7 +87,7 @@ pub(super) fn fill(image: &mut Image, inventory: &Inventory, parts: &[(IpNet, Pe
         }
     }
     // Of addresses there may be very many: sorted once, they become a map without half-full nodes.
-    at_addr.sort_by_key(|(addr, _)| *addr);
+    at_addr.sort_by_key(|(addr, _)| u128::from_be_bytes(addr.0));
     at_addr.dedup_by(|(addr, owner), (last, kept)| {
         if addr != last {
             return false;
