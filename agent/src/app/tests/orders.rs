@@ -188,6 +188,8 @@ async fn break_glass_opens_its_scope_for_its_time_by_command_or_by_file() {
 
     std::fs::write(rig.path("state/default/break-glass"), "the database is down\n").expect("written");
     rig.until("the file is seen", || async { rig.passes() }).await;
+    // What is in force is told a moment later.
+    rig.until("it is told", || async { !rig.status().await.overrides.break_glass.is_empty() }).await;
     let status = rig.status().await;
     let b = &status.overrides.break_glass[0];
     assert_eq!(
