@@ -410,11 +410,8 @@ pub fn sendmsg<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
         return recorded.epoch() != 0;
     }
     let mut fresh = recorded.epoch() == 0;
-    let mut as_role = if recorded.epoch() != 0 {
-        recorded.role()
-    } else {
-        flow::role_unrecorded(state, cookie, role::CLIENT)
-    };
+    let mut as_role =
+        if recorded.epoch() != 0 { recorded.role() } else { flow::role_unrecorded(state, cookie, role::CLIENT) };
     let peer = match meet(s, ctx, own, stamp, &d.ends) {
         Met::Oneself => return true,
         Met::Later => return later(d),

@@ -24,7 +24,7 @@ use crate::packet::{Packet, is_plainly_to, parse};
 use crate::record::{Decision, record, tells};
 use crate::storage;
 use crate::tables::{Snapshot, judge};
-use crate::traffic::{self, bulkhead_carried, bulkhead_begun};
+use crate::traffic::{self, bulkhead_begun, bulkhead_carried};
 use crate::who::{Ends, Met, Situation, holder, meet_packet};
 use crate::words::{Words, fill, same, settle};
 
@@ -109,11 +109,7 @@ pub fn packet<const OUT: bool>(skb: *mut __sk_buff) -> bool {
             if tcp && OUT && traffic::is_due(verdict) {
                 bulkhead_carried(skb);
             }
-            if !OUT
-                && remote == Answer::PORT.to_be()
-                && protocol == u32::from(proto::UDP)
-                && v.role() == role::CLIENT
-            {
+            if !OUT && remote == Answer::PORT.to_be() && protocol == u32::from(proto::UDP) && v.role() == role::CLIENT {
                 bulkhead_answer(skb, s.epoch);
             }
             return true;

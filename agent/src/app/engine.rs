@@ -6,6 +6,7 @@
 
 mod cover;
 mod cut;
+mod draft;
 mod health;
 mod look;
 mod obey;
@@ -13,6 +14,7 @@ mod selection;
 mod status;
 
 pub(crate) use cover::LIMIT;
+pub(crate) use draft::HOST;
 pub(crate) use look::{Cluster, LEFT};
 
 use super::aside::Aside;
@@ -29,11 +31,11 @@ use crate::flows::outside::Outsiders;
 use crate::flows::series::Series;
 use crate::image::Image;
 use crate::inventory::Inventory;
-use crate::policy::{self, Compiled, Diagnostic, Former, Lowered, PolicySet, RuleTable, Warning};
+use crate::policy::{self, Diagnostic, PolicySet, RuleTable, Warning};
 use crate::revocation::Reach;
 use crate::serve::api::{Commit, Decision, DriftStatus, NotContained};
 use crate::serve::orders::{Cutting, Request};
-use crate::sources::assemble::{Assembled, Instance, assemble};
+use crate::sources::assemble::Instance;
 use crate::sources::hierarchy::{Hierarchy, Scan};
 use crate::sources::meshes::Meshes;
 use crate::sources::node_netns::NodeNetns;
@@ -42,8 +44,7 @@ use crate::sources::roster::{Extent, Roster};
 use crate::sources::state::State;
 use crate::sources::watch::{Dirty, Watcher};
 use anyhow::Context;
-use bulkhead_common::slots::{Baseline, Binding, Sides};
-use bulkhead_common::{Addr, Class};
+use bulkhead_common::Addr;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -65,12 +66,6 @@ const CHECK: Duration = Duration::from_secs(2);
 const FULL_LOOK: u32 = 5;
 /// How many combinations of labels get a series of refused connections of their own.
 const SERIES: usize = 2000;
-/// What the host's own processes below an attach point may do: no policy selects them, so everything.
-pub(super) const HOST: Baseline = Baseline {
-    sides: Sides::ALL,
-    sockets_now: Baseline::RAW | Baseline::SCTP | Baseline::MPTCP,
-    sockets_audited: Baseline::RAW | Baseline::SCTP | Baseline::MPTCP,
-};
 /// The stored numbers of rules.
 const RULES: &str = "rules.json";
 /// The last good configuration, for a machine that starts with one that isn't.
@@ -156,12 +151,6 @@ pub struct Engine<K: Kernel> {
     accounts: Accounts,
     /// How often it was looked after what was commanded.
     looks: u32,
-}
-
-/// What a ruleset is compiled from.
-struct Draft {
-    assembled: Assembled,
-    set: PolicySet,
 }
 
 impl<K: Kernel> Engine<K> {
@@ -411,64 +400,6 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
-    /// What a ruleset is compiled from, with what was commanded above it.
-    fn draft(&mut self, policies: PolicySet, overrides: &Overrides) -> anyhow::Result<Draft> {
-        Ok(Draft { assembled: self.assembled(overrides)?, set: self.set(policies, overrides) })
-    }
-
-    /// Whom there is, and where.
-    fn assembled(&mut self, overrides: &Overrides) -> anyhow::Result<Assembled> {
-        let name = self.file.display().to_string();
-        let mut assembled = assemble(&name, &self.config, &self.scan, &self.host, &mut self.roster)?;
-        for c in assembled.inventory.cgroups.iter_mut().filter(|c| self.node_netns.knows_node(c.id)) {
-            c.flags |= Binding::KNOWS_NODE;
-        }
-        overrides.raise(&mut assembled.inventory);
-        Ok(assembled)
-    }
-
-    /// What is allowed to whom.
-    fn set(&self, policies: PolicySet, overrides: &Overrides) -> PolicySet {
-        let mut lowered = self.cluster.as_ref().map(|c| c.lowered().clone()).unwrap_or_default();
-        for namespace in self.meshes.ambient(&self.config, &self.scan) {
-            lowered.insert(namespace.to_owned(), Lowered::Observe);
-        }
-        overrides.over(policy::expiry::at(policies, super::clock::now()), lowered)
-    }
-
-    /// The inventory as it is now: the last one, as long as nothing that it is made from has changed.
-    fn inventory_now(&mut self, overrides: &Overrides) -> anyhow::Result<Arc<Inventory>> {
-        if self.drafted.as_ref() == Some(overrides) {
-            debug_assert!(self.assembled(overrides).is_ok_and(|a| a.inventory == *self.inventory));
-            return Ok(Arc::clone(&self.inventory));
-        }
-        let Assembled { inventory, instances, warnings } = self.assembled(overrides)?;
-        (self.instances, self.assembly_warnings) = (instances, warnings);
-        let extent = self.roster.extent();
-        if self.saved != Some(extent) {
-            self.state.save_roster(&self.roster)?;
-            self.saved = Some(extent);
-        }
-        Ok(shared(&self.inventory, inventory))
-    }
-
-    fn compile(&mut self, set: &PolicySet, inventory: &Inventory) -> Compiled {
-        let former = self.image.as_ref().filter(|_| self.compiled).map(|image| Former {
-            set: &self.in_force,
-            inventory: &self.inventory,
-            image,
-            warnings: &self.compile_warnings,
-        });
-        let mut compiled = policy::compile_after(former, set, inventory, &mut self.rules);
-        // Their cgroups are in the inventory, so it tells whether there are any.
-        if inventory.cgroups.iter().any(|c| c.peer == Class::Host.id()) {
-            compiled.image.baselines.insert(Class::Host.id(), HOST);
-        } else {
-            compiled.image.baselines.remove(&Class::Host.id());
-        }
-        compiled
-    }
-
     /// Compiles if there is anything new, commits if that differs from what is in force, and ends the live connections
     /// that don't pass any more. Numbers are on disk before they are used.
     fn put_in_force(&mut self) -> anyhow::Result<Option<Cutting>> {
@@ -484,7 +415,7 @@ impl<K: Kernel> Engine<K> {
         let compiled = self.compile(&set, &inventory);
         self.compiled = false;
         (self.inventory, self.drafted) = (inventory, Some(overrides));
-        self.in_force = shared(&self.in_force, set);
+        self.in_force = draft::shared(&self.in_force, set);
         // Numbers of identities are only ever added.
         let known = self.names.identities.len() == self.roster.identities().count();
         if !known || !Arc::ptr_eq(&self.names.rules, &self.rules) {
@@ -522,9 +453,4 @@ impl<K: Kernel> Engine<K> {
         let identities = self.roster.identities().map(|(n, i)| (n, i.clone())).collect();
         Names { identities, rules: Arc::clone(&self.rules) }
     }
-}
-
-/// The former value if the new one is no other: whoever holds it needn't hold both.
-fn shared<T: PartialEq>(former: &Arc<T>, new: T) -> Arc<T> {
-    if **former == new { Arc::clone(former) } else { Arc::new(new) }
 }

@@ -267,16 +267,11 @@ pub(super) fn map_update<K, V>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::R
 }
 
 /// The value of one element; `empty` gives its room.
-pub(super) fn map_lookup<K, V>(map: BorrowedFd<'_>, key: &K, empty: V) -> io::Result<V>
-where
-    V: zerocopy::FromBytes + zerocopy::IntoBytes,
-{
-    let mut value = empty;
-    let (key, room) = (address(std::ptr::from_ref(key)), address(std::ptr::from_mut(&mut value)));
-    let mut attr = Element { map_fd: raw(map), pad: 0, key, value: room, flags: 0 };
+pub(super) fn map_lookup<K, V: zerocopy::FromBytes>(map: BorrowedFd<'_>, key: &K, mut empty: V) -> io::Result<V> {
+    let (key, value) = (address(std::ptr::from_ref(key)), address(std::ptr::from_mut(&mut empty)));
+    let mut attr = Element { map_fd: raw(map), pad: 0, key, value, flags: 0 };
     // SAFETY: as in `map_update`; any bytes that the kernel writes are a value.
-    unsafe { bpf(command::MAP_LOOKUP_ELEM, &mut attr) }?;
-    Ok(value)
+    unsafe { bpf(command::MAP_LOOKUP_ELEM, &mut attr) }.map(|_| empty)
 }
 
 /// Deletes one element.

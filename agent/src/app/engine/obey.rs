@@ -6,7 +6,8 @@
 use super::super::clock::{Clock, Deadline};
 use super::super::kernel::Kernel;
 use super::super::overrides::{self, BREAK_GLASS, BreakGlass, Enforced, Overrides, Revoked, Target};
-use super::{Draft, Engine};
+use super::Engine;
+use super::draft::Draft;
 use crate::identity::SpiffeId;
 use crate::policy::{self, PolicySet};
 use crate::serve::api::printable;
