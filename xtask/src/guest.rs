@@ -161,8 +161,9 @@ fn inside(program: &Path) -> String {
 
 /// The guest's first process: it makes the machine, runs the jobs, and switches off.
 ///
-/// The kernel patches its own code when it looks for a TCP connection of a family for the first time, and emulated processors may trip
-/// over that while another one runs there (`Oops: int3` in `inet6_ehashfn`). So that is had before anything else runs.
+/// The kernel patches its own code when it looks for a TCP connection of a family for the first time, and emulated
+/// processors may trip over that while another one runs there (`Oops: int3` in `inet6_ehashfn`). So that is had before
+/// anything else runs, on one processor.
 fn init(jobs: &[Job], environment: &[(&str, &str)]) -> String {
     let mut script = format!(
         "#!/bin/sh\n\
@@ -186,8 +187,10 @@ fn init(jobs: &[Job], environment: &[(&str, &str)]) -> String {
         ulimit -n 65536\n\
         ip link set lo up\n\
         for module in /modules/*; do insmod $module || echo \"{MARK}trouble can't load $module\"; done\n\
+        echo 0 >/sys/devices/system/cpu/cpu1/online\n\
         for at in 127.0.0.1 ::1; do nc -w 1 $at 9; done\n\
         sleep 0.5\n\
+        echo 1 >/sys/devices/system/cpu/cpu1/online\n\
         job() {{\n\
             name=$1; shift\n\
             echo \"{MARK}begin $name\"; \"$@\"; code=$?; echo; echo \"{MARK}end $name $code\"\n\
