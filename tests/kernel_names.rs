@@ -4,6 +4,7 @@ use bulkhead::datapath::Answers;
 use bulkhead::dns;
 use bulkhead::inventory::Posture;
 use bulkhead_common::event::Answer;
+use bulkhead_tests::talk::done;
 use bulkhead_tests::{Agent, Enforced, Estate, NEVER, Process, SOON, Workload, any, at, wait_for};
 use serde_json::Value;
 use std::io;
@@ -74,10 +75,6 @@ fn ask(server: SocketAddr, name: &str, connected: bool) -> io::Result<()> {
         socket.send_to(&question(name), server)?;
     }
     socket.recv_from(&mut [0; 2048]).map(drop)
-}
-
-fn done(mut process: Process) {
-    process.finish(SOON).expect("it ends in time").unwrap_or_else(|e| panic!("{e:?}"));
 }
 
 /// The addresses beside what a workload opened, in the graph.

@@ -6,6 +6,7 @@ use rustix::net::{AddressFamily, SocketType, connect, socket};
 use serde_json::json;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::process::Child;
 
 const NODE: &str = "n0";
 const PODS: &str = "/api/v1/pods";
@@ -96,6 +97,33 @@ fn objects(server: &ApiServer) {
     );
 }
 
+/// A pod that the API server knows of, and what it runs in. Taken apart in this order, it goes the other way round: the
+/// process before its cgroup.
+struct Shop {
+    /// Below this one is the pod's.
+    pods: Cgroup,
+    _known: Cgroup,
+    _plug: Plug,
+    web: Pod,
+    server: ApiServer,
+}
+
+impl Shop {
+    fn new(sandbox: &Sandbox) -> Self {
+        let pods = sandbox.cgroup().child("kubepods").expect("a cgroup");
+        let known = pods.child(&format!("pod{}", UIDS[0])).expect("a cgroup");
+        let plug = sandbox.switch().plug().expect("a network");
+        let (web, server) = (Pod::new(&known, &plug), ApiServer::start());
+        objects(&server);
+        Self { pods, _known: known, _plug: plug, web, server }
+    }
+}
+
+/// Ends an agent that has begun to start.
+fn end(mut starting: Child) {
+    starting.kill().and_then(|()| starting.wait().map(drop)).expect("it runs");
+}
+
 #[test]
 fn a_node_that_starts_anew_is_closed_before_the_api_server_has_told_anything() {
     let sandbox = Sandbox::new("node").expect("tests on the real kernel run as root");
@@ -113,11 +141,11 @@ fn a_node_that_starts_anew_is_closed_before_the_api_server_has_told_anything() {
     assert_eq!(agent.ask("uninstall", &[]).status.code(), Some(0));
     assert!(web.passes(DENIED), "nothing is in force");
     KINDS.iter().for_each(|kind| server.forbid(kind));
-    let mut starting = agent.spawn_quietly();
+    let starting = agent.spawn_quietly();
     wait_for("what the node knew of itself in force", || !web.passes(DENIED));
     assert!(web.passes(ALLOWED), "by the last good policy, going by its cgroup");
     assert!(!later.passes(ALLOWED) && !later.passes(DENIED), "nobody knew this one");
-    starting.kill().and_then(|()| starting.wait().map(drop)).expect("it runs");
+    end(starting);
 
     KINDS.iter().for_each(|kind| server.permit(kind));
     agent.start(&[]);
@@ -128,12 +156,7 @@ fn a_node_that_starts_anew_is_closed_before_the_api_server_has_told_anything() {
 #[test]
 fn a_first_start_waits_for_the_other_nodes_and_no_other_start_does() {
     let sandbox = Sandbox::new("node").expect("tests on the real kernel run as root");
-    let pods = sandbox.cgroup().child("kubepods").expect("a cgroup");
-    let known = pods.child(&format!("pod{}", UIDS[0])).expect("a cgroup");
-    let plug = sandbox.switch().plug().expect("a network");
-    let mut web = Pod::new(&known, &plug);
-    let server = ApiServer::start();
-    objects(&server);
+    let Shop { pods, _known, _plug, mut web, server } = Shop::new(&sandbox);
     let another = |name: &str| server.put("/api/v1/nodes", json!({"metadata": {"name": name, "uid": name}}));
     another("n2");
     let mut agent = Agent::of_node(NODE, pods.path(), &server, "posture: observe");
@@ -144,12 +167,12 @@ fn a_first_start_waits_for_the_other_nodes_and_no_other_start_does() {
     };
     // One that is ended meanwhile leaves tables, and nothing that is attached.
     for _ in 0..2 {
-        let mut starting = agent.spawn_quietly();
+        let starting = agent.spawn_quietly();
         wait_for("it says whom it waits for", || waits(&agent));
         assert!(web.passes(DENIED), "nothing is in force");
-        starting.kill().and_then(|()| starting.wait().map(drop)).expect("it runs");
+        end(starting);
     }
-    let mut starting = agent.spawn_quietly();
+    let starting = agent.spawn_quietly();
     wait_for("it says whom it waits for", || waits(&agent));
     server.put(
         "/apis/bulkhead.dev/v1alpha1/nodeendpoints",
@@ -158,7 +181,7 @@ fn a_first_start_waits_for_the_other_nodes_and_no_other_start_does() {
     );
     wait_for("it is in force once somebody has told of n2", || !web.passes(DENIED));
     assert!(web.passes(ALLOWED) && web.passes(PEER));
-    starting.kill().and_then(|()| starting.wait().map(drop)).expect("it runs");
+    end(starting);
 
     another("n3");
     agent.start(&[]);
@@ -168,12 +191,7 @@ fn a_first_start_waits_for_the_other_nodes_and_no_other_start_does() {
 #[test]
 fn what_a_node_knew_of_itself_is_not_half_believed() {
     let sandbox = Sandbox::new("node").expect("tests on the real kernel run as root");
-    let pods = sandbox.cgroup().child("kubepods").expect("a cgroup");
-    let known = pods.child(&format!("pod{}", UIDS[0])).expect("a cgroup");
-    let plug = sandbox.switch().plug().expect("a network");
-    let mut web = Pod::new(&known, &plug);
-    let server = ApiServer::start();
-    objects(&server);
+    let Shop { pods, _known, _plug, mut web, server } = Shop::new(&sandbox);
     let mut agent = Agent::of_node(NODE, pods.path(), &server, "posture: observe");
     agent.start(&[]);
     agent.kill();

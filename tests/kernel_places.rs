@@ -6,11 +6,11 @@ use bulkhead_common::event::Event;
 use bulkhead_common::maps::{self, SocketState};
 use bulkhead_common::{ABI, Direction, Outcome};
 use bulkhead_tests::enforced::{BPFFS, WEB_TO_DATABASE};
+use bulkhead_tests::talk::{dissolve, done};
 use bulkhead_tests::{Enforced, Estate, Process, Reply, SOON, Via, Workload, any, at, passes, wait_for};
 use socket2::{Domain, SockRef, Socket, Type};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::Duration;
 
@@ -38,21 +38,6 @@ fn take_all(enforced: &Enforced) {
 
 fn without_place(enforced: &mut Enforced) -> u64 {
     enforced.datapath().totals().expect("the totals").without_place()
-}
-
-fn done(mut process: Process) {
-    process.finish(SOON).expect("it ends in time").unwrap_or_else(|e| panic!("{e:?}"));
-}
-
-/// Dissolves what a socket is connected to.
-fn dissolve(socket: &impl AsRawFd) -> io::Result<()> {
-    let unspecified = libc::sockaddr { sa_family: 0, sa_data: [0; 14] };
-    let size = libc::socklen_t::try_from(size_of::<libc::sockaddr>()).map_err(io::Error::other)?;
-    // SAFETY: the address lives through the call and is as long as said.
-    if unsafe { libc::connect(socket.as_raw_fd(), &unspecified, size) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
 }
 
 /// Closes so that the peer is reset.

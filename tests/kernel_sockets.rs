@@ -3,6 +3,7 @@
 use bulkhead::inventory::Posture;
 use bulkhead_common::event::Event;
 use bulkhead_common::{Class, Outcome, PeerId, Reason};
+use bulkhead_tests::talk::dissolve;
 use bulkhead_tests::{Enforced, Estate, NEVER, Process, Reply, SOON, Via, Workload, any, at, passes};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use std::io::{self, Read, Write};
@@ -281,13 +282,7 @@ fn a_client_socket_that_turns_listener_hands_down_no_verdict() {
             socket.bind(&any(false, 7777).into())?;
             socket.connect(&friend.into())?;
             // connect(AF_UNSPEC) dissolves the connection; the socket then listens.
-            let unspec = libc::sockaddr { sa_family: 0, sa_data: [0; 14] };
-            let size = libc::socklen_t::try_from(size_of::<libc::sockaddr>()).map_err(io::Error::other)?;
-            let fd = std::os::fd::AsRawFd::as_raw_fd(&socket);
-            // SAFETY: the address lives through the call and is as long as said.
-            if unsafe { libc::connect(fd, &unspec, size) } != 0 {
-                return Err(io::Error::last_os_error());
-            }
+            dissolve(&socket)?;
             socket.listen(8)?;
             turn.ready()?;
             let listener = TcpListener::from(socket);

@@ -4,6 +4,7 @@ use bulkhead::inventory::Posture;
 use bulkhead_common::maps::{EdgeKey, Traffic};
 use bulkhead_common::{Direction, Outcome, proto};
 use bulkhead_tests::enforced::WEB_TO_DATABASE;
+use bulkhead_tests::talk::done;
 use bulkhead_tests::{Enforced, Estate, NEVER, Process, SOON, Workload, any, at, wait_for};
 use socket2::{Domain, SockRef, Socket, Type};
 use std::io::{self, Read, Write};
@@ -39,10 +40,6 @@ fn both(enforced: &mut Enforced, port: u16, established: u64, sent: u64, receive
         assert_eq!(counted, (established, 0, 0, sent, received), "at the {end}");
     }
     found
-}
-
-fn done(mut process: Process) {
-    process.finish(SOON).expect("it ends in time").unwrap_or_else(|e| panic!("{e:?}"));
 }
 
 /// How a connection is ended.

@@ -12,7 +12,7 @@ use bulkhead_common::outside::Share;
 use bulkhead_common::{PeerId, proto};
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
-use crate::kept::{cookie, socket};
+use crate::kept::socket;
 use crate::maps::{ANSWERS, SHARES};
 use crate::packet::load;
 use crate::record::total;
@@ -64,7 +64,7 @@ pub extern "C" fn bulkhead_answer(skb: *mut __sk_buff, epoch: u32) -> u32 {
     if sk.is_null() {
         return 0;
     }
-    let own = holder(s, skb, storage::stamp(storage::find(sk, cookie(skb))));
+    let own = holder(s, skb, storage::stamp(storage::find(sk, storage::cookie(skb))));
     if !own.peer.is_identity() {
         return 0;
     }

@@ -5,8 +5,7 @@
 
 use aya_ebpf::bindings::{BPF_TCP_CLOSE, BPF_TCP_LISTEN, bpf_sock, bpf_sock_addr};
 use aya_ebpf::helpers::generated::{
-    bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_netns_cookie,
-    bpf_get_socket_cookie, bpf_set_retval,
+    bpf_get_current_cgroup_id, bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_set_retval,
 };
 use bulkhead_common::maps::{CachedVerdict, SocketState, Stamp, role, totals};
 use bulkhead_common::slots::{Baseline, Binding, Sides};
@@ -18,7 +17,7 @@ use crate::flow;
 use crate::log::{self, Note};
 use crate::maps::OTHER_SOCKETS;
 use crate::record::{Decision, record, tells, total};
-use crate::storage;
+use crate::storage::{self, cookie};
 use crate::tables::{Snapshot, judge};
 use crate::who::{Ends, Met, Situation, caller, meet_call};
 use crate::words::{Words, fill, settle, widen};
@@ -76,8 +75,7 @@ pub fn create(sk: *mut bpf_sock) -> bool {
     let in_host = netns == s.host_netns();
     let judged = protocol == u32::from(proto::TCP) || protocol == u32::from(proto::UDP);
     if !in_host && kind != SOCK_RAW && judged {
-        // SAFETY: the helper takes this context.
-        let place = storage::take(unsafe { bpf_get_socket_cookie(sk.cast()) });
+        let place = storage::take(cookie(sk));
         if !place.is_null() {
             // SAFETY: the state is there.
             stamp(unsafe { &mut (*place).stamp }, s, &own, cgroup, 0);
@@ -143,16 +141,10 @@ pub fn create(sk: *mut bpf_sock) -> bool {
 /// cgroup/sock_release: its process has closed the socket.
 #[inline(always)]
 pub fn release(sk: *mut bpf_sock) {
-    // SAFETY: the verifier checks each field of the context; the helper takes this context.
-    let (protocol, state, cookie) = unsafe {
-        (
-            read_volatile(addr_of!((*sk).protocol)),
-            read_volatile(addr_of!((*sk).state)),
-            bpf_get_socket_cookie(sk.cast()),
-        )
-    };
+    // SAFETY: the verifier checks each field of the context.
+    let (protocol, state) = unsafe { (read_volatile(addr_of!((*sk).protocol)), read_volatile(addr_of!((*sk).state))) };
     let connected = protocol == u32::from(proto::TCP) && state != BPF_TCP_CLOSE && state != BPF_TCP_LISTEN;
-    storage::leave(cookie, !connected);
+    storage::leave(cookie(sk), !connected);
 }
 
 /// The socket of a sock_addr context.
@@ -196,7 +188,7 @@ fn foreign(own: &Binding, stamp: *const Stamp, cgroup: u64) -> bool {
     if stamp.is_null() {
         return false;
     }
-    // SAFETY: a non-null stamp points to the socket's storage.
+    // SAFETY: a non-null stamp points to the socket's state.
     unsafe {
         // Without a cgroup it was made from what the packets told, and nobody knows the maker.
         (*stamp).cgroup != 0 && (*stamp).cgroup != cgroup && (own.instance == 0 || (*stamp).instance != own.instance)
@@ -216,7 +208,7 @@ fn undecided(space: &mut MaybeUninit<Decision>, hook: Hook) -> &mut Decision {
 /// The peer of a call.
 #[inline(always)]
 fn meet(s: Snapshot, ctx: *mut bpf_sock_addr, own: &Binding, stamp: *const Stamp, ends: &Ends) -> Met {
-    // SAFETY: a non-null stamp points to the socket's storage.
+    // SAFETY: a non-null stamp points to the socket's state.
     let host_netns = !stamp.is_null() && unsafe { (*stamp).flags } & Stamp::HOST_NETNS != 0;
     meet_call(ctx, s, ends, Situation::new(own, ends.peer_port, host_netns, false))
 }
@@ -304,8 +296,7 @@ pub fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
     let d = undecided(&mut space, Hook::Connect);
     look::<V6>(ctx, sk, d);
     s.foresee(&d.ends.peer_addr);
-    // SAFETY: the helper takes this context.
-    let cookie = unsafe { bpf_get_socket_cookie(ctx.cast()) };
+    let cookie = cookie(ctx);
     let mut kept = storage::again(storage::find(sk, cookie), cookie);
     let (stamp, cgroup) = (storage::stamp(kept), current_cgroup());
     let own = &caller(s, stamp, cgroup);
@@ -394,8 +385,7 @@ pub fn sendmsg<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
     let mut space = MaybeUninit::uninit();
     let d = undecided(&mut space, Hook::Sendmsg);
     look::<V6>(ctx, sk, d);
-    // SAFETY: the helper takes this context.
-    let cookie = unsafe { bpf_get_socket_cookie(ctx.cast()) };
+    let cookie = cookie(ctx);
     let state = storage::find(sk, cookie);
     let (stamp, cgroup) = (storage::stamp(state), current_cgroup());
     let own = &caller(s, stamp, cgroup);

@@ -1,13 +1,13 @@
 //! Control traffic: what the kernel itself sends from inside a workload's network namespace.
 
 use aya_ebpf::bindings::{__sk_buff, bpf_sock};
-use aya_ebpf::helpers::generated::bpf_get_socket_cookie;
 use bulkhead_common::maps::Control as Flags;
 use bulkhead_common::proto;
 use core::ptr::{addr_of, read_volatile};
 
 use crate::maps::OLD_SOCKETS;
 use crate::packet::Packet;
+use crate::storage::cookie;
 use crate::tables::Snapshot;
 
 /// Linux: include/linux/net.h.
@@ -45,8 +45,7 @@ pub fn control<const OUT: bool>(
     if kind != SOCK_RAW || stamped {
         return Control::Judge;
     }
-    // SAFETY: the helper takes this context.
-    if OLD_SOCKETS.get_ptr(&unsafe { bpf_get_socket_cookie(skb.cast()) }).is_some() {
+    if OLD_SOCKETS.get_ptr(&cookie(skb)).is_some() {
         return Control::Judge;
     }
     let built_in = if p.proto == proto::ICMPV6 {

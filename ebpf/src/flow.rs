@@ -104,7 +104,7 @@ pub const fn role_of_first(outgoing: bool) -> u32 {
 /// out (its first packet that a program sees may well be a reply); else as `opening` says.
 #[inline(always)]
 pub fn role_unrecorded(state: *const SocketState, cookie: u64, opening: u32) -> u32 {
-    // SAFETY: a non-null pointer to the socket's storage. A stamp without a cgroup was made from packets.
+    // SAFETY: a non-null pointer to the socket's state. A stamp without a cgroup was made from packets.
     if !state.is_null() && unsafe { (*state).stamp.cgroup } != 0 {
         return opening;
     }

@@ -4,14 +4,14 @@
 //! their callers'.
 
 use aya_ebpf::bindings::{__sk_buff, bpf_sock};
-use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_sk_fullsock};
+use aya_ebpf::helpers::generated::bpf_sk_fullsock;
 use bulkhead_common::Reason;
 use bulkhead_common::maps::{CachedVerdict, ListenerKey, Maker, SocketState, SocketVerdict, role};
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
 use crate::maps::MAKERS;
 use crate::record::Decision;
-use crate::storage;
+use crate::storage::{self, cookie};
 use crate::words::fill;
 
 /// The packet's socket, if it is a full one.
@@ -27,16 +27,9 @@ pub fn socket(skb: *mut __sk_buff) -> *mut bpf_sock {
     }
 }
 
-/// The cookie of the packet's socket.
-#[inline(always)]
-pub fn cookie(skb: *mut __sk_buff) -> u64 {
-    // SAFETY: the helper takes this context.
-    unsafe { bpf_get_socket_cookie(skb.cast()) }
-}
-
 #[inline(always)]
 pub fn cached(kept: *mut SocketVerdict) -> CachedVerdict {
-    // SAFETY: a non-null pointer to the socket's storage; one aligned u64.
+    // SAFETY: a non-null pointer to the socket's state; one aligned u64.
     CachedVerdict(unsafe { read_volatile(addr_of!((*kept).state)) })
 }
 
@@ -98,11 +91,10 @@ pub extern "C" fn bulkhead_mark_server(skb: *mut __sk_buff, own: u64, port: u32)
     unsafe {
         let marked = read_volatile(addr_of!((*kept).stamp.role)) == role::SERVER;
         let pid = read_volatile(addr_of!((*kept).stamp.pid));
+        write_volatile(addr_of_mut!((*kept).stamp.role), role::SERVER);
         if marked || pid == 0 {
-            write_volatile(addr_of_mut!((*kept).stamp.role), role::SERVER);
             return 1;
         }
-        write_volatile(addr_of_mut!((*kept).stamp.role), role::SERVER);
         let maker = Maker { pid, comm: addr_of!((*kept).stamp.comm).cast::<[u32; 4]>().read() };
         MAKERS.insert(&ListenerKey { instance: own as u32, port }, &maker, 0).is_ok() as u32
     }

@@ -6,7 +6,6 @@
 //! listener, because accepted sockets would inherit it.
 
 use aya_ebpf::bindings::{__sk_buff, bpf_sock};
-use aya_ebpf::helpers::generated::bpf_get_socket_cookie;
 use bulkhead_common::event::Answer;
 use bulkhead_common::maps::{CachedVerdict, SocketState, SocketVerdict, Stamp, role};
 use bulkhead_common::slots::Binding;
@@ -17,12 +16,12 @@ use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 use crate::answers::bulkhead_answer;
 use crate::control::{Control, control};
 use crate::flow;
-use crate::kept::{bulkhead_keep_verdict, bulkhead_mark_server, bulkhead_name_maker, cached, cookie, socket};
+use crate::kept::{bulkhead_keep_verdict, bulkhead_mark_server, bulkhead_name_maker, cached, socket};
 use crate::log::{self, Note};
 use crate::maps::OLD_SOCKETS;
 use crate::packet::{Packet, is_plainly_to, parse};
 use crate::record::{Decision, record, tells};
-use crate::storage;
+use crate::storage::{self, cookie};
 use crate::tables::{Snapshot, judge};
 use crate::traffic::{self, bulkhead_begun, bulkhead_carried};
 use crate::who::{Ends, Met, Situation, holder, meet_packet};
@@ -269,8 +268,7 @@ fn tcp_packet<const OUT: bool>(skb: *mut __sk_buff, s: Snapshot, state: *mut Soc
     } else if inherited != role::NONE {
         inherited
     } else {
-        // SAFETY: the helper takes this context.
-        match OLD_SOCKETS.get_ptr(&unsafe { bpf_get_socket_cookie(v.skb.cast()) }) {
+        match OLD_SOCKETS.get_ptr(&cookie(v.skb)) {
             Some(r) => {
                 known_old = true;
                 // SAFETY: a map's value stays readable for this run.

@@ -38,7 +38,7 @@ impl Decision {
     #[inline(always)]
     pub fn made_by(&mut self, stamp: *const Stamp) {
         if !stamp.is_null() {
-            // SAFETY: a non-null stamp points to the socket's storage.
+            // SAFETY: a non-null stamp points to the socket's state.
             unsafe {
                 self.pid = (*stamp).pid;
                 self.comm = (*stamp).comm.as_ptr().cast::<[u32; 4]>().read();

@@ -11,7 +11,7 @@
 //! any socket pointer that the verifier accepts, so each hook can use it.
 
 use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock};
-use aya_ebpf::helpers::generated::bpf_sk_storage_get;
+use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_sk_storage_get};
 use bulkhead_common::maps::{SocketState, SocketVerdict, Stamp, role};
 use core::mem::MaybeUninit;
 use core::ptr;
@@ -65,6 +65,13 @@ impl<T, const FLAGS: usize> SocketStorage<T, FLAGS> {
                 .cast()
         }
     }
+}
+
+/// The cookie of the socket that the program's context is about.
+#[inline(always)]
+pub fn cookie<C>(ctx: *mut C) -> u64 {
+    // SAFETY: the helper takes the context of each kind of program here; the verifier checks that it is one.
+    unsafe { bpf_get_socket_cookie(ctx.cast()) }
 }
 
 /// The place of the socket with this cookie, whoever has it.

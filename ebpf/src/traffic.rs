@@ -17,7 +17,7 @@ use aya_ebpf::bindings::{
     BPF_TCP_SYN_SENT, bpf_sock_ops, bpf_tcp_sock,
 };
 use aya_ebpf::helpers::generated::{
-    bpf_get_socket_cookie, bpf_getsockopt, bpf_setsockopt, bpf_sock_ops_cb_flags_set, bpf_tcp_sock as tcp_sock,
+    bpf_getsockopt, bpf_setsockopt, bpf_sock_ops_cb_flags_set, bpf_tcp_sock as tcp_sock,
 };
 use bulkhead_common::Direction;
 use bulkhead_common::maps::{CachedVerdict, Carried, SocketVerdict, Stamp, Traffic, role, totals};
@@ -25,11 +25,11 @@ use bulkhead_common::outside::OutsideKey;
 use core::mem::MaybeUninit;
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
-use crate::kept::{cookie, socket};
+use crate::kept::socket;
 use crate::maps::{OLD_SOCKETS, TRAFFIC};
 use crate::outside;
 use crate::record::{NOEXIST, add, exchange, total};
-use crate::storage;
+use crate::storage::{self, cookie};
 use crate::tables::Snapshot;
 use crate::words::Words;
 
@@ -81,8 +81,7 @@ const TCP_SYNCNT: i32 = 7;
 #[inline(always)]
 fn first_wait(ctx: *mut bpf_sock_ops) {
     let sk = of!(ctx, __bindgen_anon_2.sk);
-    // SAFETY: the helper takes this context.
-    if sk.is_null() || !storage::is_held(storage::find(sk, unsafe { bpf_get_socket_cookie(ctx.cast()) })) {
+    if sk.is_null() || !storage::is_held(storage::find(sk, cookie(ctx))) {
         return;
     }
     let mut tries = USUAL;
@@ -110,8 +109,7 @@ fn accepted(ctx: *mut bpf_sock_ops) {
     if sk.is_null() {
         return;
     }
-    // SAFETY: the helper takes this context.
-    let cookie = unsafe { bpf_get_socket_cookie(ctx.cast()) };
+    let cookie = cookie(ctx);
     let copy = storage::find(sk, cookie);
     if !copy.is_null() {
         return storage::accept(copy);
@@ -134,8 +132,7 @@ fn known(ctx: *mut bpf_sock_ops) -> *mut SocketVerdict {
     if sk.is_null() {
         return core::ptr::null_mut();
     }
-    // SAFETY: the helper takes this context.
-    let cookie = unsafe { bpf_get_socket_cookie(ctx.cast()) };
+    let cookie = cookie(ctx);
     let verdict = storage::verdict(storage::find(sk, cookie), cookie);
     // SAFETY: a non-null pointer to the socket's state.
     if verdict.is_null() || unsafe { read_volatile(addr_of!((*verdict).edge.proto)) } == 0 {
@@ -184,8 +181,7 @@ fn changes(ctx: *mut bpf_sock_ops) {
     }
     moves(ctx, from, to);
     if to == BPF_TCP_CLOSE {
-        // SAFETY: the helper takes this context.
-        storage::end(unsafe { bpf_get_socket_cookie(ctx.cast()) });
+        storage::end(cookie(ctx));
     }
 }
 

@@ -156,7 +156,7 @@ fn stamped(s: Snapshot, stamp: *const Stamp, cgroup: u64) -> Option<Binding> {
     if stamp.is_null() {
         return None;
     }
-    // SAFETY: a non-null stamp points to the socket's storage.
+    // SAFETY: a non-null stamp points to the socket's state.
     unsafe {
         if (*stamp).epoch != s.epoch || (*stamp).cgroup != cgroup {
             return None;

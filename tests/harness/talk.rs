@@ -7,6 +7,7 @@ use crate::{SOON, any, slowness};
 use socket2::{Domain, Socket, Type};
 use std::io::{self, Read};
 use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 /// How long an end waits for its connection to end before it says that it hangs.
@@ -77,6 +78,22 @@ fn listen_to(turn: &mut Turn, socket: &Socket) -> io::Result<()> {
 /// drops datagrams that the programs let through.
 pub fn give_room(socket: &UdpSocket) -> io::Result<()> {
     Ok(rustix::net::sockopt::set_socket_recv_buffer_size_force(socket, 1 << 26)?)
+}
+
+/// Dissolves what a socket is connected to, by connecting it to nothing.
+pub fn dissolve(socket: &impl AsRawFd) -> io::Result<()> {
+    let unspecified = libc::sockaddr { sa_family: 0, sa_data: [0; 14] };
+    let size = libc::socklen_t::try_from(size_of::<libc::sockaddr>()).map_err(io::Error::other)?;
+    // SAFETY: the address lives through the call and is as long as said.
+    if unsafe { libc::connect(socket.as_raw_fd(), &unspecified, size) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Waits until a process has done what it had to.
+pub fn done(mut process: Process) {
+    process.finish(SOON).expect("it ends in time").unwrap_or_else(|e| panic!("{e:?}"));
 }
 
 /// What an end was told when its connection was cut.

@@ -338,17 +338,7 @@ impl<K: Kernel> Engine<K> {
                         continue;
                     }
                 }
-                Some(Request { order, answer }) = orders.recv() => {
-                    let done = tokio::task::block_in_place(|| {
-                        // Whoever orders has the files in mind as they are now, and they may just have changed.
-                        self.step(Dirty::ALL);
-                        self.obey(order)
-                    });
-                    // Whoever asks for the status next sees what came of it.
-                    publish.send_replace(Arc::new(self.snapshot()));
-                    // Whoever asked may have gone; then nobody is told, and it is done all the same.
-                    drop(answer.send(done));
-                }
+                Some(request) = orders.recv() => self.carry_out(request, &publish),
                 _ = check.tick() => {
                     rounds = rounds.wrapping_add(1);
                     let again = rounds.is_multiple_of(FULL_LOOK) || !self.source_faults.is_empty();

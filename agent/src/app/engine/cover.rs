@@ -139,15 +139,7 @@ impl<K: Kernel> Engine<K> {
                     break;
                 }
                 // It goes into the tables, and is in force with the rest.
-                Some(Request { order, answer }) = orders.recv() => {
-                    let done = tokio::task::block_in_place(|| {
-                        self.step(Dirty::ALL);
-                        self.obey(order)
-                    });
-                    publish.send_replace(Arc::new(self.snapshot()));
-                    // Whoever asked may have gone; then nobody is told, and it is done all the same.
-                    drop(answer.send(done));
-                }
+                Some(request) = orders.recv() => self.carry_out(request, publish),
                 () = look::changed(&mut changes) => sleep(GATHER).await,
                 dirty = self.watcher.changed() => drop(dirty.map_err(Failure::Other)?),
                 () = sleep(CHECK) => {}

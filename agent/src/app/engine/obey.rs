@@ -6,16 +6,19 @@
 use super::super::clock::{Clock, Deadline};
 use super::super::kernel::Kernel;
 use super::super::overrides::{self, BREAK_GLASS, BreakGlass, Enforced, Overrides, Revoked, Target};
+use super::super::snapshot::Snapshot;
 use super::Engine;
 use super::draft::Draft;
 use crate::identity::SpiffeId;
 use crate::policy::{self, PolicySet};
 use crate::serve::api::printable;
-use crate::serve::orders::{Cutting, Done, Order, Refusal};
+use crate::serve::orders::{Cutting, Done, Order, Refusal, Request};
+use crate::sources::watch::Dirty;
 use crate::time::rfc3339;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// How often what should be known is said again in the log, in looks.
 const REMIND: u32 = 30;
@@ -31,8 +34,21 @@ fn failed(e: &anyhow::Error) -> Refusal {
 }
 
 impl<K: Kernel> Engine<K> {
+    /// Does what is asked, and says what came of it.
+    pub(super) fn carry_out(&mut self, Request { order, answer }: Request, publish: &watch::Sender<Arc<Snapshot>>) {
+        let done = tokio::task::block_in_place(|| {
+            // Whoever orders has the files in mind as they are now, and they may just have changed.
+            self.step(Dirty::ALL);
+            self.obey(order)
+        });
+        // Whoever asks for the status next sees what came of it.
+        publish.send_replace(Arc::new(self.snapshot()));
+        // Whoever asked may have gone; then nobody is told, and it is done all the same.
+        drop(answer.send(done));
+    }
+
     /// Does what is asked.
-    pub(super) fn obey(&mut self, order: Order) -> Answer {
+    fn obey(&mut self, order: Order) -> Answer {
         let now = Clock::now();
         match order {
             Order::Revoke { id, reason, dry_run, unseen } => {
