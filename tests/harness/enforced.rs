@@ -3,8 +3,8 @@
 //! The pins have a name of their own and are removed on drop, also after a panic.
 
 use crate::sandbox::Switch;
-use crate::{Estate, Workload};
-use bulkhead::datapath::{self, Datapath, Limits, Options};
+use crate::{Estate, SOON, Workload};
+use bulkhead::datapath::{self, Datapath, Limits, Options, UninstallError};
 use bulkhead::identity::Identity;
 use bulkhead::image::Image;
 use bulkhead::inventory::{AttachPoint, Endpoint, IdentityFacts, Inventory, Owner, Place, Posture, WorkloadCgroup};
@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 /// Where the BPF file system is.
 pub const BPFFS: &str = "/sys/fs/bpf";
@@ -139,7 +140,14 @@ pub struct Off<'a>(pub &'a str);
 
 impl Drop for Off<'_> {
     fn drop(&mut self) {
-        if let Err(e) = datapath::uninstall(self.0, Path::new(BPFFS)) {
+        // A process that another test has just forked holds a copy of every descriptor, the lock's too, until it closes them.
+        let deadline = Instant::now() + SOON;
+        let mut result = datapath::uninstall(self.0, Path::new(BPFFS));
+        while matches!(result, Err(UninstallError::AgentRunning(_))) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(2));
+            result = datapath::uninstall(self.0, Path::new(BPFFS));
+        }
+        if let Err(e) = result {
             eprintln!("the pins of {} stay: {e}", self.0);
         }
     }
