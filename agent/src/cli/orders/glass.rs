@@ -100,27 +100,30 @@ pub(in crate::cli) fn break_glass(args: &Glass) -> crate::cli::Result {
         }
         _ => Order::EndBreakGlass { again: args.again },
     };
-    let done = done(&place, &order)?;
+    let done = done(&place, order)?;
     show(&done, args.json)?;
     Ok(Answer::Fine)
 }
 
 /// Has it done by whoever can: an agent that answers, or this process while none runs. One that crashes again and again
-/// may be gone before it has answered; the order is the same when it is given twice.
-fn done(place: &Place, order: &Order) -> anyhow::Result<Done> {
+/// may have done it and be gone before it has answered: then it is no error that nothing is left to end.
+fn done(place: &Place, mut order: Order) -> anyhow::Result<Done> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         if UnixStream::connect(&place.socket).is_ok() {
             let asked = client::block_on(async {
-                tokio::time::timeout(PATIENCE, client::post(&place.socket, "/orders", order)).await.ok().transpose()
+                tokio::time::timeout(PATIENCE, client::post(&place.socket, "/orders", &order)).await.ok().transpose()
             });
             match asked {
                 Ok(Some(done)) => return Ok(done),
                 Err(e) if !client::hung_up(&e) => return Err(e),
                 Ok(None) | Err(_) => {}
             }
+            if let Order::EndBreakGlass { again } = &mut order {
+                *again = true;
+            }
         }
-        if let Some(done) = alone(place, order)? {
+        if let Some(done) = alone(place, &order)? {
             return Ok(done);
         }
         if Instant::now() >= deadline {
@@ -216,5 +219,37 @@ fn revoked(overrides: &Overrides, state: &State, generation: u64) -> BTreeSet<Pe
             eprintln!("revoked IDs are opened too: {e:#}");
             BTreeSet::new()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn an_agent_that_did_it_and_crashed_before_it_answered_is_no_error() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let place = Place {
+            socket: folder.path().join("socket"),
+            state: folder.path().join("state"),
+            bpffs: folder.path().join("bpffs"),
+            instance: "test".to_owned(),
+        };
+        let end = || Order::EndBreakGlass { again: false };
+        let e = done(&place, end()).expect_err("nothing is on");
+        assert!(e.to_string().contains("isn't on"), "{e}");
+
+        let listener = UnixListener::bind(&place.socket).expect("a socket");
+        let agent = std::thread::spawn(move || {
+            // The first is asked whether it is there, the second is told.
+            listener.accept().expect("a visit");
+            let (mut told, _) = listener.accept().expect("an order");
+            told.read_exact(&mut [0; 16]).expect("it begins");
+        });
+        let done = done(&place, end()).expect("it is over");
+        agent.join().expect("an agent");
+        assert!(done.already, "{done:?}");
     }
 }
