@@ -60,6 +60,8 @@ const GATHER_FILES: Duration = Duration::from_millis(50);
 const SETTLE: Duration = Duration::from_millis(20);
 /// How long after that it is asked again whether anybody still reads it.
 const AGAIN: Duration = Duration::from_millis(5);
+/// However much happens, so often the others are told what is in force.
+const TELL: Duration = Duration::from_millis(200);
 /// How often the kernel side is looked over and the counters are read.
 const CHECK: Duration = Duration::from_secs(2);
 /// Every so many checks, everything is looked at without a wake-up.
@@ -105,6 +107,8 @@ pub struct Engine<K: Kernel> {
     scan: Scan,
     /// Whether that was by the configuration as it is now: it counts in its workloads.
     scanned: bool,
+    /// Whether the configuration is what comes of the file's as it is now.
+    viewed: bool,
     host: BTreeSet<Addr>,
     /// What the image was compiled from, shared with the snapshots.
     inventory: Arc<Inventory>,
@@ -194,6 +198,7 @@ impl<K: Kernel> Engine<K> {
             reading: policies::Reading::default(),
             scan: Scan::default(),
             scanned: false,
+            viewed: false,
             host: BTreeSet::new(),
             inventory: Arc::default(),
             drafted: None,
@@ -292,6 +297,7 @@ impl<K: Kernel> Engine<K> {
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut follow = interval(Duration::from_millis(100));
         follow.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut told = Instant::now();
         let (mut rounds, mut emitting, mut checked, mut commits) = (0_u32, false, false, self.commits);
         loop {
             tokio::select! {
@@ -372,7 +378,13 @@ impl<K: Kernel> Engine<K> {
                 commits = self.commits;
                 settle = Some(Instant::now() + SETTLE);
             }
+            let busy = pending.any() || cluster.as_ref().is_some_and(look::has_changed);
+            if busy && told.elapsed() < TELL {
+                // What happened meanwhile comes first.
+                continue;
+            }
             publish.send_replace(Arc::new(self.snapshot()));
+            told = Instant::now();
             if std::mem::take(&mut checked) {
                 // Not before what was seen is told: what runs next has to be mapped again.
                 text::give_up();

@@ -45,9 +45,10 @@ pub async fn run(
                 surface
             };
             surface.send_replace(Some(tokio::task::spawn_blocking(computing).await?));
-            last = Some((Arc::clone(&now.policies), Arc::clone(&now.inventory)));
             rest = REST;
         }
+        // Those of now also where they say the same: nobody else may hold the former ones any more.
+        last = Some((Arc::clone(&now.policies), Arc::clone(&now.inventory)));
         drop(now);
         tokio::select! {
             _ = stopped.changed() => return Ok(()),

@@ -27,7 +27,6 @@ pub(super) fn run(args: Args) -> super::Result {
 }
 
 fn live(args: Args) -> Result<(), Failure> {
-    app::heap::set_up();
     let mut config = read(&args.config)?;
     start_log(&config.log).map_err(Failure::Other)?;
     let hierarchy = preflight::missing()?;

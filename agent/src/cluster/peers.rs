@@ -1,7 +1,7 @@
 //! What the agents say of their nodes' pods, each object read once. Pure.
 //!
-//! There may be tens of thousands of pods, of far fewer identities: those are kept once, and shared. A node's UIDs lie side
-//! by side, and so do its addresses.
+//! There may be tens of thousands of pods, of far fewer identities: those are kept once, and shared. A node's addresses lie
+//! side by side.
 
 use super::crd::NodeEndpoints;
 use super::pod;
@@ -22,9 +22,7 @@ pub struct NodePeers {
     /// Whose agent says it.
     pub published_by: Box<str>,
     pods: Box<[One]>,
-    /// All its pods' UIDs, one after the other ...
-    uids: Box<str>,
-    /// ... and their addresses.
+    /// All its pods' addresses, one after the other.
     addresses: Box<[Addr]>,
     /// What of it can't be taken, a line each.
     pub faults: Box<[String]>,
@@ -38,12 +36,11 @@ impl NodePeers {
 
     /// Its pods.
     pub fn pods(&self) -> impl Iterator<Item = PeerPod<'_>> {
-        let starts = std::iter::once((0, 0)).chain(self.pods.iter().map(|one| one.ends));
-        self.pods.iter().zip(starts).map(|(one, (uid, address))| PeerPod {
-            uid: &self.uids[uid..one.ends.0],
+        let starts = std::iter::once(0).chain(self.pods.iter().map(|one| one.end));
+        self.pods.iter().zip(starts).map(|(one, start)| PeerPod {
             identity: &one.identity,
             ports: &one.ports,
-            addresses: &self.addresses[address..one.ends.1],
+            addresses: &self.addresses[start..one.end],
         })
     }
 
@@ -58,15 +55,13 @@ impl NodePeers {
 struct One {
     identity: Arc<Identity>,
     ports: Arc<Ports>,
-    /// Where its UID and its addresses end among all of them. They begin where those of the one before end.
-    ends: (usize, usize),
+    /// Where its addresses end among all of them. They begin where those of the one before end.
+    end: usize,
 }
 
 /// A pod of another node.
 #[derive(Clone, Copy, Debug)]
 pub struct PeerPod<'a> {
-    /// Its UID.
-    pub uid: &'a str,
     /// Who it is.
     pub identity: &'a Arc<Identity>,
     /// Its named ports.
@@ -86,7 +81,7 @@ impl Reader {
     /// Reads an object.
     pub fn read(&mut self, object: &NodeEndpoints) -> NodePeers {
         let node = object.metadata.name.as_deref().unwrap_or_default();
-        let (mut pods, mut uids, mut addresses, mut faults) = (Vec::new(), String::new(), Vec::new(), Vec::new());
+        let (mut pods, mut addresses, mut faults) = (Vec::new(), Vec::new(), Vec::new());
         for w in &object.spec.workloads {
             let ids: Result<BTreeSet<SpiffeId>, _> = w.ids.iter().map(|id| id.parse()).collect();
             let ids = match ids {
@@ -104,11 +99,10 @@ impl Reader {
                 }
             }
             let named = w.ports.iter().filter_map(|(name, text)| Some((name.clone(), read_port(text)?))).collect();
-            uids.push_str(&w.uid);
             pods.push(One {
                 identity: self.identities.one(Identity { namespace: w.namespace.clone(), ids }),
                 ports: self.ports.one(named),
-                ends: (uids.len(), addresses.len()),
+                end: addresses.len(),
             });
         }
         let published_by = object.spec.published_by.as_str().into();
@@ -116,7 +110,6 @@ impl Reader {
             node: node.into(),
             published_by,
             pods: pods.into(),
-            uids: uids.into(),
             addresses: addresses.into(),
             faults: faults.into(),
         }
@@ -195,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn each_pod_has_its_own_uid_and_addresses() {
+    fn each_pod_has_its_own_addresses() {
         let all = read(
             &mut Reader::default(),
             "{uid: a, namespace: s, ids: ['spiffe://t/a'], addresses: [10.0.0.1, 'fd00::1']}, \
@@ -204,9 +197,10 @@ mod tests {
              {uid: c, namespace: s, ids: ['spiffe://t/c'], addresses: [10.0.0.2]}",
         );
         let address = |text: &str| pod::address(text).expect("an address");
-        let pods: Vec<_> = all.pods().map(|pod| (pod.uid, pod.addresses.to_vec())).collect();
+        let pods: Vec<_> = all.pods().map(|pod| (pod.identity.to_string(), pod.addresses.to_vec())).collect();
         let (a, c) = (vec![address("10.0.0.1"), address("fd00::1")], vec![address("10.0.0.2")]);
-        assert_eq!(pods, [("a", a), ("none", Vec::new()), ("c", c)]);
+        let id = |name: &str| format!("spiffe://t/{name}");
+        assert_eq!(pods, [(id("a"), a), (id("b"), Vec::new()), (id("c"), c)]);
         assert_eq!(all.addresses(), 3);
     }
 }

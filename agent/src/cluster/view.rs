@@ -26,7 +26,7 @@ use crate::policy::Lowered;
 use crate::serve::api::ObjectFault;
 use bulkhead_common::maps::PrefixKey;
 use bulkhead_common::{Addr, Class};
-use claims::{Claim, Claims, Named};
+use claims::{By, Claim, Claims, Named};
 use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -60,21 +60,37 @@ pub struct Objects {
     pub policies: Vec<Arc<Option<Document>>>,
 }
 
+/// How far objects differ from others.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Difference {
+    /// They are the very same ones.
+    None,
+    /// Only policies differ.
+    Policies,
+    /// Others do.
+    Others,
+}
+
 impl Objects {
-    /// Whether these are the very same ones, but for the policies.
-    pub fn differ_in_policies_only(&self, later: &Self) -> bool {
+    /// How far these differ from those.
+    pub fn difference(&self, later: &Self) -> Difference {
         fn same<T>(a: &[Arc<T>], b: &[Arc<T>]) -> bool {
             a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(a, b))
         }
-        let Self { pods, peers, services, slices, namespaces, nodes, service_cidrs, callers, policies: _ } = self;
-        same(pods, &later.pods)
+        let Self { pods, peers, services, slices, namespaces, nodes, service_cidrs, callers, policies } = self;
+        let others = same(pods, &later.pods)
             && same(peers, &later.peers)
             && same(services, &later.services)
             && same(slices, &later.slices)
             && same(namespaces, &later.namespaces)
             && same(nodes, &later.nodes)
             && same(service_cidrs, &later.service_cidrs)
-            && same(callers, &later.callers)
+            && same(callers, &later.callers);
+        match (others, same(policies, &later.policies)) {
+            (true, true) => Difference::None,
+            (true, false) => Difference::Policies,
+            (false, _) => Difference::Others,
+        }
     }
 }
 
@@ -108,14 +124,14 @@ pub struct View {
 }
 
 impl View {
-    /// The configuration with everything that the cluster adds, taken out of here. What the file says itself comes first.
-    pub fn over(&mut self, config: &Config) -> Config {
-        let mut config = config.clone();
+    /// Adds to the file's configuration what the cluster does, taken out of here. What the file says itself stays first.
+    pub fn over(&mut self, config: &mut Config) {
         config.workloads.append(&mut self.workloads);
-        config.endpoints.append(&mut self.endpoints);
+        // The longer list takes the shorter one in.
+        self.endpoints.splice(0..0, config.endpoints.drain(..));
+        config.endpoints = std::mem::take(&mut self.endpoints);
         config.services.append(&mut self.services);
         config.ranges.append(&mut self.ranges);
-        config
     }
 }
 
@@ -147,15 +163,19 @@ pub fn view(settings: &Cluster, objects: &Objects, config: &Config, here: Here<'
     view.read_workloads(&pods, pods_at);
     let others = objects.peers.iter().map(|node| node.addresses()).sum::<usize>();
     let mut claims = Vec::with_capacity(others + pods.iter().map(|own| own.addresses.len()).sum::<usize>());
-    for own in &pods {
-        let mine = |addr: &Addr| Claim { addr: *addr, uid: &own.pod.uid, identity: &own.identity, own: true };
+    for (n, own) in (0..).zip(&pods) {
+        let mine = |addr: &Addr| Claim { addr: *addr, identity: &own.identity, by: By::Own(n) };
         claims.extend(own.addresses.iter().map(mine));
     }
     let ports = view.read_peers(settings, objects, &mut claims);
     let claims = Claims::of(claims);
     let nodes = objects.nodes.iter().map(|n| n.addresses.len()).sum::<usize>();
     view.endpoints.reserve_exact(claims.len() + nodes);
-    view.settle_claims(&claims, &ports);
+    let claimant = |by: By| match by {
+        By::Own(n) => pods.get(n as usize).map(|own| format!("pod {}", own.pod.title())),
+        By::Node(n) => objects.peers.get(n as usize).map(|told| format!("a pod of node {}", told.node)),
+    };
+    view.settle_claims(&claims, &ports, |by| claimant(by).unwrap_or_default());
     view.read_nodes(settings, objects);
     view.read_ranges(objects);
     let answering = view.read_services(objects, &claims);
@@ -309,7 +329,7 @@ impl View {
     fn read_peers<'a>(&mut self, settings: &Cluster, objects: &'a Objects, claims: &mut Vec<Claim<'a>>) -> Named<'a> {
         let mut named = Named::default();
         let nodes: BTreeSet<&str> = objects.nodes.iter().map(|n| n.name.as_str()).collect();
-        for node in objects.peers.iter().filter(|p| *p.node != *settings.node) {
+        for (n, node) in (0..).zip(&objects.peers).filter(|(_, told)| *told.node != *settings.node) {
             let object = format!("NodeEndpoints/{}", node.node);
             // What an agent says of a node that isn't its own counts for nodes that there are.
             if !node.is_its_own() && !nodes.contains(&*node.node) {
@@ -323,7 +343,7 @@ impl View {
             node.faults.iter().for_each(|text| self.warn(object.clone(), text.clone()));
             for pod in node.pods() {
                 named.add(pod.identity, pod.ports);
-                let claim = |addr: &Addr| Claim { addr: *addr, uid: pod.uid, identity: pod.identity, own: false };
+                let claim = |addr: &Addr| Claim { addr: *addr, identity: pod.identity, by: By::Node(n) };
                 claims.extend(pod.addresses.iter().map(claim));
             }
         }
@@ -332,7 +352,7 @@ impl View {
     }
 
     /// Gives each address to its one claimant; one with several identities is nobody's.
-    fn settle_claims(&mut self, claims: &Claims<'_>, ports: &Named<'_>) {
+    fn settle_claims(&mut self, claims: &Claims<'_>, ports: &Named<'_>, claimant: impl Fn(By) -> String) {
         let mut nobodys = BTreeSet::new();
         // Each identity is shared by all that have it.
         let mut known: HashMap<*const Identity, (Posture, Arc<Ports>)> = HashMap::new();
@@ -344,15 +364,15 @@ impl View {
                 self.warn(
                     format!("Address/{}", narrow(&first.addr)),
                     format!(
-                        "{} is claimed by {} (pod {}) and {} (pod {}), so it is nobody's",
+                        "{} is claimed by {} ({}) and {} ({}), so it is nobody's",
                         narrow(&first.addr),
                         first.identity,
-                        first.uid,
+                        claimant(first.by),
                         other.identity,
-                        other.uid
+                        claimant(other.by)
                     ),
                 );
-            } else if !first.own {
+            } else if let By::Node(_) = first.by {
                 let identity = Arc::clone(first.identity);
                 let (posture, ports) = known
                     .entry(Arc::as_ptr(&identity))

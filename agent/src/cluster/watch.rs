@@ -42,6 +42,8 @@ struct Health {
 
 /// All watches of an agent. They end when this is dropped.
 pub struct Watch {
+    /// The name of this node.
+    own: String,
     pods: Kept<Option<Pod>>,
     peers: Kept<NodePeers>,
     services: Kept<Service>,
@@ -133,7 +135,7 @@ impl Watch {
                 spawn.if_possible(name, api, every(), Caller::of)
             })
             .collect();
-        Self { pods, peers, services, slices, namespaces, nodes, service_cidrs, callers, policies, kinds: spawn }
+        Self { own: settings.node.clone(), pods, peers, services, slices, namespaces, nodes, service_cidrs, callers, policies, kinds: spawn }
     }
 
     /// Tells when something changed, again and again.
@@ -176,11 +178,13 @@ impl Watch {
         Leave::new(client.clone(), self.pods.clone(), self.namespaces.clone())
     }
 
-    /// All objects as they are now.
+    /// All objects as they are now. What this node itself told the others isn't among them: it is no news here.
     pub fn objects(&self) -> Objects {
+        let mut peers = self.peers.all();
+        peers.retain(|told| *told.node != *self.own);
         Objects {
             pods: self.pods.all(),
-            peers: self.peers.all(),
+            peers,
             services: self.services.all(),
             slices: self.slices.all(),
             namespaces: self.namespaces.all(),

@@ -7,7 +7,7 @@ use crate::cluster::crd::NodeWorkload;
 use crate::cluster::left::Left;
 use crate::cluster::newcomers::Newcomers;
 use crate::cluster::sandboxes::{self, Given, Sandboxes};
-use crate::cluster::view::{self, Revision, View};
+use crate::cluster::view::{self, Difference, Revision, View};
 use crate::cluster::watch::Watch;
 use crate::config::{self, Config};
 use crate::policy::{Diagnostic, Lowered, Severity};
@@ -34,9 +34,12 @@ struct Seen {
 }
 
 impl Seen {
-    fn differs_in_policies_only(&self, later: &Self) -> bool {
+    fn difference(&self, later: &Self) -> Difference {
         let Self { objects, given, young } = self;
-        objects.differ_in_policies_only(&later.objects) && *given == later.given && *young == later.young
+        match *given == later.given && *young == later.young {
+            true => objects.difference(&later.objects),
+            false => Difference::Others,
+        }
     }
 }
 
@@ -75,26 +78,35 @@ impl Cluster {
         self.watch.changes()
     }
 
-    /// The configuration with what the objects say now; `None`: nothing differs but policies. `anew`: the file may say
-    /// something else.
-    fn view(&mut self, base: &Config, anew: bool) -> Option<Config> {
-        let Some(settings) = &base.cluster else { return Some(base.clone()) };
+    /// Brings the configuration up to what the objects say now. Gives what of them differs since the last look; `anew`: the
+    /// file says something else than then.
+    fn view(&mut self, base: &Config, anew: bool, config: &mut Config) -> Difference {
+        let Some(settings) = &base.cluster else {
+            config.clone_from(base);
+            return Difference::Others;
+        };
         let last = self.last.take();
         if let Some(left) = &self.left
             && let Ok(known) = left.over(base)
         {
             self.view.lowered.clone_from(&left.lowered);
-            return Some(known);
+            *config = known;
+            return Difference::Others;
         }
         let objects = self.watch.objects();
         let given = self.sandboxes.read(Path::new(sandboxes::FOLDER));
         let young = self.newcomers.young(Instant::now());
         let seen = Seen { objects, given, young };
-        if !anew && last.is_some_and(|last| last.differs_in_policies_only(&seen)) {
-            self.view.read_policies_again(&seen.objects);
+        let difference = last.filter(|_| !anew).map_or(Difference::Others, |last| last.difference(&seen));
+        if difference != Difference::Others {
+            if difference == Difference::Policies {
+                self.view.read_policies_again(&seen.objects);
+            }
             self.last = Some(seen);
-            return None;
+            return difference;
         }
+        // There may be a hundred thousand endpoints in it: they needn't be there twice.
+        config.clone_from(base);
         let Seen { objects, given, .. } = seen;
         let here = view::Here { pods_at: &self.pods_at, given: &given, postures: &self.view.postures };
         let mut view = view::view(settings, &objects, base, here);
@@ -103,7 +115,7 @@ impl Cluster {
         for (w, uid) in view.workloads.iter_mut().zip(&view.uids) {
             w.young = young.contains(uid);
         }
-        let config = view.over(base);
+        view.over(config);
         for (namespace, to) in view.lowered.iter().filter(|(n, to)| self.view.lowered.get(*n) != Some(to)) {
             tracing::warn!(
                 "namespace {namespace} is lowered to {} by its annotation: nothing is enforced there",
@@ -125,7 +137,7 @@ impl Cluster {
             differs
         });
         self.last = Some(Seen { objects, given, young });
-        Some(config)
+        difference
     }
 
     /// Namespaces in which nothing is enforced.
@@ -163,27 +175,38 @@ pub(super) async fn changed(cluster: &mut Option<signal::Receiver<u64>>) {
     std::future::pending().await
 }
 
+/// Whether they changed since.
+pub(super) fn has_changed(changes: &signal::Receiver<u64>) -> bool {
+    changes.has_changed().unwrap_or(false)
+}
+
 impl<K: Kernel> Engine<K> {
     /// Reads what may have changed.
     pub(super) fn look(&mut self, dirty: Dirty) -> anyhow::Result<()> {
+        let mut policies = dirty.files;
         if dirty.files {
-            self.read_config()?;
+            self.viewed &= !self.read_config()?;
             self.kernel.set_tell_answers(self.base.dns)?;
         }
-        if dirty.files || dirty.cluster {
-            if self.cluster.is_some() {
-                self.watcher.cluster(Path::new(sandboxes::FOLDER))?;
-            }
-            let config = match &mut self.cluster {
-                Some(cluster) => cluster.view(&self.base, dirty.files),
-                None => Some(self.base.clone()),
+        if dirty.cluster || !self.viewed {
+            let difference = match &mut self.cluster {
+                Some(cluster) => {
+                    self.watcher.cluster(Path::new(sandboxes::FOLDER))?;
+                    cluster.view(&self.base, !self.viewed, &mut self.config)
+                }
+                None => {
+                    self.config.clone_from(&self.base);
+                    Difference::Others
+                }
             };
-            if let Some(config) = config {
-                (self.config, self.scanned) = (config, false);
+            self.viewed = true;
+            policies |= difference != Difference::None;
+            if difference == Difference::Others {
+                (self.scanned, self.drafted) = (false, None);
             }
         }
         if dirty.cgroups || !self.scanned {
-            (self.scanned, self.drafted) = (false, None);
+            self.scanned = false;
             for path in &self.config.attach {
                 let directory = self.hierarchy.directory(path);
                 if !directory.is_dir() {
@@ -193,7 +216,7 @@ impl<K: Kernel> Engine<K> {
             }
             let watcher = &mut self.watcher;
             let mut unwatched = Ok(());
-            self.scan = self.hierarchy.scan(&self.config, |directory| {
+            let mut scan = self.hierarchy.scan(&self.config, |directory| {
                 if let Err(e) = watcher.cgroups(directory) {
                     unwatched = Err(e);
                 }
@@ -202,19 +225,24 @@ impl<K: Kernel> Engine<K> {
             // A pod that came since isn't among what was known; the agent's own has to reach the API server.
             if self.is_remembering()
                 && let Some(own) = cgroup::own(&self.hierarchy, &self.config.attach)
-                && !self.scan.workloads.iter().any(|(c, _)| c.id == own.id)
+                && !scan.workloads.iter().any(|(c, _)| c.id == own.id)
             {
-                self.scan.unlisted.push(own);
+                scan.unlisted.push(own);
+            }
+            if scan != self.scan {
+                (self.scan, self.drafted) = (scan, None);
             }
             self.scanned = true;
             self.look_for_node();
         }
-        if dirty.files || dirty.cluster {
+        if policies {
             self.read_policies()?;
         }
         if dirty.addresses {
-            self.drafted = None;
-            self.host = addresses::host().context("reading the host's addresses")?;
+            let host = addresses::host().context("reading the host's addresses")?;
+            if host != self.host {
+                (self.host, self.drafted) = (host, None);
+            }
         }
         Ok(())
     }
@@ -291,8 +319,9 @@ impl<K: Kernel> Engine<K> {
         changed
     }
 
-    /// Reads the configuration and the policies; what isn't good leaves the last good one.
-    fn read_config(&mut self) -> anyhow::Result<()> {
+    /// Reads the configuration; what isn't good leaves the last good one. Gives whether there is a new one.
+    fn read_config(&mut self) -> anyhow::Result<bool> {
+        let mut new_one = false;
         let name = self.file.display().to_string();
         if let Some(folder) = self.file.parent() {
             self.watcher.files(if folder == Path::new("") { Path::new(".") } else { folder })?;
@@ -304,7 +333,7 @@ impl<K: Kernel> Engine<K> {
                     Ok(new) => {
                         tracing::info!("the configuration changed");
                         self.state.put(LAST_CONFIG, text.as_bytes())?;
-                        self.base = new;
+                        (self.base, new_one) = (new, true);
                         self.config_faults.clear();
                     }
                     Err(faults) => {
@@ -322,7 +351,7 @@ impl<K: Kernel> Engine<K> {
                 self.text = None;
             }
         }
-        Ok(())
+        Ok(new_one)
     }
 
     /// Reads the policies of the files and of the cluster.

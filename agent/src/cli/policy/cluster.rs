@@ -49,7 +49,8 @@ fn of(objects: &Objects) -> anyhow::Result<Present> {
     let settings = Cluster::new("", None, None).context("the usual template")?;
     let (given, postures) = (Given::new(), BTreeMap::new());
     let mut view = view(&settings, objects, &base, Here { pods_at: &[], given: &given, postures: &postures });
-    let config = view.over(&base);
+    let mut config = base.clone();
+    view.over(&mut config);
     let known = assemble("", &config, &Scan::default(), &BTreeSet::new(), &mut Roster::new(0))?;
     let documents = view.texts.iter().flat_map(|(file, text)| policy::read(file, text));
     let (policies, findings) = PolicySet::assemble(documents, &PolicySet::default());

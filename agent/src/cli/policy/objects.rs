@@ -32,7 +32,8 @@ pub(super) fn present(file: &Path, config_file: Option<&Path>) -> anyhow::Result
     for warning in &view.warnings {
         eprintln!("bulkhead: {name}: {}", warning.text);
     }
-    let whole = view.over(&config);
+    let mut whole = config.clone();
+    view.over(&mut whole);
     let mut roster = Roster::new(0);
     let inventory = assemble::assemble(&name, &whole, &Scan::default(), &BTreeSet::new(), &mut roster)?.inventory;
     let documents = view.texts.iter().flat_map(|(title, text)| policy::read(title, text));

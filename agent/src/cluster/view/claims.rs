@@ -6,14 +6,21 @@ use bulkhead_common::Addr;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-/// Who claims an address.
+/// Who claims an address. There may be a hundred thousand.
 #[derive(Clone, Debug)]
 pub(super) struct Claim<'a> {
     pub(super) addr: Addr,
-    pub(super) uid: &'a str,
     pub(super) identity: &'a Arc<Identity>,
-    /// Whether it is a pod of this node.
-    pub(super) own: bool,
+    pub(super) by: By,
+}
+
+/// Whose claim it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum By {
+    /// This pod's of the node's own.
+    Own(u32),
+    /// That of a pod of this one among the other nodes.
+    Node(u32),
 }
 
 /// All claims, in the order of addresses.

@@ -61,7 +61,8 @@ impl Estate {
     fn image(&self) -> (View, crate::image::Image, Assembled) {
         let mut view = self.view();
         let base = crate::config::parse("f", "posture: enforce\n").expect("fine");
-        let config = view.over(&base);
+        let mut config = base.clone();
+        view.over(&mut config);
         let cgroup = |path: String, id| Cgroup { level: level(&path), path, id };
         let scan = Scan {
             workloads: (0..)
@@ -437,14 +438,16 @@ fn where_only_policies_differ_the_view_is_the_one_made_anew() {
         let (mut quick, former) = (estate.view(), estate.0.clone());
         assert!(quick.texts.keys().any(|name| name.starts_with(builtin::PREFIX)), "something is built in");
         estate.0.policies = some(after).collect();
-        assert!(former.differ_in_policies_only(&estate.0));
+        assert_eq!(former.difference(&estate.0), Difference::Policies);
+        assert_eq!(estate.0.difference(&estate.0), Difference::None);
         quick.read_policies_again(&estate.0);
         assert_eq!(quick, estate.view(), "{before} {after}");
     }
     let former = estate.0.clone();
     estate.add(&pod("other", "web", "0f1c2c3a-0b1d-4e2f-8a9b-0c1d2e3f4a5b", "10.0.0.2", ""));
-    assert!(!former.differ_in_policies_only(&estate.0));
+    assert_eq!(former.difference(&estate.0), Difference::Others);
     let mut renewed = former.clone();
     renewed.pods = former.pods.iter().map(|pod| Arc::new(Option::clone(pod))).collect();
-    assert!(!former.differ_in_policies_only(&renewed), "another form of an object, even if it says the same");
+    let difference = former.difference(&renewed);
+    assert_eq!(difference, Difference::Others, "another form of an object, even if it says the same");
 }
