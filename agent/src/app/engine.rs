@@ -20,7 +20,6 @@ pub(crate) use look::{Cluster, LEFT};
 use super::aside::Aside;
 use super::clock::Clock;
 use super::failure::Failure;
-use super::heap;
 use super::kernel::Kernel;
 use super::overrides::Overrides;
 use super::snapshot::{Accounts, Names, Snapshot};
@@ -334,7 +333,6 @@ impl<K: Kernel> Engine<K> {
                         let settled = self.kernel.settle();
                         self.cut_again();
                         self.store_policies_aside();
-                        heap::trim();
                         settled
                     });
                     if let Err(e) = settled {
@@ -353,7 +351,6 @@ impl<K: Kernel> Engine<K> {
                         if again {
                             self.step(Dirty::ALL);
                             self.write_down_aside();
-                            heap::trim();
                         }
                         self.check();
                         self.verify();

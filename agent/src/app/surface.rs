@@ -1,6 +1,5 @@
 //! The lateral-movement surface, computed anew when policies or identities changed, beside everything else.
 
-use super::heap;
 use super::snapshot::Snapshot;
 use crate::inventory::Inventory;
 use crate::policy::{self, PolicySet, RuleTable};
@@ -39,11 +38,7 @@ pub async fn run(
         let mut rest = Duration::ZERO;
         if !same {
             let computed = Arc::clone(&now);
-            let computing = move || {
-                let surface = of(&computed).surface;
-                heap::trim();
-                surface
-            };
+            let computing = move || of(&computed).surface;
             surface.send_replace(Some(tokio::task::spawn_blocking(computing).await?));
             rest = REST;
         }

@@ -355,7 +355,7 @@ impl View {
     fn settle_claims(&mut self, claims: &Claims<'_>, ports: &Named<'_>, claimant: impl Fn(By) -> String) {
         let mut nobodys = BTreeSet::new();
         // Each identity is shared by all that have it.
-        let mut known: HashMap<*const Identity, (Posture, Arc<Ports>)> = HashMap::new();
+        let mut known: foldhash::HashMap<*const Identity, (Posture, Arc<Ports>)> = foldhash::HashMap::default();
         for all in claims.by_address() {
             let first = &all[0];
             if let Some(other) = all.iter().find(|c| c.identity != first.identity) {

@@ -12,8 +12,9 @@ use bulkhead_common::addr::V4_PREFIX_BITS;
 use bulkhead_common::maps::PrefixKey;
 use bulkhead_common::slots::Binding;
 use bulkhead_common::{Addr, Class, PeerId};
+use foldhash::HashMap;
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Addresses of cloud metadata services: AWS, Azure, GCP (IPv4 and IPv6), and Alibaba.
@@ -159,7 +160,7 @@ pub fn assemble(
 
     let mut peers = Vec::new();
     // Most endpoints share their identity with others.
-    let mut shared: HashMap<*const Identity, PeerId> = HashMap::new();
+    let mut shared: HashMap<*const Identity, PeerId> = HashMap::default();
     for Peer { place, who } in &config.endpoints {
         let owner = match who {
             Who::Class(c) => Owner::Class(*c),

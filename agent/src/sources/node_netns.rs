@@ -69,6 +69,10 @@ impl NodeNetns {
 
 /// A process in a cgroup or below; `None`: there is none yet.
 fn first_process(directory: &Path) -> Option<u32> {
+    let events = std::fs::read_to_string(directory.join("cgroup.events")).ok()?;
+    if events.lines().any(|line| line == "populated 0") {
+        return None;
+    }
     let folders = sock_diag::folders_below(directory).ok()?;
     folders.iter().find_map(|folder| {
         let processes = std::fs::read_to_string(folder.join("cgroup.procs")).ok()?;

@@ -3,7 +3,8 @@
 use super::super::peers::Ports;
 use crate::identity::Identity;
 use bulkhead_common::Addr;
-use std::collections::{BTreeMap, HashMap};
+use foldhash::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Who claims an address. There may be a hundred thousand.

@@ -98,14 +98,18 @@ impl<'a> Peers<'a> {
     /// The identities that a policy selects.
     pub(super) fn selected(&mut self, policy: &'a Policy) -> PeerSet {
         let matched: Vec<PeerSet> = policy.selector.iter().map(|p| self.pattern(p)).collect();
+        let known = &self.inventory.identities;
+        let here = |p: &PeerId| {
+            policy.namespace().is_none_or(|ns| known.get(p).is_some_and(|facts| facts.identity.namespace == ns))
+        };
+        if let [PeerSet { any: false, ids }] = &matched[..] {
+            return PeerSet { any: false, ids: ids.iter().copied().filter(here).collect() };
+        }
         let mut ids: BTreeSet<PeerId> = matched.iter().flat_map(|m| m.ids.iter().copied()).collect();
         if matched.iter().any(|m| m.any) {
             ids.extend(self.identities());
         }
-        if let Some(namespace) = policy.namespace() {
-            let here = |p: &PeerId| self.inventory.identities.get(p).is_some_and(|f| f.identity.namespace == namespace);
-            ids.retain(here);
-        }
+        ids.retain(here);
         PeerSet { any: false, ids: ids.into_iter().collect() }
     }
 

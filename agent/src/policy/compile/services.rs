@@ -6,21 +6,22 @@
 
 use crate::image::Image;
 use crate::inventory::{Inventory, WorkloadCgroup};
-use bulkhead_common::maps::RuleKey;
-use bulkhead_common::slots::{Baseline, Permit, Sides};
-use bulkhead_common::{Flow, PeerId, verdict};
+use bulkhead_common::maps::{AddrPort, RuleKey};
+use bulkhead_common::slots::{ABSENT, Baseline, Permit, Sides};
+use bulkhead_common::{Addr, Flow, PeerId, Tables, verdict};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Adds the entries of all Services, as seen from this node's workloads.
 pub(super) fn fill(image: &mut Image, inventory: &Inventory) {
     let sources = sources(&inventory.cgroups);
+    let tables = Quick { rules: image.rules.iter().map(|(key, slot)| (*key, *slot)).collect(), image };
     let mut entries = BTreeMap::new();
     for service in &inventory.services {
         for src in &sources {
             for (proto, port) in &service.ports {
                 let answers =
                     service.backends.iter().map(|(dst, at)| Flow { src: *src, dst: *dst, proto: *proto, port: *at });
-                let permit = answers.map(|flow| verdict::judge(image, &flow)).map(|j| (j.sides.0, j)).reduce(|a, b| {
+                let permit = answers.map(|flow| verdict::judge(&tables, &flow)).map(|j| (j.sides.0, j)).reduce(|a, b| {
                     let egress = a.0 & b.0 & (Sides::EGRESS);
                     let ingress = (a.0 | b.0) & Sides::INGRESS;
                     // The rules named are those of whoever is denied first.
@@ -39,6 +40,30 @@ pub(super) fn fill(image: &mut Image, inventory: &Inventory) {
     // For sources that aren't this node's, of which there are none at its hooks.
     let closed = Baseline { sides: Sides::NONE, sockets_now: 0, sockets_audited: 0 };
     image.baselines.extend(inventory.services.iter().map(|s| (s.peer, closed)));
+}
+
+/// An image, and its rules where they are found quickly.
+struct Quick<'a> {
+    rules: foldhash::HashMap<RuleKey, u64>,
+    image: &'a Image,
+}
+
+impl Tables for Quick<'_> {
+    fn rule(&self, key: &RuleKey) -> u64 {
+        self.rules.get(key).copied().unwrap_or(ABSENT)
+    }
+    fn baseline(&self, id: PeerId) -> u64 {
+        self.image.baseline(id)
+    }
+    fn address(&self, addr: &Addr) -> u64 {
+        self.image.address(addr)
+    }
+    fn address_port(&self, key: &AddrPort) -> u64 {
+        self.image.address_port(key)
+    }
+    fn prefix(&self, addr: &Addr) -> u64 {
+        self.image.prefix(addr)
+    }
 }
 
 /// Who of this node may connect to one.
