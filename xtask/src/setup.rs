@@ -25,6 +25,8 @@ const CARGO_DENY: &str = "0.20.2";
 /// Has promtool, which checks the alerts.
 const PROMETHEUS: &[&str] = &["prometheus"];
 
+/// What the agent's dependencies that are written in C are built with, beside the compiler that Rust links with.
+const C_PACKAGES: &[&str] = &["make"];
 /// Programs of the tests: namespaces, veth pairs.
 const TEST_PACKAGES: &[&str] = &["iproute2"];
 /// Programs that boot other kernels.
@@ -79,13 +81,13 @@ impl Args {
 /// Makes sure that `purpose` has what it needs.
 pub(crate) fn ensure(purpose: Purpose) -> Result<()> {
     match purpose {
-        Purpose::Build => ensure_bpf(),
+        Purpose::Build => ensure_compilers(),
         Purpose::Test => {
-            ensure_bpf()?;
+            ensure_compilers()?;
             ensure_packages(TEST_PACKAGES)
         }
         Purpose::Lint => {
-            ensure_bpf()?;
+            ensure_compilers()?;
             if Toolchain::find() == Some(Toolchain::Debian) {
                 ensure_packages(DEBIAN_CLIPPY)?;
             }
@@ -95,11 +97,19 @@ pub(crate) fn ensure(purpose: Purpose) -> Result<()> {
             ensure_crate("cargo-deny", CARGO_DENY, |_| {})
         }
         Purpose::Matrix => {
-            ensure_bpf()?;
+            ensure_compilers()?;
             ensure_packages(MATRIX_PACKAGES)
         }
         Purpose::Cluster => ensure_packages(CLUSTER_PACKAGES),
     }
+}
+
+/// What compiles the agent and the programs that it embeds.
+fn ensure_compilers() -> Result<()> {
+    if find_program("make").is_none() {
+        ensure_packages(C_PACKAGES)?;
+    }
+    ensure_bpf()
 }
 
 /// A compiler for BPF and its linker.
