@@ -52,7 +52,7 @@ use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 /// How long wake-ups are gathered before a look: a unit's start makes several at once.
-const GATHER: Duration = Duration::from_millis(3);
+const GATHER: Duration = Duration::from_millis(1);
 /// The same for files: an editor writes more than once.
 const GATHER_FILES: Duration = Duration::from_millis(50);
 /// How long after a commit the former ruleset is cleared away. A commit that comes earlier does it first.
