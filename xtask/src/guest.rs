@@ -155,7 +155,7 @@ pub(crate) fn boot(
             break heard.conclude(jobs, &mut told);
         }
         boots += 1;
-        note(&format!("the emulator tripped over code that the kernel was patching (`{TRIPPED}`): booting once more"));
+        note(format!("the emulator tripped over code that the kernel was patching (`{TRIPPED}`): booting once more"));
     };
     let took = started.elapsed();
     fs::remove_file(&archive).with_context(|| format!("can't remove {}", archive.display()))?;

@@ -135,7 +135,19 @@ impl Watch {
                 spawn.if_possible(name, api, every(), Caller::of)
             })
             .collect();
-        Self { own: settings.node.clone(), pods, peers, services, slices, namespaces, nodes, service_cidrs, callers, policies, kinds: spawn }
+        Self {
+            own: settings.node.clone(),
+            pods,
+            peers,
+            services,
+            slices,
+            namespaces,
+            nodes,
+            service_cidrs,
+            callers,
+            policies,
+            kinds: spawn,
+        }
     }
 
     /// Tells when something changed, again and again.

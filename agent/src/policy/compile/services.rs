@@ -21,13 +21,14 @@ pub(super) fn fill(image: &mut Image, inventory: &Inventory) {
             for (proto, port) in &service.ports {
                 let answers =
                     service.backends.iter().map(|(dst, at)| Flow { src: *src, dst: *dst, proto: *proto, port: *at });
-                let permit = answers.map(|flow| verdict::judge(&tables, &flow)).map(|j| (j.sides.0, j)).reduce(|a, b| {
-                    let egress = a.0 & b.0 & (Sides::EGRESS);
-                    let ingress = (a.0 | b.0) & Sides::INGRESS;
-                    // The rules named are those of whoever is denied first.
-                    let told = if a.1.outcome() as u8 >= b.1.outcome() as u8 { a.1 } else { b.1 };
-                    (egress | ingress, told)
-                });
+                let permit =
+                    answers.map(|flow| verdict::judge(&tables, &flow)).map(|j| (j.sides.0, j)).reduce(|a, b| {
+                        let egress = a.0 & b.0 & (Sides::EGRESS);
+                        let ingress = (a.0 | b.0) & Sides::INGRESS;
+                        // The rules named are those of whoever is denied first.
+                        let told = if a.1.outcome() as u8 >= b.1.outcome() as u8 { a.1 } else { b.1 };
+                        (egress | ingress, told)
+                    });
                 let Some((sides, told)) = permit else { continue };
                 let key = RuleKey { src: src.0, dst: service.peer.0, port: *port, proto: *proto, size: 16 };
                 let permit =
