@@ -9,12 +9,12 @@ use tikv_jemallocator::Jemalloc;
 #[global_allocator]
 static ALLOCATOR: Jemalloc = Jemalloc;
 
-/// How it is set up, found under this name: one heap for all threads, and what is free goes back to the kernel at once, since
+/// How it is set up, found under this name: one heap for all threads, and what is free goes back to the kernel in a second, since
 /// it is to stay small. A change takes for a moment several times what stays.
 #[used]
 #[unsafe(export_name = "_rjem_malloc_conf")]
 static SET_UP: &c_char = {
-    let text = c"narenas:1,tcache:false,dirty_decay_ms:0,muzzy_decay_ms:0";
+    let text = c"narenas:1,dirty_decay_ms:1000,muzzy_decay_ms:0";
     // SAFETY: it is there, and for as long as the program.
     unsafe { &*text.as_ptr() }
 };
