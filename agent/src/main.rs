@@ -4,13 +4,13 @@ use std::ffi::c_char;
 use std::process::ExitCode;
 use tikv_jemallocator::Jemalloc;
 
-/// A change of the rules takes and frees a hundred thousand small pieces; with glibc's allocator that was a third of its
+/// A change of the rules takes and frees a hundred thousand small pieces; with glibc's allocator that was a sixth of its
 /// time.
 #[global_allocator]
 static ALLOCATOR: Jemalloc = Jemalloc;
 
-/// How it is set up, found under this name: one heap for all threads, and what is free goes back to the kernel in a second, since
-/// it is to stay small. A change takes for a moment several times what stays.
+/// How it is set up, found under this name: one heap for all threads, and what is free goes back to the kernel within a
+/// second, since it is to stay small. A change takes for a moment several times what stays.
 #[used]
 #[unsafe(export_name = "_rjem_malloc_conf")]
 static SET_UP: &c_char = {

@@ -402,19 +402,18 @@ mod tests {
         Job { name: name.to_owned(), program: "/x/it's".into(), arguments: vec!["--json".to_owned()] }
     }
 
-    fn listen(lines: &[&str]) -> Conversation {
+    fn heard(lines: &[&str]) -> Listening {
         let mut listening = Listening::new();
         lines.iter().for_each(|line| listening.hear(line, Instant::now()));
-        listening.conclude(&[job("a"), job("b")], |_| ())
+        listening
+    }
+
+    fn listen(lines: &[&str]) -> Conversation {
+        heard(lines).conclude(&[job("a"), job("b")], |_| ())
     }
 
     #[test]
     fn a_guest_died_at_boot_only_before_any_job() {
-        let heard = |lines: &[&str]| {
-            let mut listening = Listening::new();
-            lines.iter().for_each(|line| listening.hear(line, Instant::now()));
-            listening
-        };
         assert!(heard(&["boot", "@@guest preempt none"]).died_at_boot());
         assert!(!heard(&["@@guest begin a"]).died_at_boot());
         assert!(!heard(&["@@guest begin a", "@@guest end a 0"]).died_at_boot());

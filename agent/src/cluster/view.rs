@@ -61,7 +61,7 @@ pub struct Objects {
 }
 
 /// How far objects differ from others.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Difference {
     /// They are the very same ones.
     None,

@@ -13,6 +13,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Adds the entries of all Services, as seen from this node's workloads.
 pub(super) fn fill(image: &mut Image, inventory: &Inventory) {
+    if inventory.services.is_empty() {
+        return;
+    }
     let sources = sources(&inventory.cgroups);
     let tables = Quick { rules: image.rules.iter().map(|(key, slot)| (*key, *slot)).collect(), image };
     let mut entries = BTreeMap::new();
