@@ -11,6 +11,7 @@ pub mod clock;
 pub mod engine;
 pub mod events;
 pub mod failure;
+pub mod heap;
 pub mod keep;
 pub mod kernel;
 mod lifeline;

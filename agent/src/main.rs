@@ -10,7 +10,7 @@ use tikv_jemallocator::Jemalloc;
 static ALLOCATOR: Jemalloc = Jemalloc;
 
 /// How it is set up, found under this name: one heap for all threads, and what is free goes back to the kernel within a
-/// second, since it is to stay small. A change takes for a moment several times what stays.
+/// second. The agent sets it up smaller for itself ([`bulkhead::app::heap`]).
 #[used]
 #[unsafe(export_name = "_rjem_malloc_conf")]
 static SET_UP: &c_char = {

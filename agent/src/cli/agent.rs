@@ -2,7 +2,7 @@
 
 use super::exit::{Answer, Problem};
 use super::preflight;
-use crate::app::{self, Failure, Start};
+use crate::app::{self, Failure, Start, heap};
 use crate::cluster::cgroup;
 use crate::config::{self, Config, Log};
 use crate::policy::{Diagnostic, Severity};
@@ -33,8 +33,10 @@ fn live(args: Args) -> Result<(), Failure> {
     if config.cluster.is_some() && config.attach.is_empty() {
         config.attach = cgroup::attach(&hierarchy).map_err(Failure::Attach)?;
     }
+    heap::give_back();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
+        .on_thread_start(heap::without_cache)
         .enable_all()
         .build()
         .context("starting the runtime")
