@@ -23,7 +23,7 @@ use super::failure::Failure;
 use super::kernel::Kernel;
 use super::overrides::Overrides;
 use super::snapshot::{Accounts, Names, Snapshot};
-use super::text;
+use super::{heap, text};
 use crate::config::{self, Config};
 use crate::flows::Edges;
 use crate::flows::outside::Outsiders;
@@ -333,6 +333,7 @@ impl<K: Kernel> Engine<K> {
                         let settled = self.kernel.settle();
                         self.cut_again();
                         self.store_policies_aside();
+                        heap::give_back();
                         settled
                     });
                     if let Err(e) = settled {
@@ -385,6 +386,7 @@ impl<K: Kernel> Engine<K> {
             if std::mem::take(&mut checked) {
                 // Not before what was seen is told: what runs next has to be mapped again.
                 text::give_up();
+                heap::give_back();
             }
         }
     }
