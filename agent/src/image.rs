@@ -6,6 +6,7 @@
 use bulkhead_common::maps::{AddrPort, PrefixKey, RuleKey};
 use bulkhead_common::slots::{ABSENT, Baseline, Binding};
 use bulkhead_common::{Addr, PeerId, Tables};
+use litemap::LiteMap;
 use std::collections::BTreeMap;
 
 /// The contents of the tables.
@@ -13,14 +14,15 @@ use std::collections::BTreeMap;
 pub struct Image {
     /// By cgroup id.
     pub cgroups: BTreeMap<u64, Binding>,
-    /// By address.
-    pub addresses: BTreeMap<Addr, Binding>,
+    /// By address. There may be a hundred thousand, so they lie side by side.
+    pub addresses: LiteMap<Addr, Binding>,
     /// By address and port. Each address here also stands in [`Image::addresses`], flagged `HAS_PORTS`.
     pub address_ports: BTreeMap<AddrPort, Binding>,
     /// By prefix; `::/0` is always there.
     pub prefixes: BTreeMap<PrefixKey, Binding>,
     /// By pair and block: encoded [`bulkhead_common::slots::Permit`]s and headers.
-    pub rules: BTreeMap<RuleKey, u64>,
+    /// As many as addresses.
+    pub rules: LiteMap<RuleKey, u64>,
     /// By identity; 0 is the unknown workload's.
     pub baselines: BTreeMap<PeerId, Baseline>,
     /// Bit n: some cgroup lies n levels deep.

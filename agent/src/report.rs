@@ -187,7 +187,10 @@ fn open(image: &Image, src: PeerId, dst: PeerId) -> Open {
     for (s, d) in [(src, dst), (src, PeerId::ANY_WORKLOAD), (PeerId::ANY_WORKLOAD, dst)] {
         let from = RuleKey { src: s.0, dst: d.0, port: 0, proto: 0, size: 0 };
         let to = RuleKey { port: u16::MAX, proto: u8::MAX, size: u8::MAX, ..from };
-        for key in image.rules.range(from..=to).map(|(k, _)| k).filter(|k| k.size != RuleKey::HEADER) {
+        let named = image.rules.as_slice();
+        let start = named.partition_point(|(k, _)| *k < from);
+        let named = named[start..].iter().map(|(k, _)| k).take_while(|k| **k <= to);
+        for key in named.filter(|k| k.size != RuleKey::HEADER) {
             blocks.push((key.proto, key.port, key.size));
             // Port 0 is nobody's; the block's last port is in it, too.
             ports.insert((key.proto, key.port | !block_mask(key.size)));

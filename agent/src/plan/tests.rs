@@ -221,10 +221,10 @@ fn image() -> impl Strategy<Value = Image> {
     )
         .prop_map(|(cgroups, addresses, address_ports, prefixes, rules, baselines, levels, built_ins)| Image {
             cgroups,
-            addresses,
+            addresses: addresses.into_iter().collect(),
             address_ports,
             prefixes,
-            rules,
+            rules: rules.into_iter().collect(),
             baselines,
             levels,
             built_ins,
@@ -356,7 +356,8 @@ fn keys_that_all_begin_their_search_at_one_place_are_refused() {
 fn what_goes_and_what_comes_are_counted_together() {
     let capacities = Capacities { addresses: 1, ..SMALL };
     let mut state = State::new(capacities, SEED);
-    let of = |n: u8| Image { addresses: [(address(n), Binding::of(PeerId(256)))].into(), ..Image::default() };
+    let of =
+        |n: u8| Image { addresses: [(address(n), Binding::of(PeerId(256)))].into_iter().collect(), ..Image::default() };
     let plan = state.plan(&of(1)).expect("one fits");
     state.advance(&plan);
     let refused = state.plan(&of(2)).expect_err("both are there for a moment");
@@ -367,7 +368,7 @@ fn what_goes_and_what_comes_are_counted_together() {
 fn the_same_image_again_is_an_empty_plan() {
     let (mut model, mut state) = (Model::default(), State::new(SMALL, SEED));
     model.readers.insert(0, Image::default());
-    let image = Image { addresses: [(address(1), Binding::of(PeerId(256)))].into(), ..Image::default() };
+    let image = Image { addresses: [(address(1), Binding::of(PeerId(256)))].into_iter().collect(), ..Image::default() };
     let mut pending = run(&mut model, &mut state, &image).expect("the model has room");
     settle(&mut model, &mut state, &mut pending).expect("nothing fails");
     assert!(state.plan(&image).expect("it fits").is_empty());

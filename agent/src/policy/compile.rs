@@ -21,6 +21,7 @@ use crate::inventory::{Inventory, Owner, Place, Posture};
 use bulkhead_common::PeerId;
 use bulkhead_common::maps::MAX_LEVEL;
 use bulkhead_common::slots::{Baseline, Sides};
+use litemap::LiteMap;
 use pairs::Open;
 use peers::Peers;
 use std::collections::BTreeMap;
@@ -149,7 +150,7 @@ fn places_of(image: &Image) -> Image {
         addresses: addresses.clone(),
         address_ports: address_ports.clone(),
         prefixes: prefixes.clone(),
-        rules: BTreeMap::new(),
+        rules: LiteMap::new(),
         baselines: BTreeMap::new(),
         levels: *levels,
         built_ins: *built_ins,

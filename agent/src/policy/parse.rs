@@ -105,11 +105,10 @@ fn head(file: &Arc<str>, text: &str) -> Result<Kind, Rejected> {
     })
 }
 
-/// Reading takes its time, and mostly the first line that looks like the kind is the kind. So the head is only read by
+/// Reading takes its time, and mostly what looks like the kind at first sight is the kind. So the head is only read by
 /// itself where that leads nowhere.
 fn document(file: &Arc<str>, text: &str) -> Document {
-    let guess = text.lines().find_map(|line| Kind::from_name(line.strip_prefix("kind:")?.trim()));
-    if let Some(policy) = guess.and_then(|kind| of_kind(file, text, kind).ok()) {
+    if let Some(policy) = guess(text).and_then(|kind| of_kind(file, text, kind).ok()) {
         return Ok(Arc::new(policy));
     }
     let kind = head(file, text)?;
@@ -118,6 +117,18 @@ fn document(file: &Arc<str>, text: &str) -> Document {
         let isolated = serde_saphyr::from_str(text).ok().and_then(|outline| convert::isolated(file, kind, outline));
         Rejected { file: Arc::clone(file), name, isolated: isolated.map(Box::new), diagnostics }
     })
+}
+
+/// The kind as the first line that looks like it says, or as an object of the API server does.
+fn guess(text: &str) -> Option<Kind> {
+    #[derive(serde::Deserialize)]
+    struct Head {
+        kind: String,
+    }
+    if text.trim_start().starts_with('{') {
+        return serde_json::from_str::<Head>(text).ok().and_then(|head| Kind::from_name(&head.kind));
+    }
+    text.lines().find_map(|line| Kind::from_name(line.strip_prefix("kind:")?.trim()))
 }
 
 fn of_kind(file: &Arc<str>, text: &str, kind: Kind) -> Result<Policy, Vec<Diagnostic>> {

@@ -11,8 +11,9 @@ use super::super::set::PolicySet;
 use crate::identity::SpiffeId;
 use crate::inventory::Inventory;
 use bulkhead_common::{Class, PeerId};
+use foldhash::HashMap;
 use ipnet::IpNet;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 /// Who a rule's end can be.
@@ -59,7 +60,7 @@ impl<'a> Peers<'a> {
             .flat_map(|(peer, facts)| facts.identity.ids.iter().map(|id| (id.as_str(), *peer)))
             .collect();
         by_id.sort_unstable();
-        Self { inventory, by_id, matched: HashMap::new(), parts: parts(set, table) }
+        Self { inventory, by_id, matched: HashMap::default(), parts: parts(set, table) }
     }
 
     /// Every identity's number.

@@ -11,6 +11,7 @@ use bulkhead_common::maps::{MAX_LEVEL, PrefixKey};
 use bulkhead_common::slots::Binding;
 use bulkhead_common::{Addr, Class, PeerId};
 use ipnet::IpNet;
+use litemap::LiteMap;
 use std::collections::BTreeMap;
 
 /// Which classes there are without anybody's saying so. An endpoint for the same prefix takes its place.
@@ -86,7 +87,7 @@ pub(super) fn fill(image: &mut Image, inventory: &Inventory, parts: &[(IpNet, Pe
             warnings.push(Warning::ClaimedTwice { place: e.place, kept, other });
         }
     }
-    // Of addresses there may be very many: sorted once, they become a map without half-full nodes.
+    // Of addresses there may be very many: sorted once, they are a map.
     at_addr.sort_by_key(|(addr, _)| u128::from_be_bytes(addr.0));
     at_addr.dedup_by(|(addr, owner), (last, kept)| {
         if addr != last {
@@ -124,12 +125,21 @@ pub(super) fn fill(image: &mut Image, inventory: &Inventory, parts: &[(IpNet, Pe
             image.prefixes.insert(*prefix, Binding::of(*part));
         }
     }
-    image.addresses = at_addr.iter().map(|(addr, o)| (*addr, bind(*o, addr, 128))).collect();
+    let bound = at_addr.into_iter().map(|(addr, o)| (addr, bind(o, &addr, 128)));
+    // In order and without doubles.
+    image.addresses = LiteMap::from_sorted_store_unchecked(bound.collect());
+    let mut rest = Vec::new();
     for (key, o) in &at_port {
         image.address_ports.insert(*key, bind(*o, &key.addr, 128));
-        let rest = image.addresses.entry(key.addr).or_insert_with(|| bind(owner(&key.addr, 128), &key.addr, 128));
-        rest.flags |= Binding::HAS_PORTS;
+        match image.addresses.get_mut(&key.addr) {
+            Some(others) => others.flags |= Binding::HAS_PORTS,
+            None => {
+                let others = bind(owner(&key.addr, 128), &key.addr, 128);
+                rest.push((key.addr, Binding { flags: others.flags | Binding::HAS_PORTS, ..others }));
+            }
+        }
     }
+    image.addresses.extend(rest);
 }
 
 /// Keeps the better of two owners of one place; returns both if they differ.

@@ -9,7 +9,7 @@ use crate::inventory::{Inventory, WorkloadCgroup};
 use bulkhead_common::maps::{AddrPort, RuleKey};
 use bulkhead_common::slots::{ABSENT, Baseline, Permit, Sides};
 use bulkhead_common::{Addr, Flow, PeerId, Tables, verdict};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// Adds the entries of all Services, as seen from this node's workloads.
 pub(super) fn fill(image: &mut Image, inventory: &Inventory) {
@@ -18,9 +18,9 @@ pub(super) fn fill(image: &mut Image, inventory: &Inventory) {
     }
     let sources = sources(&inventory.cgroups);
     let tables = Quick { rules: image.rules.iter().map(|(key, slot)| (*key, *slot)).collect(), image };
-    let mut entries = BTreeMap::new();
-    for service in &inventory.services {
-        for src in &sources {
+    let mut entries = Vec::new();
+    for src in &sources {
+        for service in &inventory.services {
             for (proto, port) in &service.ports {
                 let answers =
                     service.backends.iter().map(|(dst, at)| Flow { src: *src, dst: *dst, proto: *proto, port: *at });
@@ -36,11 +36,11 @@ pub(super) fn fill(image: &mut Image, inventory: &Inventory) {
                 let key = RuleKey { src: src.0, dst: service.peer.0, port: *port, proto: *proto, size: 16 };
                 let permit =
                     Permit { sides: Sides(sides), egress_rule: told.egress_rule, ingress_rule: told.ingress_rule };
-                entries.insert(key, permit.encode());
+                entries.push((key, permit.encode()));
             }
         }
     }
-    image.rules.append(&mut entries);
+    image.rules.extend(entries);
     // For sources that aren't this node's, of which there are none at its hooks.
     let closed = Baseline { sides: Sides::NONE, sockets_now: 0, sockets_audited: 0 };
     image.baselines.extend(inventory.services.iter().map(|s| (s.peer, closed)));
