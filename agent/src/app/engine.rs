@@ -91,6 +91,7 @@ pub struct Engine<K: Kernel> {
     roster: Roster,
     /// How far it had got when it was stored.
     saved: Option<Extent>,
+    saving: Aside,
     /// Shared with the names of what was compiled last.
     rules: Arc<RuleTable>,
     /// How many numbers of rules had been given out when they were stored.
@@ -186,6 +187,7 @@ impl<K: Kernel> Engine<K> {
             state,
             watcher: Watcher::new()?,
             saved: None,
+            saving: Aside::default(),
             roster,
             rules: Arc::new(rules),
             rules_stored: None,
@@ -432,6 +434,7 @@ impl<K: Kernel> Engine<K> {
             self.state.put(RULES, &rules)?;
             self.rules_stored = Some(self.rules.given());
         }
+        self.numbers_are_saved()?;
         let done = self.kernel.commit(&compiled.image).context("committing the ruleset")?;
         tracing::info!(
             epoch = done.epoch,

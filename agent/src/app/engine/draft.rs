@@ -50,7 +50,8 @@ impl<K: Kernel> Engine<K> {
         overrides.over(policy::expiry::at(policies, clock::now()), lowered)
     }
 
-    /// The inventory as it is now: the last one, as long as nothing that it is made from has changed.
+    /// The inventory as it is now: the last one, as long as nothing that it is made from has changed. New numbers in it are
+    /// being written down until [`Self::numbers_are_saved`].
     pub(super) fn inventory_now(&mut self, overrides: &Overrides) -> anyhow::Result<Arc<Inventory>> {
         if self.drafted.as_ref() == Some(overrides) {
             debug_assert!(self.assembled(overrides).is_ok_and(|a| a.inventory == *self.inventory));
@@ -60,10 +61,20 @@ impl<K: Kernel> Engine<K> {
         (self.instances, self.assembly_warnings) = (instances, warnings);
         let extent = self.roster.extent();
         if self.saved != Some(extent) {
-            self.state.save_roster(&self.roster)?;
+            let (roster, state) = (self.roster.clone(), self.state.clone());
+            self.saving.begin(move || state.save_roster(&roster))?;
             self.saved = Some(extent);
         }
         Ok(shared(&self.inventory, inventory))
+    }
+
+    /// Waits until they are.
+    pub(super) fn numbers_are_saved(&mut self) -> anyhow::Result<()> {
+        let done = self.saving.finish();
+        if done.is_err() {
+            self.saved = None;
+        }
+        done
     }
 
     pub(super) fn compile(&mut self, set: &PolicySet, inventory: &Inventory) -> Compiled {
