@@ -10,11 +10,11 @@ use tikv_jemallocator::Jemalloc;
 static ALLOCATOR: Jemalloc = Jemalloc;
 
 /// How it is set up, found under this name: one heap for all threads, and what is free goes back to the kernel within a
-/// tenth of a second. The agent gives back more, and sooner ([`bulkhead::app::heap`]).
+/// second. The agent gives back more, and sooner ([`bulkhead::app::heap`]).
 #[used]
 #[unsafe(export_name = "_rjem_malloc_conf")]
 static SET_UP: &c_char = {
-    let text = c"narenas:1,dirty_decay_ms:100,muzzy_decay_ms:0";
+    let text = c"narenas:1,dirty_decay_ms:1000,muzzy_decay_ms:0";
     // SAFETY: it is there, and for as long as the program.
     unsafe { &*text.as_ptr() }
 };

@@ -33,7 +33,7 @@ fn live(args: Args) -> Result<(), Failure> {
     if config.cluster.is_some() && config.attach.is_empty() {
         config.attach = cgroup::attach(&hierarchy).map_err(Failure::Attach)?;
     }
-    heap::without_cache();
+    heap::keep_little();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .on_thread_start(heap::without_cache)

@@ -23,7 +23,7 @@ use bulkhead_common::maps::MAX_LEVEL;
 use bulkhead_common::slots::{Baseline, Sides};
 use litemap::LiteMap;
 use pairs::Open;
-use peers::Peers;
+use peers::{PeerSet, Peers};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -161,9 +161,10 @@ fn places_of(image: &Image) -> Image {
 fn rules(image: &mut Image, set: &PolicySet, inventory: &Inventory, table: &mut RuleTable) {
     table.begin();
     let mut peers = Peers::new(set, inventory, table);
-    let clauses = clauses::clauses(set, inventory, &mut peers, table);
+    let selected: Vec<PeerSet> = set.iter().map(|policy| peers.selected(policy)).collect();
+    let clauses = clauses::clauses(set, &selected, inventory, &mut peers, table);
     table.end();
-    image.baselines = baselines(set, inventory, &mut peers);
+    image.baselines = baselines(set, &selected, inventory);
     let open = Open::of(set.overrides(), inventory);
     let mut entries = pairs::entries(&clauses, &peers, inventory, &image.baselines, &open);
     entries.sort_unstable();
@@ -187,15 +188,15 @@ fn isolation(policy: &Policy) -> u8 {
 }
 
 /// The default of every identity. The unknown workload may be any of them, and any that a policy is waiting for.
-fn baselines<'a>(set: &'a PolicySet, inventory: &Inventory, peers: &mut Peers<'a>) -> BTreeMap<PeerId, Baseline> {
+fn baselines(set: &PolicySet, selected: &[PeerSet], inventory: &Inventory) -> BTreeMap<PeerId, Baseline> {
     let of = |p: Posture| Baseline { sides: Sides(posture(p)), sockets_now: 0, sockets_audited: 0 };
     let mut baselines: BTreeMap<PeerId, Baseline> =
         inventory.identities.iter().map(|(peer, facts)| (*peer, of(facts.posture))).collect();
     let mut unknown = of(inventory.strictest());
-    for policy in set.iter() {
+    for (policy, selected) in set.iter().zip(selected) {
         let isolation = isolation(policy);
         unknown.sides.0 &= !isolation;
-        for peer in peers.selected(policy).ids.iter() {
+        for peer in selected.ids.iter() {
             if let Some(b) = baselines.get_mut(peer) {
                 b.sides.0 &= !isolation;
                 b.sockets_audited |= policy.sockets;

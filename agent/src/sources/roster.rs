@@ -8,6 +8,7 @@ use crate::identity::Identity;
 use bulkhead_common::PeerId;
 use bulkhead_common::maps::capacity;
 use bulkhead_common::slots::Binding;
+use foldhash::HashMap;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct Roster {
     generation: u64,
     next_instance: u32,
-    numbers: BTreeMap<Identity, PeerId>,
+    numbers: HashMap<Identity, PeerId>,
     identities: BTreeMap<PeerId, Identity>,
     instances: BTreeMap<u64, u32>,
 }
@@ -44,11 +45,11 @@ pub enum Full {
 
 impl Roster {
     /// An empty one, for a new set of maps.
-    pub const fn new(generation: u64) -> Self {
+    pub fn new(generation: u64) -> Self {
         Self {
             generation,
             next_instance: 1,
-            numbers: BTreeMap::new(),
+            numbers: HashMap::default(),
             identities: BTreeMap::new(),
             instances: BTreeMap::new(),
         }

@@ -94,9 +94,10 @@ fn named_port(facts: &IdentityFacts, proto: u8, name: &str) -> Option<(u8, (u16,
 }
 
 /// All clauses of a set: first denies, then what allows, each in the order of policies, lists and items.
-/// Without those that are about nobody of this node.
+/// Without those that are about nobody of this node. Whom each policy selects is given.
 pub(super) fn clauses<'a>(
     set: &'a PolicySet,
+    selected: &[PeerSet],
     inventory: &Inventory,
     peers: &mut Peers<'a>,
     table: &mut RuleTable,
@@ -104,8 +105,7 @@ pub(super) fn clauses<'a>(
     let (mut denies, mut allows) = (Vec::new(), Vec::new());
     let elsewhere = Elsewhere::of(inventory);
     let is_here = |set: &PeerSet| set.any || set.ids.iter().any(|peer| elsewhere.is_here(*peer));
-    for policy in set.iter() {
-        let selected = peers.selected(policy);
+    for (policy, selected) in set.iter().zip(selected) {
         let lists = [
             (Section::Ingress, &policy.ingress, policy.reach(Sides::INGRESS)),
             (Section::Egress, &policy.egress, policy.reach(Sides::EGRESS)),

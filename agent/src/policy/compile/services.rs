@@ -9,6 +9,7 @@ use crate::inventory::{Inventory, WorkloadCgroup};
 use bulkhead_common::maps::{AddrPort, RuleKey};
 use bulkhead_common::slots::{ABSENT, Baseline, Permit, Sides};
 use bulkhead_common::{Addr, Flow, PeerId, Tables, verdict};
+use foldhash::HashMap;
 use std::collections::BTreeSet;
 
 /// Adds the entries of all Services, as seen from this node's workloads.
@@ -17,7 +18,11 @@ pub(super) fn fill(image: &mut Image, inventory: &Inventory) {
         return;
     }
     let sources = sources(&inventory.cgroups);
-    let tables = Quick { rules: image.rules.iter().map(|(key, slot)| (*key, *slot)).collect(), image };
+    let tables = Quick {
+        rules: image.rules.iter().map(|(key, slot)| (*key, *slot)).collect(),
+        baselines: image.baselines.iter().map(|(peer, baseline)| (*peer, baseline.encode())).collect(),
+        image,
+    };
     let mut entries = Vec::new();
     for src in &sources {
         for service in &inventory.services {
@@ -46,9 +51,10 @@ pub(super) fn fill(image: &mut Image, inventory: &Inventory) {
     image.baselines.extend(inventory.services.iter().map(|s| (s.peer, closed)));
 }
 
-/// An image, and its rules where they are found quickly.
+/// An image, and what judging a flow looks for where it is found quickly.
 struct Quick<'a> {
-    rules: foldhash::HashMap<RuleKey, u64>,
+    rules: HashMap<RuleKey, u64>,
+    baselines: HashMap<PeerId, u64>,
     image: &'a Image,
 }
 
@@ -57,7 +63,7 @@ impl Tables for Quick<'_> {
         self.rules.get(key).copied().unwrap_or(ABSENT)
     }
     fn baseline(&self, id: PeerId) -> u64 {
-        self.image.baseline(id)
+        self.baselines.get(&id).copied().unwrap_or(ABSENT)
     }
     fn address(&self, addr: &Addr) -> u64 {
         self.image.address(addr)
