@@ -1,11 +1,14 @@
 //! Live sockets against small images; and what a commit can have cut.
 
 use super::*;
+use crate::identity::Identity;
 use crate::image::Image;
+use crate::inventory::{self, IdentityFacts, Inventory, Posture, WorkloadCgroup};
+use crate::policy::{self, PolicySet, RuleTable};
 use bulkhead_common::maps::{PrefixKey, RuleKey};
 use bulkhead_common::slots::{Baseline, PairHeader, Permit, Sides};
 use bulkhead_common::{PeerId, Reason};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 const WEB: PeerId = PeerId(256);
 const DB: PeerId = PeerId(257);
@@ -164,4 +167,34 @@ fn only_what_a_commit_can_have_cut_is_looked_at() {
     let key = RuleKey { src: WEB.0, dst: 16, port: 0, proto: proto::TCP, size: RuleKey::HEADER };
     revoked.rules.insert(key, PairHeader { sides: Sides::NONE, sizes: 0 }.encode());
     assert_eq!(Reach::between(Some(&shut), &revoked), Reach::Everything);
+}
+
+/// A Service is nobody who could be refused anything.
+#[test]
+fn where_all_is_observed_nobody_is_looked_at() {
+    let compiled = |posture| {
+        let facts = |name: &str| IdentityFacts {
+            identity: Identity {
+                namespace: "n".to_owned(),
+                ids: [format!("spiffe://t/{name}").parse().expect("an ID")].into(),
+            },
+            posture,
+            ports: BTreeMap::new(),
+        };
+        let service = PeerId(258);
+        let inventory = Inventory {
+            identities: [(WEB, facts("web")), (DB, facts("db"))].into(),
+            cgroups: vec![WorkloadCgroup { id: WEB_CGROUP, level: 1, peer: WEB, instance: 1, flags: 0 }],
+            services: vec![inventory::Service {
+                peer: service,
+                ports: [(proto::TCP, 80)].into(),
+                backends: [(WEB, 8080), (DB, 8080)].into(),
+            }],
+            ..Inventory::default()
+        };
+        policy::compile(&PolicySet::default(), &inventory, &mut RuleTable::default()).image
+    };
+    assert_eq!(Reach::between(None, &compiled(Posture::Observe)), Reach::Of(BTreeSet::new()));
+    assert_eq!(Reach::between(None, &compiled(Posture::Audit)), Reach::Of(BTreeSet::new()));
+    assert_eq!(Reach::between(None, &compiled(Posture::Enforce)), Reach::Everything);
 }

@@ -17,8 +17,9 @@ use crate::cluster::POD_IMAGE;
 
 /// How many pods of each Job try what is denied.
 const FEW: usize = 5;
-/// How many pods of a Job run at a time.
-const AT_ONCE: usize = 20;
+/// How many of those whose connections are timed run at a time. The fewer, the less they are kept waiting by each other's
+/// start.
+const TIMED_AT_ONCE: usize = 2;
 /// Beyond any key that the grid gives.
 const KEYS: u64 = 1_000_000_000;
 
@@ -48,7 +49,7 @@ pub(super) fn run(bed: &mut Bed) -> Result<()> {
         for (to, address) in places.iter().enumerate() {
             let key = KEYS + u64::try_from(at * places.len() + to)?;
             let name = format!("first-{account}-{to}");
-            let (said, heard) = made(bed, &name, account, key, address, FEW)?;
+            let (said, heard) = made(bed, &name, account, key, address, (FEW, FEW))?;
             let expected = if meant { FEW } else { 0 };
             let outcomes: BTreeSet<&str> = said.iter().map(|(outcome, _)| outcome.as_str()).collect();
             bed.expect(
@@ -64,7 +65,7 @@ pub(super) fn run(bed: &mut Bed) -> Result<()> {
 pub(super) fn time(bed: &mut Bed, state: State, runs: usize) -> Result<()> {
     let key = KEYS + 100 + state as u64;
     let name = format!("timed-{}", state.as_str().split(' ').next().unwrap_or_default());
-    let (said, heard) = made(bed, &name, "report", key, DATABASE, runs)?;
+    let (said, heard) = made(bed, &name, "report", key, DATABASE, (runs, TIMED_AT_ONCE))?;
     bed.expect(heard == runs, format!("{heard} of {runs} first connections arrived"));
     let mut took: Vec<u64> = said.iter().map(|(_, took)| *took).collect();
     took.sort_unstable();
@@ -83,17 +84,17 @@ pub(super) fn nightly(bed: &mut Bed) -> Result<()> {
     bed.kubectl(&["delete", "job", &job, "--namespace", "billing"]).map(drop)
 }
 
-/// Runs a Job: what its pods said, and how many were heard.
+/// Runs a Job of so many pods, so many at once: what they said, and how many were heard.
 fn made(
     bed: &mut Bed,
     name: &str,
     account: &str,
     key: u64,
     address: &str,
-    runs: usize,
+    (runs, at_once): (usize, usize),
 ) -> Result<(Vec<(String, u64)>, usize)> {
     let (start, namespace) = (now(), workload(account).context("there is such a workload")?.namespace);
-    bed.apply(name, &job(namespace, name, account, key, &format!("{address}:{PORT}"), runs))?;
+    bed.apply(name, &job(namespace, name, account, key, &format!("{address}:{PORT}"), (runs, at_once)))?;
     let said = outcomes(bed, namespace, name, runs)?;
     bed.grid.read()?;
     let heard = bed.grid.heard_since(key, start);
@@ -101,12 +102,12 @@ fn made(
     Ok((said, heard))
 }
 
-fn job(namespace: &str, name: &str, account: &str, key: u64, place: &str, runs: usize) -> Value {
+fn job(namespace: &str, name: &str, account: &str, key: u64, place: &str, (runs, at_once): (usize, usize)) -> Value {
     json!({
         "apiVersion": "batch/v1", "kind": "Job",
         "metadata": {"name": name, "namespace": namespace},
         "spec": {
-            "completions": runs, "parallelism": runs.min(AT_ONCE), "backoffLimit": 0,
+            "completions": runs, "parallelism": at_once, "backoffLimit": 0,
             "template": {"spec": {
                 "serviceAccountName": account, "restartPolicy": "Never",
                 "containers": [{
@@ -120,7 +121,7 @@ fn job(namespace: &str, name: &str, account: &str, key: u64, place: &str, runs: 
 
 /// What the pods of a Job said, when all of them are over: an outcome, and how many microseconds it took.
 fn outcomes(bed: &Bed, namespace: &str, job: &str, runs: usize) -> Result<Vec<(String, u64)>> {
-    wait(&format!("Job {job} to be over"), Duration::from_secs(240), || {
+    wait(&format!("Job {job} to be over"), Duration::from_secs(600), || {
         let said = get(&bed.state, &["job", job, "--namespace", namespace])?;
         Ok((said["status"]["succeeded"] == runs).then_some(()))
     })?;

@@ -46,9 +46,11 @@ pub(super) fn fill(image: &mut Image, inventory: &Inventory) {
         }
     }
     image.rules.extend(entries);
-    // For sources that aren't this node's, of which there are none at its hooks.
+    // For sources that aren't this node's, of which there are none at its hooks: as strict as anything here, and where nothing
+    // is refused they don't say that something were.
     let closed = Baseline { sides: Sides::NONE, sockets_now: 0, sockets_audited: 0 };
-    image.baselines.extend(inventory.services.iter().map(|s| (s.peer, closed)));
+    let strictest = image.baselines.get(&PeerId::UNKNOWN_WORKLOAD).copied().unwrap_or(closed);
+    image.baselines.extend(inventory.services.iter().map(|s| (s.peer, strictest)));
 }
 
 /// An image, and what judging a flow looks for where it is found quickly.
