@@ -68,7 +68,7 @@ impl Values {
              # helm install bulkhead deploy/helm/bulkhead --namespace {NAMESPACE} --create-namespace\n\
              # kubectl label namespace {NAMESPACE} pod-security.kubernetes.io/enforce=privileged\n\
              # In another namespace: name it under `exempt` in the configuration, and give --agents-in to --cluster.\n\
-             namespace:\n  # Whether the chart makes its namespace; not together with --create-namespace.\n  create: false\n\
+             namespace:\n  # Whether the chart makes its namespace, for `helm template`: `helm install` needs it there, or --create-namespace.\n  create: false\n\
              image:\n  repository: {repository}\n  # The chart's appVersion if it is empty.\n  tag: \"\"\n  \
              pullPolicy: {pull_policy}\n\
              # The agents' configuration.\n\
