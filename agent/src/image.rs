@@ -21,7 +21,7 @@ pub struct Image {
     /// By prefix; `::/0` is always there.
     pub prefixes: BTreeMap<PrefixKey, Binding>,
     /// By pair and block: encoded [`bulkhead_common::slots::Permit`]s and headers.
-    /// As many as addresses.
+    /// There may be as many as addresses.
     pub rules: LiteMap<RuleKey, u64>,
     /// By identity; 0 is the unknown workload's.
     pub baselines: BTreeMap<PeerId, Baseline>,

@@ -164,8 +164,8 @@ fn rules(image: &mut Image, set: &PolicySet, inventory: &Inventory, table: &mut 
     let selected: Vec<PeerSet> = set.iter().map(|policy| peers.selected(policy)).collect();
     let clauses = clauses::clauses(set, &selected, inventory, &mut peers, table);
     table.end();
-    image.baselines = baselines(set, &selected, inventory);
     let open = Open::of(set.overrides(), inventory);
+    image.baselines = baselines(set, &selected, inventory, &open);
     let mut entries = pairs::entries(&clauses, &peers, inventory, &image.baselines, &open);
     entries.sort_unstable();
     image.rules = entries.into_iter().collect();
@@ -187,8 +187,9 @@ fn isolation(policy: &Policy) -> u8 {
     side(policy.ingress.is_some(), Sides::INGRESS) | side(policy.egress.is_some(), Sides::EGRESS)
 }
 
-/// The default of every identity. The unknown workload may be any of them, and any that a policy is waiting for.
-fn baselines(set: &PolicySet, selected: &[PeerSet], inventory: &Inventory) -> BTreeMap<PeerId, Baseline> {
+/// The default of every identity. The unknown workload may be any of them, and any that a policy is waiting for. Whom each
+/// policy selects is given.
+fn baselines(set: &PolicySet, selected: &[PeerSet], inventory: &Inventory, open: &Open) -> BTreeMap<PeerId, Baseline> {
     let of = |p: Posture| Baseline { sides: Sides(posture(p)), sockets_now: 0, sockets_audited: 0 };
     let mut baselines: BTreeMap<PeerId, Baseline> =
         inventory.identities.iter().map(|(peer, facts)| (*peer, of(facts.posture))).collect();
@@ -207,7 +208,6 @@ fn baselines(set: &PolicySet, selected: &[PeerSet], inventory: &Inventory) -> BT
         }
     }
     baselines.insert(PeerId::UNKNOWN_WORKLOAD, unknown);
-    let open = Open::of(set.overrides(), inventory);
     let every_kind = Baseline::RAW | Baseline::SCTP | Baseline::MPTCP;
     for (peer, b) in &mut baselines {
         let bits = open.bits(*peer);
