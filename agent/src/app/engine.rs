@@ -41,6 +41,7 @@ use crate::sources::node_netns::NodeNetns;
 use crate::sources::policies::{self, Policies};
 use crate::sources::roster::{Extent, Roster};
 use crate::sources::state::State;
+use crate::sources::strays::Strays;
 use crate::sources::watch::{Dirty, Watcher};
 use anyhow::Context;
 use bulkhead_common::Addr;
@@ -136,6 +137,7 @@ pub struct Engine<K: Kernel> {
     /// Out of order at the last look at the kernel.
     kernel_faults: Vec<String>,
     not_contained: Vec<NotContained>,
+    strays: Strays,
     /// Where the programs can tell the node from whom it masquerades.
     node_netns: NodeNetns,
     /// Where meshes are.
@@ -220,6 +222,7 @@ impl<K: Kernel> Engine<K> {
             source_faults: Vec::new(),
             kernel_faults: Vec::new(),
             not_contained: Vec::new(),
+            strays: Strays::default(),
             node_netns: NodeNetns::default(),
             meshes: Meshes::default(),
             overrides,

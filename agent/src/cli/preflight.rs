@@ -10,7 +10,7 @@ use super::fleet::{Fleet, complain, words};
 use super::table::{table, text, verdict};
 use crate::config::{self, Config};
 use crate::sources::hierarchy::{Hierarchy, Scan};
-use crate::sources::strays;
+use crate::sources::strays::{self, Strays};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -228,7 +228,7 @@ fn workloads(hierarchy: &Hierarchy, config: &Config, scan: &Scan, checks: &mut V
         );
         checks.push(check(what, State::Ok, note));
     }
-    for n in strays::not_contained(hierarchy, config, scan) {
+    for n in Strays::default().look(hierarchy, config, scan, usize::MAX) {
         checks.push(check(n.what, State::Error, n.why));
     }
 }

@@ -40,6 +40,8 @@ pub mod state {
     pub const CLOSE: u8 = 7;
     /// TCP: accepts connections.
     pub const LISTEN: u8 = 10;
+    /// Every state, also those that have no name here, as a mask.
+    pub(super) const ANY: u32 = u32::MAX;
 }
 
 /// The protocol number under which raw sockets are listed.
@@ -142,26 +144,52 @@ pub fn sockets() -> io::Result<Vec<Socket>> {
 /// Those of some protocols, with what a map of socket storage keeps of each (since Linux 5.7).
 pub fn sockets_of(protocols: &[u8], storage: Option<BorrowedFd<'_>>) -> io::Result<Vec<Socket>> {
     let mut all = Vec::new();
+    each(protocols, state::ANY, storage, |socket| all.push(socket))?;
+    Ok(all)
+}
+
+/// Gives each TCP listener of this thread's network namespace to `found`: much sooner had than connections, for which the
+/// kernel goes through the whole machine's.
+pub fn listeners(found: impl FnMut(Socket)) -> io::Result<()> {
+    each(&[bulkhead_common::proto::TCP], 1 << state::LISTEN, None, found)
+}
+
+/// Gives each socket of some protocols to `found`, without holding them all at once: a workload may have very many.
+pub fn each_of(protocols: &[u8], found: impl FnMut(Socket)) -> io::Result<()> {
+    each(protocols, state::ANY, None, found)
+}
+
+fn each(
+    protocols: &[u8],
+    states: u32,
+    storage: Option<BorrowedFd<'_>>,
+    mut found: impl FnMut(Socket),
+) -> io::Result<()> {
     for protocol in protocols {
         for family in [libc::AF_INET, libc::AF_INET6] {
-            all.extend(dump(family, *protocol, storage)?);
+            dump(family, *protocol, states, storage, &mut found)?;
         }
     }
-    Ok(all)
+    Ok(())
 }
 
 fn family_number(family: libc::c_int) -> u8 {
     u8::try_from(family).unwrap_or_default()
 }
 
-fn dump(family: libc::c_int, protocol: u8, storage: Option<BorrowedFd<'_>>) -> io::Result<Vec<Socket>> {
+fn dump(
+    family: libc::c_int,
+    protocol: u8,
+    states: u32,
+    storage: Option<BorrowedFd<'_>>,
+    found: &mut impl FnMut(Socket),
+) -> io::Result<()> {
     let id = if family == libc::AF_INET { SocketId::new_v4() } else { SocketId::new_v6() };
     let request = SockDiagMessage::InetRequest(InetRequest {
         family: family_number(family),
         protocol,
         extensions: ExtensionFlags::empty(),
-        // Every state, also those that the flags have no name for.
-        states: StateFlags::from_bits_retain(u32::MAX),
+        states: StateFlags::from_bits_retain(states),
         socket_id: id,
     });
     let socket = open()?;
@@ -170,7 +198,6 @@ fn dump(family: libc::c_int, protocol: u8, storage: Option<BorrowedFd<'_>>) -> i
         ask_for_storage(&mut bytes, map);
     }
     socket.send(&bytes, 0)?;
-    let mut found = Vec::new();
     let mut buffer = vec![0u8; 1 << 16];
     loop {
         let size = socket.recv(&mut &mut buffer[..], 0)?;
@@ -179,11 +206,11 @@ fn dump(family: libc::c_int, protocol: u8, storage: Option<BorrowedFd<'_>>) -> i
             let message = NetlinkMessage::<SockDiagMessage>::deserialize(rest).map_err(io::Error::other)?;
             match message.payload {
                 NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
-                    found.push(understand(protocol, &response));
+                    found(understand(protocol, &response));
                 }
-                NetlinkPayload::Done(_) => return Ok(found),
+                NetlinkPayload::Done(_) => return Ok(()),
                 // The kernel has no lister for this protocol, hence no such socket that we could see.
-                NetlinkPayload::Error(e) if e.raw_code() == -libc::ENOENT => return Ok(found),
+                NetlinkPayload::Error(e) if e.raw_code() == -libc::ENOENT => return Ok(()),
                 NetlinkPayload::Error(e) => return Err(io::Error::from_raw_os_error(-e.raw_code())),
                 _ => {}
             }

@@ -129,12 +129,15 @@ fn within(pid: u32, own: &BTreeSet<u64>) -> io::Result<Found> {
     if theirs.metadata()?.ino() == ours.metadata()?.ino() {
         return Ok(Found::default());
     }
-    let (redirects, sockets) = sock_diag::in_netns(theirs, || {
-        Ok((redirects::any()?, sock_diag::sockets_of(&[bulkhead_common::proto::TCP], None)?))
-    })?;
-    let listening = sockets.iter().filter(|s| s.state == sock_diag::state::LISTEN);
-    let foreign = listening.filter(|s| s.cgroup.is_some_and(|id| !own.contains(&id))).map(|s| s.local).collect();
-    Ok(Found { redirects, foreign, fault: None })
+    sock_diag::in_netns(theirs, || {
+        let mut foreign = BTreeSet::new();
+        sock_diag::listeners(|s| {
+            if s.cgroup.is_some_and(|id| !own.contains(&id)) {
+                foreign.insert(s.local);
+            }
+        })?;
+        Ok(Found { redirects: redirects::any()?, foreign, fault: None })
+    })
 }
 
 #[cfg(test)]

@@ -61,7 +61,7 @@ impl<K: Kernel> Engine<K> {
             tracing::error!("{new}");
         }
         self.kernel_faults = faults;
-        self.not_contained = strays::not_contained(&self.hierarchy, &self.config, &self.scan);
+        self.not_contained = self.strays.look(&self.hierarchy, &self.config, &self.scan, strays::AT_ONCE);
         self.not_contained.extend(self.meshes.told(&self.config, &self.scan));
         self.not_contained.extend(self.node_netns.blind(&self.config, &self.scan));
     }
