@@ -14,6 +14,7 @@ mod drift;
 mod error;
 mod events;
 mod features;
+pub mod folders;
 mod links;
 mod memory;
 pub mod netns_id;

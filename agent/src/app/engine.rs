@@ -98,8 +98,8 @@ pub struct Engine<K: Kernel> {
     /// How many numbers of rules had been given out when they were stored.
     rules_stored: Option<u64>,
     policies: Policies,
-    /// Whether the last good texts are to be stored.
-    policies_unstored: bool,
+    /// The last good texts as they were stored, or are being.
+    policies_stored: Option<policies::Texts>,
     storing: Aside,
     /// What was last written down of what this node knows of itself.
     written_down: Option<look::Hash>,
@@ -194,7 +194,7 @@ impl<K: Kernel> Engine<K> {
             rules: Arc::new(rules),
             rules_stored: None,
             policies,
-            policies_unstored: false,
+            policies_stored: None,
             storing: Aside::default(),
             written_down: None,
             writing_down: Aside::default(),

@@ -4,6 +4,7 @@
 //! thread, so the walk is done by a few threads that end with it. Nothing is kept from one walk to the next: a handle
 //! would keep a namespace alive that its workload has left.
 
+use super::folders::{self, Folder};
 use super::sock_diag::{self, Socket, state};
 use super::{Datapath, sys};
 use crate::config::widen;
@@ -19,7 +20,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Mutex;
 
 /// How many threads walk at once.
@@ -63,10 +64,10 @@ impl Datapath {
         for point in &self.options.attach {
             descend(point, None, image, &mut tree)?;
         }
-        let folders = tree.iter().filter(|n| reach.holds(n.binding.peer)).map(|n| n.path.as_path());
+        let folders = tree.iter().filter(|n| reach.holds(n.binding.peer)).map(|n| &n.folder);
         let namespaces = namespaces_of(folders)?;
         let host = fs::metadata("/proc/1/ns/net").or_else(|_| fs::metadata("/proc/thread-self/ns/net"))?.ino();
-        let owners: Owners = tree.iter().map(|n| (n.id, n.binding)).collect();
+        let owners: Owners = tree.iter().map(|n| (n.folder.id, n.binding)).collect();
         let kept = Kept { places: self.map(maps::SOCKETS)?, others: self.map(maps::OTHER_SOCKETS)? };
         let look =
             |netns: u64| look_into(image, &owners, netns == host, reach, kept, destroy).map_err(|e| e.to_string());
@@ -106,36 +107,33 @@ impl Walk {
 
 /// A cgroup below an attach point, and whose it is.
 struct Node {
-    path: PathBuf,
-    id: u64,
+    folder: Folder,
     binding: Binding,
 }
 
 /// Whose the cgroups are from here on downwards: the first one that is a workload's gives it to all below.
 fn descend(path: &Path, above: Option<Binding>, image: &Image, tree: &mut Vec<Node>) -> io::Result<()> {
-    let id = match fs::metadata(path) {
-        Ok(meta) => meta.ino(),
+    let (folder, below) = match folders::look(path) {
+        Ok(found) => found,
         // Gone meanwhile, and its sockets' packets are denied by themselves.
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(e),
     };
-    let here = image.cgroups.get(&id).copied().filter(|b| b.peer != PeerId::UNKNOWN_WORKLOAD);
+    let here = image.cgroups.get(&folder.id).copied().filter(|b| b.peer != PeerId::UNKNOWN_WORKLOAD);
     let workload = above.or(here);
     let binding = workload.unwrap_or(Binding::of(PeerId::UNKNOWN_WORKLOAD));
-    tree.push(Node { path: path.to_owned(), id, binding });
-    let Ok(entries) = fs::read_dir(path) else { return Ok(()) };
-    for entry in entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())) {
-        descend(&entry.path(), workload, image, tree)?;
+    tree.push(Node { folder, binding });
+    for path in below {
+        descend(&path, workload, image, tree)?;
     }
     Ok(())
 }
 
 /// The network namespaces of the processes in these cgroups, by their inode numbers.
-fn namespaces_of<'p>(folders: impl Iterator<Item = &'p Path>) -> io::Result<BTreeMap<u64, File>> {
+fn namespaces_of<'f>(folders: impl Iterator<Item = &'f Folder>) -> io::Result<BTreeMap<u64, File>> {
     let mut namespaces = BTreeMap::new();
     for folder in folders {
-        let Ok(processes) = fs::read_to_string(folder.join("cgroup.procs")) else { continue };
-        for pid in processes.lines() {
+        for pid in folder.processes() {
             let path = format!("/proc/{pid}/ns/net");
             let found = fs::metadata(&path).and_then(|meta| {
                 if !namespaces.contains_key(&meta.ino()) {

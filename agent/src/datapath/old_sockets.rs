@@ -6,6 +6,7 @@
 //! its port, as far as can be told, since the first packet of it that a program sees may well be a reply; a raw socket is
 //! listed so that what it sends isn't taken for the kernel's own.
 
+use super::folders::folders_below;
 use super::sock_diag::{self, Socket, state};
 use super::sys;
 use bulkhead_common::maps::role;
@@ -15,7 +16,6 @@ use std::fs;
 use std::io;
 use std::ops::RangeInclusive;
 use std::os::fd::BorrowedFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// What the programs must be told about the sockets of one network namespace.
@@ -61,16 +61,16 @@ struct Scope {
 
 impl Scope {
     fn of(attach: &[PathBuf]) -> io::Result<Self> {
-        let id = |folder: &PathBuf| fs::metadata(folder).map(|m| m.ino()).ok();
+        let below = |cgroup: &Path| folders_below(cgroup).map(|all| all.into_iter().map(|folder| folder.id));
         let mut inside = BTreeSet::new();
         let mut roots = BTreeSet::new();
         for point in attach {
-            inside.extend(sock_diag::folders_below(point)?.iter().filter_map(id));
+            inside.extend(below(point)?);
             roots.insert(root_of(point));
         }
         let mut outside = BTreeSet::new();
         for root in roots {
-            outside.extend(sock_diag::folders_below(&root)?.iter().filter_map(id));
+            outside.extend(below(&root)?);
         }
         outside.retain(|id| !inside.contains(id));
         Ok(Self { inside, outside })

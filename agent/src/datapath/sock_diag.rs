@@ -3,18 +3,19 @@
 //! A network namespace belongs to a thread, so everything here that enters one does it on a thread of its own, which
 //! ends with the call; a tokio worker must never change its namespace.
 
+use super::folders::folders_below;
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload, Nla as _};
 use netlink_packet_sock_diag::inet::nlas::Nla;
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags};
 use netlink_packet_sock_diag::{SockDiagDestroy, SockDiagMessage};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Attributes of answers. Linux: include/uapi/linux/inet_diag.h.
 const INET_DIAG_SK_BPF_STORAGES: u16 = 20;
@@ -96,12 +97,7 @@ pub fn namespaces_below(cgroups: &[PathBuf]) -> io::Result<BTreeMap<u64, File>> 
     };
     add("/proc/thread-self/ns/net")?;
     for folder in cgroups.iter().map(|c| folders_below(c)).collect::<io::Result<Vec<_>>>()?.into_iter().flatten() {
-        let processes = match fs::read_to_string(folder.join("cgroup.procs")) {
-            Ok(processes) => processes,
-            // Removed meanwhile, or a threaded cgroup, whose processes stand further up.
-            Err(_) => continue,
-        };
-        for pid in processes.lines() {
+        for pid in folder.processes() {
             match add(&format!("/proc/{pid}/ns/net")) {
                 // It has ended meanwhile.
                 Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {}
@@ -113,27 +109,6 @@ pub fn namespaces_below(cgroups: &[PathBuf]) -> io::Result<BTreeMap<u64, File>> 
         }
     }
     Ok(namespaces)
-}
-
-/// A cgroup's folder and all below it.
-pub fn folders_below(cgroup: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut found = vec![cgroup.to_owned()];
-    let mut next = 0;
-    while let Some(folder) = found.get(next).cloned() {
-        next += 1;
-        let entries = match fs::read_dir(&folder) {
-            Ok(entries) => entries,
-            Err(e) if e.kind() == io::ErrorKind::NotFound && next > 1 => continue,
-            Err(e) => return Err(e),
-        };
-        for entry in entries {
-            let entry = entry?;
-            if entry.file_type().is_ok_and(|t| t.is_dir()) {
-                found.push(entry.path());
-            }
-        }
-    }
-    Ok(found)
 }
 
 /// Every socket of this thread's network namespace, of [`PROTOCOLS`] and both families.

@@ -19,6 +19,8 @@ pub struct State {
     /// The seed of the searches.
     seed: u64,
     entries: BTreeMap<Key, Entry>,
+    /// How many of them each table holds.
+    lens: [usize; Table::ALL.len()],
     baselines: BTreeMap<PeerId, u64>,
     /// The levels that are looked at.
     levels: u32,
@@ -68,6 +70,7 @@ impl State {
             capacities,
             seed,
             entries: BTreeMap::new(),
+            lens: [0; Table::ALL.len()],
             baselines: BTreeMap::new(),
             levels: 0,
             built_ins: 0,
@@ -90,6 +93,7 @@ impl State {
         }
         let mut used = BTreeSet::new();
         for (key, entry) in &found.entries {
+            state.lens[key.table() as usize] += 1;
             let bad = BadIndex { key: *key, index: entry.index };
             match state.seats.get_mut(&key.table()) {
                 Some(seats) => {
@@ -167,7 +171,7 @@ impl State {
 
     /// How many entries the table holds.
     pub fn len(&self, table: Table) -> usize {
-        self.entries.keys().filter(|k| k.table() == table).count()
+        self.lens[table as usize]
     }
 
     /// Compares with an image.
@@ -286,13 +290,16 @@ impl State {
     pub(super) fn advance(&mut self, plan: &Plan) {
         // What moves to a larger table is taken away and added.
         for Write { key, .. } in &plan.removals {
-            self.entries.remove(key);
+            if self.entries.remove(key).is_some() {
+                self.lens[key.table() as usize] -= 1;
+            }
         }
-        for Insert { key, index, next, .. } in &plan.inserts {
-            self.entries.insert(*key, Entry { index: *index, payload: *next });
-        }
-        for Write { key, index, next } in &plan.writes {
-            self.entries.insert(*key, Entry { index: *index, payload: *next });
+        let inserts = plan.inserts.iter().map(|Insert { key, index, next, .. }| (*key, *index, *next));
+        let writes = plan.writes.iter().map(|Write { key, index, next }| (*key, *index, *next));
+        for (key, index, payload) in inserts.chain(writes) {
+            if self.entries.insert(key, Entry { index, payload }).is_none() {
+                self.lens[key.table() as usize] += 1;
+            }
         }
         for (id, payload) in &plan.baselines {
             if *payload == ABSENT {

@@ -6,6 +6,7 @@
 
 use super::hierarchy::{Hierarchy, Scan};
 use crate::config::Config;
+use crate::datapath::folders::folders_below;
 use crate::datapath::{redirects, sock_diag};
 use crate::serve::api::NotContained;
 use std::collections::{BTreeMap, BTreeSet};
@@ -111,12 +112,9 @@ fn enforces(config: &Config) -> bool {
 
 /// `None`: nothing runs there, or not any more.
 fn look_into(directory: &Path) -> Option<Found> {
-    let folders = sock_diag::folders_below(directory).ok()?;
-    let pid: u32 = folders.iter().find_map(|folder| {
-        let processes = std::fs::read_to_string(folder.join("cgroup.procs")).ok()?;
-        processes.lines().find_map(|pid| pid.parse().ok())
-    })?;
-    let own: BTreeSet<u64> = folders.iter().filter_map(|f| std::fs::metadata(f).ok()).map(|m| m.ino()).collect();
+    let folders = folders_below(directory).ok()?;
+    let pid = folders.iter().find_map(|folder| folder.processes().first().copied())?;
+    let own: BTreeSet<u64> = folders.iter().map(|f| f.id).collect();
     match within(pid, &own) {
         Ok(found) => Some(found),
         Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => None,

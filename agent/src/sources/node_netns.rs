@@ -6,6 +6,7 @@
 
 use super::hierarchy::{Hierarchy, Scan};
 use crate::config::Config;
+use crate::datapath::folders::folders_below;
 use crate::datapath::{netns_id, sock_diag};
 use crate::serve::api::NotContained;
 use bulkhead_common::slots::Binding;
@@ -73,11 +74,7 @@ fn first_process(directory: &Path) -> Option<u32> {
     if events.lines().any(|line| line == "populated 0") {
         return None;
     }
-    let folders = sock_diag::folders_below(directory).ok()?;
-    folders.iter().find_map(|folder| {
-        let processes = std::fs::read_to_string(folder.join("cgroup.procs")).ok()?;
-        processes.lines().find_map(|pid| pid.parse().ok())
-    })
+    folders_below(directory).ok()?.iter().find_map(|folder| folder.processes().first().copied())
 }
 
 /// `None`: the process has gone, and another one will be looked at.

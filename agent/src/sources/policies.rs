@@ -2,6 +2,7 @@
 //! the agent was down doesn't take its policies out of force.
 
 use super::state::State;
+use crate::cluster::builtin;
 use crate::policy::{self, Diagnostic, Document, PolicySet, Severity};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,13 +12,16 @@ use std::sync::Arc;
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Reading {
     /// By file name.
-    pub texts: BTreeMap<Arc<str>, Arc<str>>,
+    pub texts: Texts,
     /// Files that are there, or should be, and can't be read: name and why.
     pub unreadable: BTreeMap<String, String>,
 }
 
-/// Under what name the agent stores the last good texts.
-const STORED: &str = "policies.json";
+/// Under what names the agent stores the last good texts: those of users, and its own.
+const STORED: [&str; 2] = ["policies.json", "built-in.json"];
+
+/// Texts by file name.
+pub type Texts = BTreeMap<Arc<str>, Arc<str>>;
 
 /// Reads every file that the paths name. `before_reading` is called with each folder before it is read.
 ///
@@ -78,7 +82,7 @@ pub struct Policies {
     /// About the files as they are now.
     pub findings: Vec<Diagnostic>,
     /// The last text of each file in which every document was good.
-    pub good: BTreeMap<Arc<str>, Arc<str>>,
+    pub good: Texts,
     /// What the present texts say, so that only those that changed are read again.
     read: BTreeMap<Arc<str>, Read>,
 }
@@ -89,13 +93,17 @@ impl Policies {
     /// # Errors
     /// When the stored texts are there and can't be read.
     pub fn stored(state: &State) -> anyhow::Result<Self> {
-        let text = state.text(STORED)?;
-        // Texts that aren't JSON any more are as good as none: the files themselves are read next.
-        Ok(Self::restore(text.and_then(|t| serde_json::from_str(&t).ok()).unwrap_or_default()))
+        let mut good = Texts::new();
+        for name in STORED {
+            // Texts that aren't JSON any more are as good as none: the files themselves are read next.
+            let texts = state.text(name)?.and_then(|t| serde_json::from_str::<Texts>(&t).ok());
+            good.extend(texts.unwrap_or_default());
+        }
+        Ok(Self::restore(good))
     }
 
     /// What these texts say.
-    pub fn restore(good: BTreeMap<Arc<str>, Arc<str>>) -> Self {
+    pub fn restore(good: Texts) -> Self {
         let documents = good.iter().flat_map(|(file, text)| policy::read(file, text));
         let (set, _) = PolicySet::assemble(documents, &PolicySet::default());
         Self { set, good, ..Self::default() }
@@ -145,12 +153,18 @@ impl Policies {
     }
 }
 
-/// Stores the last good texts.
+/// Stores the last good texts, but for what was stored already. The node's own are apart: they change with every pod.
 ///
 /// # Errors
 /// When they didn't reach the disk.
-pub fn store(good: &BTreeMap<Arc<str>, Arc<str>>, state: &State) -> anyhow::Result<()> {
-    state.put(STORED, &serde_json::to_vec(good)?)
+pub fn store(good: &Texts, stored: Option<&Texts>, state: &State) -> anyhow::Result<()> {
+    for (name, own) in STORED.into_iter().zip([false, true]) {
+        let part = |(file, _): &(&Arc<str>, &Arc<str>)| file.starts_with(builtin::PREFIX) == own;
+        if stored.is_none_or(|stored| !good.iter().filter(part).eq(stored.iter().filter(part))) {
+            state.put(name, &serde_json::to_vec(&good.iter().filter(part).collect::<BTreeMap<_, _>>())?)?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether a file is among these, or lies in a folder that is.
@@ -193,6 +207,23 @@ mod tests {
         std::fs::remove_file(&file).expect("removed");
         let third = restarted.after(&read(&paths, |_| {}));
         assert!(names(&third).is_empty() && third.good.is_empty());
+    }
+
+    #[test]
+    fn only_what_changed_is_stored_again() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let state = State::open(dir.path(), "t").expect("a state");
+        let mut good = Texts::from([("a.yaml".into(), policy("a").into()), ("built-in/x".into(), policy("x").into())]);
+        store(&good, None, &state).expect("stored");
+        let all = |state: &State| Policies::stored(state).expect("they can be read").good;
+        assert_eq!(all(&state), good);
+        state.drop_text("policies.json").expect("removed");
+        let before = good.clone();
+        good.insert("built-in/x".into(), policy("y").into());
+        store(&good, Some(&before), &state).expect("stored");
+        assert_eq!(all(&state), Texts::from([("built-in/x".into(), policy("y").into())]));
+        store(&good, None, &state).expect("stored");
+        assert_eq!(all(&state), good);
     }
 
     #[test]

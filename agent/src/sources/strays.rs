@@ -7,6 +7,7 @@
 
 use super::hierarchy::{Hierarchy, Scan};
 use crate::config::Config;
+use crate::datapath::folders::{Folder, folders_below};
 use crate::datapath::sock_diag;
 use crate::flows;
 use crate::serve::api::NotContained;
@@ -257,11 +258,9 @@ struct Below {
 
 impl Below {
     fn of(directory: &Path) -> Self {
-        let folders = sock_diag::folders_below(directory).unwrap_or_default();
-        let ids = folders.iter().filter_map(|f| std::fs::metadata(f).ok()).map(|m| m.ino()).collect();
-        let processes = folders.iter().filter_map(|f| std::fs::read_to_string(f.join("cgroup.procs")).ok());
-        let processes = processes.flat_map(|t| t.lines().filter_map(|l| l.parse().ok()).collect::<Vec<u32>>()).collect();
-        Self { ids, processes }
+        let folders = folders_below(directory).unwrap_or_default();
+        let ids = folders.iter().map(|f| f.id).collect();
+        Self { ids, processes: folders.iter().flat_map(Folder::processes).collect() }
     }
 }
 

@@ -375,7 +375,6 @@ impl<K: Kernel> Engine<K> {
             for f in next.findings.iter().filter(|f| !self.policies.findings.contains(f)) {
                 tracing::error!("{f}");
             }
-            self.policies_unstored |= next.good != self.policies.good;
             self.policies = next;
             self.reading = reading;
         }
@@ -388,7 +387,7 @@ impl<K: Kernel> Engine<K> {
             // What failed aside is tried once more.
             self.store_policies_aside();
             match self.storing.finish() {
-                Ok(()) if !self.policies_unstored => return,
+                Ok(()) if self.policies_stored.as_ref() == Some(&self.policies.good) => return,
                 Ok(()) => {}
                 Err(e) => self.not_stored(&e),
             }
@@ -403,17 +402,18 @@ impl<K: Kernel> Engine<K> {
         if let Err(e) = self.storing.finish() {
             self.not_stored(&e);
         }
-        if !std::mem::take(&mut self.policies_unstored) {
+        if self.policies_stored.as_ref() == Some(&self.policies.good) {
             return;
         }
         let (good, state) = (self.policies.good.clone(), self.state.clone());
-        if let Err(e) = self.storing.begin(move || policies::store(&good, &state)) {
+        let stored = self.policies_stored.replace(good.clone());
+        if let Err(e) = self.storing.begin(move || policies::store(&good, stored.as_ref(), &state)) {
             self.not_stored(&e);
         }
     }
 
     fn not_stored(&mut self, e: &anyhow::Error) {
-        self.policies_unstored = true;
+        self.policies_stored = None;
         tracing::error!("the last good policies can't be stored: {e:#}");
     }
 
