@@ -8,6 +8,7 @@ use bulkhead_common::slots::{ABSENT, Baseline, Binding};
 use bulkhead_common::{Addr, PeerId, Tables};
 use litemap::LiteMap;
 use std::collections::BTreeMap;
+use std::iter::Peekable;
 
 /// The contents of the tables.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -61,6 +62,24 @@ impl Tables for Image {
     fn prefix(&self, addr: &Addr) -> u64 {
         self.longest_prefix(addr, 128).map_or(ABSENT, |b| b.encode())
     }
+}
+
+/// Walks two sequences that are ordered by key and pairs what has the same key.
+pub(crate) fn join<K: Ord + Copy, A, B>(
+    left: impl Iterator<Item = (K, A)>,
+    right: impl Iterator<Item = (K, B)>,
+) -> impl Iterator<Item = (K, Option<A>, Option<B>)> {
+    let (mut left, mut right): (Peekable<_>, Peekable<_>) = (left.peekable(), right.peekable());
+    std::iter::from_fn(move || {
+        let key = match (left.peek(), right.peek()) {
+            (Some((l, _)), Some((r, _))) => *l.min(r),
+            (Some((k, _)), None) | (None, Some((k, _))) => *k,
+            (None, None) => return None,
+        };
+        let a = left.next_if(|(k, _)| *k == key).map(|(_, v)| v);
+        let b = right.next_if(|(k, _)| *k == key).map(|(_, v)| v);
+        Some((key, a, b))
+    })
 }
 
 #[cfg(test)]

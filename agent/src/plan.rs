@@ -19,7 +19,6 @@ use bulkhead_common::maps::{self, AddrPort, LEVELS, PrefixKey, RuleKey};
 use bulkhead_common::places::{self, GONE, PROBES};
 use bulkhead_common::slots::ABSENT;
 use bulkhead_common::{Addr, PeerId};
-use std::iter::Peekable;
 
 pub use state::{BadIndex, Found, State};
 
@@ -267,24 +266,6 @@ pub fn payloads(image: &Image) -> impl Iterator<Item = (Key, u64)> {
     let prefixes = image.prefixes.iter().map(|(k, b)| (Key::Prefix(*k), b.encode()));
     let rules = image.rules.iter().map(|(k, v)| (Key::Rule(*k), *v));
     cgroups.chain(addresses).chain(ports).chain(prefixes).chain(rules)
-}
-
-/// Walks two sequences that are ordered by key and pairs what has the same key.
-fn join<K: Ord + Copy, A, B>(
-    left: impl Iterator<Item = (K, A)>,
-    right: impl Iterator<Item = (K, B)>,
-) -> impl Iterator<Item = (K, Option<A>, Option<B>)> {
-    let (mut left, mut right): (Peekable<_>, Peekable<_>) = (left.peekable(), right.peekable());
-    std::iter::from_fn(move || {
-        let key = match (left.peek(), right.peek()) {
-            (Some((l, _)), Some((r, _))) => *l.min(r),
-            (Some((k, _)), None) | (None, Some((k, _))) => *k,
-            (None, None) => return None,
-        };
-        let a = left.next_if(|(k, _)| *k == key).map(|(_, v)| v);
-        let b = right.next_if(|(k, _)| *k == key).map(|(_, v)| v);
-        Some((key, a, b))
-    })
 }
 
 #[cfg(test)]

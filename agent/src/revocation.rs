@@ -9,7 +9,7 @@
 
 mod reach;
 
-pub use reach::Reach;
+pub use reach::{Reach, moved};
 
 use bulkhead_common::slots::Binding;
 use bulkhead_common::verdict::{Flow, Judgement, judge, resolve};

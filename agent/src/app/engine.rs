@@ -332,15 +332,16 @@ impl<K: Kernel> Engine<K> {
                         settle = Some(Instant::now() + AGAIN);
                         continue;
                     }
-                    settle = None;
                     let cut = self.cuts.sockets;
                     let settled = tokio::task::block_in_place(|| {
                         let settled = self.kernel.settle();
                         self.cut_again();
+                        self.cut_moved();
                         self.store_policies_aside();
                         heap::give_back();
                         settled
                     });
+                    settle = self.cuts.due();
                     if let Err(e) = settled {
                         tracing::warn!("the former ruleset isn't cleared away yet, the next commit tries again: {e:#}");
                     }
@@ -360,6 +361,8 @@ impl<K: Kernel> Engine<K> {
                         }
                         self.check();
                         self.verify();
+                        // Where commits never cease, none of them settles.
+                        self.cut_moved();
                         self.store_policies_aside();
                     });
                     checked = true;
@@ -449,7 +452,7 @@ impl<K: Kernel> Engine<K> {
         );
         self.commits += 1;
         self.last_commit = Some(done);
-        let reach = Reach::between(self.image.as_ref(), &compiled.image);
+        let reach = self.reach(&compiled.image);
         (self.image, self.compiled) = (Some(compiled.image), true);
         // Before the programs are attached there is nobody whom a reset could pass.
         Ok(if self.ready { self.cut(reach, started) } else { None })

@@ -4,8 +4,8 @@
 //! and then everything in it is added at its new place and taken away from its old one.
 
 use super::seats::Seats;
-use super::{Capacities, Cell, Entry, Insert, Key, Plan, Refused, Table, Write, join, payloads};
-use crate::image::{Image, masked};
+use super::{Capacities, Cell, Entry, Insert, Key, Plan, Refused, Table, Write, payloads};
+use crate::image::{Image, join, masked};
 use bulkhead_common::PeerId;
 use bulkhead_common::maps::{LEVELS, PrefixKey};
 use bulkhead_common::places::{self, GONE, PROBES};

@@ -94,7 +94,7 @@ pub struct Former<'a> {
 /// Compiles.
 pub fn compile(set: &PolicySet, inventory: &Inventory, table: &mut RuleTable) -> Compiled {
     let mut compiled = places(set, inventory, table);
-    rules(&mut compiled.image, set, inventory, table);
+    rules(&mut compiled.image, set, inventory, None, table);
     compiled
 }
 
@@ -115,7 +115,10 @@ pub fn compile_after(
             compiled.image.rules.clone_from(&f.image.rules);
             compiled.image.baselines.clone_from(&f.image.baselines);
         }
-        None => rules(&mut compiled.image, set, inventory, Arc::make_mut(table)),
+        None => {
+            let former = former.map(|f| (f.inventory, f.image));
+            rules(&mut compiled.image, set, inventory, former, Arc::make_mut(table));
+        }
     }
     compiled
 }
@@ -158,7 +161,13 @@ fn places_of(image: &Image) -> Image {
 }
 
 /// Fills in rules and baselines.
-fn rules(image: &mut Image, set: &PolicySet, inventory: &Inventory, table: &mut RuleTable) {
+fn rules(
+    image: &mut Image,
+    set: &PolicySet,
+    inventory: &Inventory,
+    former: Option<(&Inventory, &Image)>,
+    table: &mut RuleTable,
+) {
     table.begin();
     let mut peers = Peers::new(set, inventory, table);
     let selected: Vec<PeerSet> = set.iter().map(|policy| peers.selected(policy)).collect();
@@ -169,7 +178,7 @@ fn rules(image: &mut Image, set: &PolicySet, inventory: &Inventory, table: &mut 
     let mut entries = pairs::entries(&clauses, &peers, inventory, &image.baselines, &open);
     entries.sort_unstable();
     image.rules = entries.into_iter().collect();
-    services::fill(image, inventory);
+    services::fill(image, inventory, former);
 }
 
 /// What a posture allows, on both sides.

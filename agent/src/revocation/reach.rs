@@ -18,17 +18,14 @@ pub enum Reach {
 }
 
 impl Reach {
-    /// What becomes of going from one ruleset to the next; `None`: what was in force before isn't known.
+    /// What becomes of going from one ruleset to the next, beside what [`moved`] tells; `None`: what was in force before isn't
+    /// known.
     pub fn between(old: Option<&Image>, new: &Image) -> Self {
         let mut ends = BTreeSet::new();
         if !refuses(new) {
             return Self::Of(ends);
         }
         let Some(old) = old else { return Self::Everything };
-        // An address that changes hands may be anybody's peer.
-        if old.addresses != new.addresses || old.address_ports != new.address_ports || old.prefixes != new.prefixes {
-            return Self::Everything;
-        }
         let tighter = old.baselines.iter().any(|(peer, was)| {
             let is = new.baselines.get(peer).map_or(Sides::NONE, |b| b.sides);
             new.baselines.contains_key(peer) && loses(was.sides, is)
@@ -86,6 +83,13 @@ impl Reach {
             Self::Everything => true,
         }
     }
+}
+
+/// Whether addresses changed hands where something is refused: each may be anybody's peer.
+pub fn moved(old: Option<&Image>, new: &Image) -> bool {
+    old.is_some_and(|old| {
+        old.addresses != new.addresses || old.address_ports != new.address_ports || old.prefixes != new.prefixes
+    }) && refuses(new)
 }
 
 /// Whether anything at all is refused in force.

@@ -159,9 +159,10 @@ fn only_what_a_commit_can_have_cut_is_looked_at() {
     assert_eq!(Reach::between(Some(&shut), &started), Reach::Of(BTreeSet::from([WEB])));
     assert!(Reach::between(Some(&started), &shut).is_empty());
 
-    let mut moved = shut.clone();
-    moved.addresses.insert(ip(9), Binding::of(DB));
-    assert_eq!(Reach::between(Some(&shut), &moved), Reach::Everything);
+    let mut other = shut.clone();
+    other.addresses.insert(ip(9), Binding::of(DB));
+    assert!(moved(Some(&shut), &other) && Reach::between(Some(&shut), &other).is_empty());
+    assert!(!moved(Some(&shut), &started) && !moved(None, &shut));
 
     let mut revoked = shut.clone();
     let key = RuleKey { src: WEB.0, dst: 16, port: 0, proto: proto::TCP, size: RuleKey::HEADER };
@@ -195,6 +196,9 @@ fn where_all_is_observed_nobody_is_looked_at() {
         policy::compile(&PolicySet::default(), &inventory, &mut RuleTable::default()).image
     };
     assert_eq!(Reach::between(None, &compiled(Posture::Observe)), Reach::Of(BTreeSet::new()));
+    let mut other = compiled(Posture::Observe);
+    other.addresses.insert(ip(9), Binding::of(DB));
+    assert!(!moved(Some(&compiled(Posture::Observe)), &other));
     assert_eq!(Reach::between(None, &compiled(Posture::Audit)), Reach::Of(BTreeSet::new()));
     assert_eq!(Reach::between(None, &compiled(Posture::Enforce)), Reach::Everything);
 }

@@ -1,7 +1,9 @@
 //! Ending the live connections that a commit took the ground from.
 //!
 //! It is done twice: at once, and again when no program run of the former epoch is left, since a connection may have been
-//! let through by one and not yet have been there to be found.
+//! let through by one and not yet have been there to be found. Where addresses changed hands, everybody's connections are
+//! looked at, so that is done once, and not more often than every [`MOVED`]: in a large cluster such changes never end. Until
+//! then what doesn't pass is stopped, but not told to its applications.
 
 use super::super::kernel::Kernel;
 use super::super::snapshot::Names;
@@ -9,11 +11,15 @@ use super::Engine;
 use crate::datapath::Walk;
 use crate::flows;
 use crate::image::Image;
-use crate::revocation::Reach;
+use crate::revocation::{self, Reach};
 use crate::serve::orders::{CutLine, Cutting};
 use bulkhead_common::verdict::Side;
 use std::collections::BTreeMap;
+use std::time::Duration;
 use tokio::time::Instant;
+
+/// How long there is at least between two looks at everybody's connections because addresses changed hands.
+const MOVED: Duration = Duration::from_secs(1);
 
 /// What was cut until now.
 #[derive(Default)]
@@ -26,6 +32,17 @@ pub(super) struct Cuts {
     pub(super) faults: Vec<String>,
     /// Where to look once more.
     again: Option<Reach>,
+    /// Addresses changed hands, and nobody has looked since.
+    moved: bool,
+    /// When everybody's connections were last looked at.
+    all: Option<Instant>,
+}
+
+impl Cuts {
+    /// When it is time to look at everybody's connections, if there is a reason to.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.moved.then(|| self.all.map_or_else(Instant::now, |last| last + MOVED))
+    }
 }
 
 impl<K: Kernel> Engine<K> {
@@ -39,6 +56,12 @@ impl<K: Kernel> Engine<K> {
         Some(cutting)
     }
 
+    /// What a commit can have taken the ground from, beside what is due later.
+    pub(super) fn reach(&mut self, new: &Image) -> Reach {
+        self.cuts.moved |= revocation::moved(self.image.as_ref(), new);
+        Reach::between(self.image.as_ref(), new)
+    }
+
     /// The second look.
     pub(super) fn cut_again(&mut self) {
         if let Some(reach) = self.cuts.again.take() {
@@ -46,10 +69,19 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
+    /// The look because addresses changed hands, if it is due.
+    pub(super) fn cut_moved(&mut self) {
+        let now = Instant::now();
+        if self.cuts.due().is_some_and(|due| due <= now) {
+            self.sweep(&Reach::Everything, now);
+        }
+    }
+
     /// What would be cut if this were in force.
     pub(super) fn would_cut(&self, image: &Image, names: &Names) -> anyhow::Result<Cutting> {
         let started = Instant::now();
-        let reach = Reach::between(self.image.as_ref(), image);
+        let old = self.image.as_ref();
+        let reach = if revocation::moved(old, image) { Reach::Everything } else { Reach::between(old, image) };
         let walk = if reach.is_empty() { Walk::default() } else { self.kernel.walk(image, &reach, false)? };
         let mut cutting = told(walk, names, started);
         (cutting.dry_run, cutting.epoch) = (true, self.epoch());
@@ -62,6 +94,9 @@ impl<K: Kernel> Engine<K> {
 
     fn sweep(&mut self, reach: &Reach, started: Instant) -> Option<Cutting> {
         let image = self.image.as_ref().filter(|_| !reach.is_empty())?;
+        if *reach == Reach::Everything {
+            (self.cuts.moved, self.cuts.all) = (false, Some(started));
+        }
         let walk = match self.kernel.walk(image, reach, true) {
             Ok(walk) => walk,
             Err(e) => {
