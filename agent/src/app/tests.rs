@@ -475,3 +475,26 @@ async fn tables_that_drifted_are_put_right_and_counted() {
     assert_eq!(status.epoch, 2);
     rig.stop().await;
 }
+
+/// In a large cluster addresses change hands all the time, and each may be anybody's peer.
+#[tokio::test(flavor = "multi_thread")]
+async fn everybody_is_looked_at_when_addresses_changed_hands_but_not_each_time() {
+    let rig = Rig::start().await;
+    let config = Rig::config_text(rig.folder.path(), "enforce");
+    let everything = |rig: &Rig| rig.memory().walks.iter().filter(|(reach, _)| *reach == Reach::Everything).count();
+    let at = |n: usize| format!("{config}endpoints: [{{address: 10.9.0.{n}, id: spiffe://t/far}}]\n");
+    let (begun, before) = (std::time::Instant::now(), everything(&rig));
+    for n in 1..=8 {
+        let address = bulkhead_common::Addr::v4([10, 9, 0, u8::try_from(n).expect("few")]);
+        std::fs::write(rig.path("bulkhead.yaml"), at(n)).expect("written");
+        rig.until("the address is known", || async {
+            rig.memory().images.last().is_some_and(|image| image.addresses.contains_key(&address))
+        })
+        .await;
+    }
+    let known = everything(&rig);
+    rig.until("somebody looked", || async { everything(&rig) > known }).await;
+    let most = before + 2 + usize::try_from(begun.elapsed().as_secs()).expect("few");
+    assert!(everything(&rig) <= most, "{} looks, not {most}", everything(&rig));
+    rig.stop_and(|| {}).await;
+}

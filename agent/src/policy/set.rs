@@ -5,6 +5,7 @@ use super::model::{Policy, PolicyName};
 use super::overrides::Overrides;
 use super::parse::{Document, Rejected};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 /// The policies in force, in the order of their names. Cheap to clone.
@@ -73,17 +74,18 @@ impl PolicySet {
         for document in documents {
             match document {
                 Err(r) => rejected.push(r),
-                Ok(policy) => match policies.get(&*policy.name) {
-                    None => {
-                        policies.insert(Arc::clone(&policy.name), policy);
+                Ok(policy) => match policies.entry(Arc::clone(&policy.name)) {
+                    Entry::Vacant(place) => {
+                        place.insert(policy);
                     }
-                    Some(first) => {
-                        let place = format!("{}:{}:{}", first.file, first.name.line, first.name.column);
+                    Entry::Occupied(mut first) => {
+                        let one = first.get();
+                        let place = format!("{}:{}:{}", one.file, one.name.line, one.name.column);
                         let message = format!("{} is already defined at {place}", *policy.name);
                         let hint = "give one of the two another name; until then the form in force stays";
                         findings.push(policy.name.diagnose(&policy.file, Severity::Error, message, hint));
                         if let Some(good) = last.policies.get(&*policy.name) {
-                            policies.insert(Arc::clone(&policy.name), Arc::clone(good));
+                            first.insert(Arc::clone(good));
                         }
                     }
                 },

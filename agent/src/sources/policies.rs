@@ -111,23 +111,31 @@ impl Policies {
 
     /// What is in force after this reading.
     #[must_use]
-    pub fn after(&self, reading: &Reading) -> Self {
-        let (mut good, mut read) = (self.good.clone(), self.read.clone());
-        good.retain(|file, _| reading.texts.contains_key(file) || within(&reading.unreadable, file));
-        read.retain(|file, _| reading.texts.contains_key(file));
-        let mut findings = Vec::new();
-        // There may be thousands of which one has changed.
-        for (file, text) in &reading.texts {
-            if read.get(file).is_some_and(|(known, _)| known == text) {
-                continue;
-            }
+    pub fn after(self, reading: &Reading) -> Self {
+        let Self { set: last, findings: _, mut good, mut read } = self;
+        let mut gone: BTreeMap<Arc<str>, Read> = BTreeMap::new();
+        // There may be thousands, of which one has changed.
+        let changed: Vec<(&Arc<str>, &Arc<str>)> = if read.keys().eq(reading.texts.keys()) {
+            read.values()
+                .zip(&reading.texts)
+                .filter(|((known, _), (_, text))| known != *text)
+                .map(|(_, new)| new)
+                .collect()
+        } else {
+            good.retain(|file, _| reading.texts.contains_key(file) || within(&reading.unreadable, file));
+            gone = read.extract_if(.., |file, _| !reading.texts.contains_key(file)).collect();
+            let knows =
+                |(file, text): &(&Arc<str>, &Arc<str>)| read.get(*file).is_some_and(|(known, _)| known == *text);
+            reading.texts.iter().filter(|file| !knows(file)).collect()
+        };
+        for (file, text) in changed {
             let said: Read = (Arc::clone(text), policy::read(file, text).into());
             if said.1.iter().all(Result::is_ok) {
                 good.insert(Arc::clone(file), Arc::clone(text));
             }
             read.insert(Arc::clone(file), said);
         }
-        let mut documents: Vec<Document> = read.values().flat_map(|(_, documents)| documents.iter().cloned()).collect();
+        let (mut findings, mut kept) = (Vec::new(), BTreeMap::new());
         for (file, why) in &reading.unreadable {
             findings.push(Diagnostic {
                 file: file.as_str().into(),
@@ -138,22 +146,18 @@ impl Policies {
                 hint: Some("its last good form stays in force; put it back, or take it out of `policies`".to_owned()),
             });
         }
-        for (file, text) in good.iter().filter(|(file, _)| !reading.texts.contains_key(*file)) {
-            let said = self.say(file, text);
-            documents.extend(said.1.iter().cloned());
-            read.insert(Arc::clone(file), said);
+        if !findings.is_empty() {
+            for (file, text) in good.iter().filter(|(file, _)| !reading.texts.contains_key(*file)) {
+                let said = gone.remove(file).filter(|(known, _)| known == text);
+                let said = said.unwrap_or_else(|| (Arc::clone(text), policy::read(file, text).into()));
+                kept.insert(Arc::clone(file), said);
+            }
         }
-        let (set, more) = PolicySet::assemble(documents, &self.set);
+        let documents = read.values().chain(kept.values()).flat_map(|(_, documents)| documents.iter().cloned());
+        let (set, more) = PolicySet::assemble(documents, &last);
         findings.extend(more);
+        read.append(&mut kept);
         Self { set, findings, good, read }
-    }
-
-    /// What a text says; read again only if it isn't the one that was read last.
-    fn say(&self, file: &str, text: &Arc<str>) -> Read {
-        match self.read.get(file) {
-            Some((known, documents)) if known == text => (Arc::clone(text), Arc::clone(documents)),
-            _ => (Arc::clone(text), policy::read(file, text).into()),
-        }
     }
 }
 
@@ -202,7 +206,7 @@ mod tests {
         assert_eq!((names(&first), first.findings.len()), (vec!["a"], 0), "{:?}", first.findings);
 
         std::fs::write(&file, policy("a").replace("ingress", "ingres")).expect("written");
-        let second = first.after(&read(&paths, |_| {}));
+        let second = first.clone().after(&read(&paths, |_| {}));
         assert_eq!(second.set, first.set);
         assert!(!second.findings.is_empty());
         let restarted = Policies::restore(second.good.clone()).after(&read(&paths, |_| {}));
@@ -238,7 +242,7 @@ mod tests {
         let first = Policies::default().after(&read(&paths, |_| {}));
         std::fs::remove_file(&paths[0]).expect("removed");
         let mut folders = Vec::new();
-        let second = first.after(&read(&paths, |f| folders.push(f.to_owned())));
+        let second = first.clone().after(&read(&paths, |f| folders.push(f.to_owned())));
         assert_eq!(second.set, first.set);
         assert!(second.findings[0].to_string().contains("can't be read"));
         assert_eq!(folders, [dir.path()]);

@@ -371,11 +371,11 @@ impl<K: Kernel> Engine<K> {
             }
         }
         if reading != self.reading || self.image.is_none() {
-            let next = self.policies.after(&reading);
-            for f in next.findings.iter().filter(|f| !self.policies.findings.contains(f)) {
+            let known = self.policies.findings.clone();
+            self.policies = std::mem::take(&mut self.policies).after(&reading);
+            for f in self.policies.findings.iter().filter(|f| !known.contains(f)) {
                 tracing::error!("{f}");
             }
-            self.policies = next;
             self.reading = reading;
         }
         Ok(())
