@@ -72,7 +72,7 @@ const FULL: [Stage; 7] = [
     &["demo", "--json", "target/ci/demo.json"],
     &["corpus", "--json", "target/ci/corpus.json"],
     &["matrix"],
-    &["e2e", "--json", "target/ci/e2e.json"],
+    &["e2e", "--release", "--json", "target/ci/e2e.json"],
     &["bench", "--quick", "--json", "target/ci/bench.json"],
 ];
 

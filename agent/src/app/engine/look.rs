@@ -9,7 +9,7 @@ use crate::cluster::newcomers::Newcomers;
 use crate::cluster::sandboxes::{self, Given, Sandboxes};
 use crate::cluster::view::{self, Difference, Revision, View};
 use crate::cluster::watch::Watch;
-use crate::config::{self, Config};
+use crate::config::{self, Cluster as Settings, Config};
 use crate::policy::{Diagnostic, Lowered, Severity};
 use crate::serve::api::ObjectFault;
 use crate::sources::watch::Dirty;
@@ -80,11 +80,7 @@ impl Cluster {
 
     /// Brings the configuration up to what the objects say now. Gives what of them differs since the last look; `anew`: the
     /// file says something else than then.
-    fn view(&mut self, base: &Config, anew: bool, config: &mut Config) -> Difference {
-        let Some(settings) = &base.cluster else {
-            config.clone_from(base);
-            return Difference::Others;
-        };
+    fn view(&mut self, settings: &Settings, base: &Config, anew: bool, config: &mut Config) -> Difference {
         let last = self.last.take();
         if let Some(left) = &self.left
             && let Ok(known) = left.over(base)
@@ -189,12 +185,12 @@ impl<K: Kernel> Engine<K> {
             self.kernel.set_tell_answers(self.base.dns)?;
         }
         if dirty.cluster || !self.viewed {
-            let difference = match &mut self.cluster {
-                Some(cluster) => {
+            let difference = match (&mut self.cluster, &self.base.cluster) {
+                (Some(cluster), Some(settings)) => {
                     self.watcher.cluster(Path::new(sandboxes::FOLDER))?;
-                    cluster.view(&self.base, !self.viewed, &mut self.config)
+                    cluster.view(settings, &self.base, !self.viewed, &mut self.config)
                 }
-                None => {
+                _ => {
                     self.config.clone_from(&self.base);
                     Difference::Others
                 }
