@@ -73,6 +73,8 @@ pub(super) struct Attempt {
     pub(super) outcome: Option<String>,
     /// Which members heard it.
     pub(super) heard: Vec<String>,
+    /// Where they heard it from: two pods of a Job have the same key, and may send in the same microsecond.
+    pub(super) from: Vec<String>,
 }
 
 /// A connection that works has had a message within this time, in microseconds.
@@ -231,11 +233,13 @@ impl Grid {
 
     fn heard_line(&mut self, by: &str, line: &str) -> Result<()> {
         let words: Vec<&str> = line.split(' ').collect();
-        let [_at, _protocol, _peer, key, sent] = words[..] else { return odd(line) };
+        let [_at, _protocol, peer, key, sent] = words[..] else { return odd(line) };
         let at = (number(sent)?, number(key)?);
-        let heard = &mut self.attempts.entry(at).or_default().heard;
-        if !heard.iter().any(|h| h == by) {
-            heard.push(by.to_owned());
+        let Attempt { heard, from, .. } = self.attempts.entry(at).or_default();
+        for (all, one) in [(heard, by), (from, peer)] {
+            if !all.iter().any(|known| known == one) {
+                all.push(one.to_owned());
+            }
         }
         Ok(())
     }
@@ -266,7 +270,7 @@ impl Grid {
 
     /// How many attempts with this key, sent since, were heard by anybody.
     pub(super) fn heard_since(&self, key: u64, since: u64) -> usize {
-        self.attempts.range((since, 0)..).filter(|((_, k), a)| *k == key && !a.heard.is_empty()).count()
+        self.attempts.range((since, 0)..).filter(|((_, k), _)| *k == key).map(|(_, a)| a.from.len()).sum()
     }
 
     /// Whose pod has, or had, this name.

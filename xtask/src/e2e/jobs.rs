@@ -66,7 +66,8 @@ pub(super) fn time(bed: &mut Bed, state: State, runs: usize) -> Result<()> {
     let key = KEYS + 100 + state as u64;
     let name = format!("timed-{}", state.as_str().split(' ').next().unwrap_or_default());
     let (said, heard) = made(bed, &name, "report", key, DATABASE, (runs, TIMED_AT_ONCE))?;
-    bed.expect(heard == runs, format!("{heard} of {runs} first connections arrived"));
+    let outcomes: BTreeSet<&str> = said.iter().map(|(outcome, _)| outcome.as_str()).collect();
+    bed.expect(heard == runs, format!("{heard} of {runs} first connections arrived: {outcomes:?}"));
     let mut took: Vec<u64> = said.iter().map(|(_, took)| *took).collect();
     took.sort_unstable();
     bed.evidence.first_connections(state, &took);

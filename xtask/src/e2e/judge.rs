@@ -223,7 +223,7 @@ mod tests {
             address: String::new(),
             masked: false,
         };
-        let attempt = Attempt { outcome: Some("silence".to_owned()), heard: Vec::new() };
+        let attempt = Attempt { outcome: Some("silence".to_owned()), heard: Vec::new(), from: Vec::new() };
         let heard = heard.into_iter().collect();
         let tried = Tried { sent, way: &way, attempt: &attempt, from: "web", heard, shaky: false, unguarded: false };
         judge(TIMES, before, after, std::iter::once(tried))
