@@ -27,7 +27,8 @@ impl Hash {
         for part in parts {
             hash.update(part);
         }
-        Self(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
+        let digit = |half: u8| char::from_digit(u32::from(half), 16).unwrap_or_default();
+        Self(hash.finalize().iter().flat_map(|b| [digit(b >> 4), digit(b & 15)]).collect())
     }
 
     /// A text that can be one.

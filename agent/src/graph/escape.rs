@@ -3,7 +3,7 @@
 //! First [`plain`]: no control character, no direction mark, no endless length, whatever the form. Then the form's own
 //! escapes, after which the text is one text there and never markup.
 
-use crate::serve::api::printable;
+use crate::serve::api::{is_obeyed, printable};
 use std::net::IpAddr;
 
 /// The longest text that is shown of a name, characters.
@@ -87,12 +87,10 @@ pub fn mermaid(text: &str) -> String {
 
 /// JSON that a terminal may show: control characters and direction marks, which JSON allows, as references.
 pub fn json(json: &str) -> String {
-    let mut out = String::new();
+    let mut out = String::with_capacity(json.len());
     for c in json.chars() {
         // A line's end is the form's own: within a text it is a reference already.
-        if c != '\n'
-            && (c.is_control() || printable(c.encode_utf8(&mut [0; 4]).as_bytes()).len() > c.len_utf8() && c != '\\')
-        {
+        if c != '\n' && is_obeyed(c) {
             let mut units = [0; 2];
             for unit in c.encode_utf16(&mut units) {
                 out.push_str(&format!("\\u{unit:04x}"));

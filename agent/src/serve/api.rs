@@ -398,16 +398,19 @@ impl Filter {
     }
 }
 
+/// Whether a terminal does something with it instead of showing it: control characters and direction marks.
+pub fn is_obeyed(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+}
+
 /// Makes a text that a process chose safe for terminals and logs: control characters, direction marks and backslashes
 /// become escapes.
 pub fn printable(bytes: &[u8]) -> String {
-    let mut out = String::new();
+    let mut out = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {
         for c in chunk.valid().chars() {
-            if c.is_control()
-                || c == '\\'
-                || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
-            {
+            if is_obeyed(c) || c == '\\' {
                 out.extend(c.escape_default());
             } else {
                 out.push(c);
