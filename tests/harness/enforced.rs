@@ -4,7 +4,7 @@
 
 use crate::sandbox::Switch;
 use crate::{Estate, SOON, Workload};
-use bulkhead::datapath::{self, Datapath, Limits, Options, UninstallError};
+use bulkhead::datapath::{self, Datapath, Limits, OpenError, Options, UninstallError};
 use bulkhead::identity::Identity;
 use bulkhead::image::Image;
 use bulkhead::inventory::{AttachPoint, Endpoint, IdentityFacts, Inventory, Owner, Place, Posture, WorkloadCgroup};
@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 /// Where the BPF file system is.
@@ -107,10 +108,16 @@ impl Enforced {
         drop(self.datapath.take());
     }
 
-    /// Opens the pins again.
+    /// Opens the pins again. A process that another test has just forked holds the lock until it has closed what it needn't.
     pub fn reopen(&mut self, estate: &Estate) -> &mut Datapath {
-        let options = options(&self.instance, vec![estate.sandbox().cgroup().path().to_owned()]);
-        self.datapath.insert(Datapath::open(options).expect("the pins are adopted"))
+        let until = Instant::now() + Duration::from_secs(10);
+        loop {
+            let options = options(&self.instance, vec![estate.sandbox().cgroup().path().to_owned()]);
+            match Datapath::open(options) {
+                Err(OpenError::AnotherAgent { .. }) if Instant::now() < until => sleep(Duration::from_millis(5)),
+                opened => return self.datapath.insert(opened.expect("the pins are adopted")),
+            }
+        }
     }
 
     /// The number of a workload's identity.

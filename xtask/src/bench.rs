@@ -167,7 +167,8 @@ impl Row {
         let Figure { name, unit, none, empty, bulkhead, ratio, added, note } = figure;
         let bar = BARS.iter().find(|(n, _)| *n == name).map(|(_, bar)| bar);
         let (value, bar, limit) = match bar.with_context(|| format!("the figure {name} has no bar"))? {
-            Bar::Ratio(bar) => (ratio, *bar, format!("{bar:.2} x")),
+            // A verdict that cost nothing with few rules can't be a multiple of that with many.
+            Bar::Ratio(bar) => (ratio.filter(|ratio| *ratio > 0.0), *bar, format!("{bar:.2} x")),
             Bar::Added(bar) => (added, *bar, format!("+{bar} {unit}")),
             Bar::Absolute(bar) => (Some(bulkhead), *bar, format!("{bar} {unit}")),
         };
@@ -284,6 +285,7 @@ mod tests {
     fn what_cannot_be_told_is_over_the_bar() {
         assert!(!row("tcp-connect", 1.0, None, None).ok);
         assert!(!row("tcp-connect", 1.0, Some(f64::NAN), None).ok);
+        assert!(!row("verdict", 1.0, Some(-1.8), None).ok);
     }
 
     #[test]
