@@ -151,7 +151,7 @@ impl Drop for Off<'_> {
         let deadline = Instant::now() + SOON;
         let mut result = datapath::uninstall(self.0, Path::new(BPFFS));
         while matches!(result, Err(UninstallError::AgentRunning(_))) && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(2));
+            sleep(Duration::from_millis(2));
             result = datapath::uninstall(self.0, Path::new(BPFFS));
         }
         if let Err(e) = result {
