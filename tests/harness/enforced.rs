@@ -108,16 +108,12 @@ impl Enforced {
         drop(self.datapath.take());
     }
 
-    /// Opens the pins again. A process that another test has just forked holds the lock until it has closed what it needn't.
+    /// Opens the pins again.
     pub fn reopen(&mut self, estate: &Estate) -> &mut Datapath {
-        let until = Instant::now() + Duration::from_secs(10);
-        loop {
-            let options = options(&self.instance, vec![estate.sandbox().cgroup().path().to_owned()]);
-            match Datapath::open(options) {
-                Err(OpenError::AnotherAgent { .. }) if Instant::now() < until => sleep(Duration::from_millis(5)),
-                opened => return self.datapath.insert(opened.expect("the pins are adopted")),
-            }
-        }
+        let within = Duration::from_secs(10);
+        let options = || options(&self.instance, vec![estate.sandbox().cgroup().path().to_owned()]);
+        let opened = once_free(within, || Datapath::open(options()), |e| matches!(e, OpenError::AnotherAgent { .. }));
+        self.datapath.insert(opened.expect("the pins are adopted"))
     }
 
     /// The number of a workload's identity.
@@ -142,19 +138,29 @@ impl Enforced {
     }
 }
 
+/// Tries until the pins' lock is free. A process that another test has just forked holds a copy of every descriptor, the
+/// lock's too, until it closes them.
+fn once_free<T, E>(
+    within: Duration,
+    mut attempt: impl FnMut() -> Result<T, E>,
+    is_held: impl Fn(&E) -> bool,
+) -> Result<T, E> {
+    let deadline = Instant::now() + within;
+    loop {
+        match attempt() {
+            Err(e) if is_held(&e) && Instant::now() < deadline => sleep(Duration::from_millis(2)),
+            done => return done,
+        }
+    }
+}
+
 /// Takes the pins of an instance off when it is dropped. What holds them open must be dropped before.
 pub struct Off<'a>(pub &'a str);
 
 impl Drop for Off<'_> {
     fn drop(&mut self) {
-        // A process that another test has just forked holds a copy of every descriptor, the lock's too, until it closes them.
-        let deadline = Instant::now() + SOON;
-        let mut result = datapath::uninstall(self.0, Path::new(BPFFS));
-        while matches!(result, Err(UninstallError::AgentRunning(_))) && Instant::now() < deadline {
-            sleep(Duration::from_millis(2));
-            result = datapath::uninstall(self.0, Path::new(BPFFS));
-        }
-        if let Err(e) = result {
+        let uninstall = || datapath::uninstall(self.0, Path::new(BPFFS));
+        if let Err(e) = once_free(SOON, uninstall, |e| matches!(e, UninstallError::AgentRunning(_))) {
             eprintln!("the pins of {} stay: {e}", self.0);
         }
     }

@@ -25,6 +25,11 @@ impl Folder {
     }
 }
 
+/// A process in these cgroups; `None`: there is none.
+pub fn first_process(folders: &[Folder]) -> Option<u32> {
+    folders.iter().find_map(|folder| folder.processes().first().copied())
+}
+
 /// A cgroup, and the folders right below its own.
 pub(super) fn look(path: &Path) -> io::Result<(Folder, Vec<PathBuf>)> {
     let meta = fs::metadata(path)?;

@@ -87,9 +87,8 @@ impl Reach {
 
 /// Whether addresses changed hands where something is refused: each may be anybody's peer.
 pub fn moved(old: Option<&Image>, new: &Image) -> bool {
-    old.is_some_and(|old| {
-        old.addresses != new.addresses || old.address_ports != new.address_ports || old.prefixes != new.prefixes
-    }) && refuses(new)
+    let Some(old) = old.filter(|_| refuses(new)) else { return false };
+    old.addresses != new.addresses || old.address_ports != new.address_ports || old.prefixes != new.prefixes
 }
 
 /// Whether anything at all is refused in force.

@@ -6,7 +6,7 @@
 
 use super::hierarchy::{Hierarchy, Scan};
 use crate::config::Config;
-use crate::datapath::folders::folders_below;
+use crate::datapath::folders::{first_process, folders_below};
 use crate::datapath::{redirects, sock_diag};
 use crate::serve::api::NotContained;
 use std::collections::{BTreeMap, BTreeSet};
@@ -113,7 +113,7 @@ fn enforces(config: &Config) -> bool {
 /// `None`: nothing runs there, or not any more.
 fn look_into(directory: &Path) -> Option<Found> {
     let folders = folders_below(directory).ok()?;
-    let pid = folders.iter().find_map(|folder| folder.processes().first().copied())?;
+    let pid = first_process(&folders)?;
     let own: BTreeSet<u64> = folders.iter().map(|f| f.id).collect();
     match within(pid, &own) {
         Ok(found) => Some(found),

@@ -6,8 +6,7 @@
 
 use super::hierarchy::{Hierarchy, Scan};
 use crate::config::Config;
-use crate::datapath::folders::folders_below;
-use crate::datapath::{netns_id, sock_diag};
+use crate::datapath::{folders, netns_id, sock_diag};
 use crate::serve::api::NotContained;
 use bulkhead_common::slots::Binding;
 use std::collections::{BTreeMap, BTreeSet};
@@ -74,7 +73,7 @@ fn first_process(directory: &Path) -> Option<u32> {
     if events.lines().any(|line| line == "populated 0") {
         return None;
     }
-    folders_below(directory).ok()?.iter().find_map(|folder| folder.processes().first().copied())
+    folders::first_process(&folders::folders_below(directory).ok()?)
 }
 
 /// `None`: the process has gone, and another one will be looked at.

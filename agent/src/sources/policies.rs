@@ -113,22 +113,14 @@ impl Policies {
     #[must_use]
     pub fn after(self, reading: &Reading) -> Self {
         let Self { set: last, findings: _, mut good, mut read } = self;
-        let mut gone: BTreeMap<Arc<str>, Read> = BTreeMap::new();
-        // There may be thousands, of which one has changed.
-        let changed: Vec<(&Arc<str>, &Arc<str>)> = if read.keys().eq(reading.texts.keys()) {
-            read.values()
-                .zip(&reading.texts)
-                .filter(|((known, _), (_, text))| known != *text)
-                .map(|(_, new)| new)
-                .collect()
-        } else {
-            good.retain(|file, _| reading.texts.contains_key(file) || within(&reading.unreadable, file));
-            gone = read.extract_if(.., |file, _| !reading.texts.contains_key(file)).collect();
-            let knows =
-                |(file, text): &(&Arc<str>, &Arc<str>)| read.get(*file).is_some_and(|(known, _)| known == *text);
-            reading.texts.iter().filter(|file| !knows(file)).collect()
-        };
-        for (file, text) in changed {
+        good.retain(|file, _| reading.texts.contains_key(file) || within(&reading.unreadable, file));
+        let mut gone: BTreeMap<Arc<str>, Read> =
+            read.extract_if(.., |file, _| !reading.texts.contains_key(file)).collect();
+        for (file, text) in &reading.texts {
+            // There may be thousands, of which one has changed.
+            if read.get(file).is_some_and(|(known, _)| known == text) {
+                continue;
+            }
             let said: Read = (Arc::clone(text), policy::read(file, text).into());
             if said.1.iter().all(Result::is_ok) {
                 good.insert(Arc::clone(file), Arc::clone(text));
@@ -146,12 +138,10 @@ impl Policies {
                 hint: Some("its last good form stays in force; put it back, or take it out of `policies`".to_owned()),
             });
         }
-        if !findings.is_empty() {
-            for (file, text) in good.iter().filter(|(file, _)| !reading.texts.contains_key(*file)) {
-                let said = gone.remove(file).filter(|(known, _)| known == text);
-                let said = said.unwrap_or_else(|| (Arc::clone(text), policy::read(file, text).into()));
-                kept.insert(Arc::clone(file), said);
-            }
+        for (file, text) in good.iter().filter(|(file, _)| !reading.texts.contains_key(*file)) {
+            let said = gone.remove(file).filter(|(known, _)| known == text);
+            let said = said.unwrap_or_else(|| (Arc::clone(text), policy::read(file, text).into()));
+            kept.insert(Arc::clone(file), said);
         }
         let documents = read.values().chain(kept.values()).flat_map(|(_, documents)| documents.iter().cloned());
         let (set, more) = PolicySet::assemble(documents, &last);

@@ -51,7 +51,7 @@ pub(super) fn run(bed: &mut Bed) -> Result<()> {
             let name = format!("first-{account}-{to}");
             let (said, heard) = made(bed, &name, account, key, address, (FEW, FEW))?;
             let expected = if meant { FEW } else { 0 };
-            let outcomes: BTreeSet<&str> = said.iter().map(|(outcome, _)| outcome.as_str()).collect();
+            let outcomes = distinct(&said);
             bed.expect(
                 heard == expected,
                 format!("{heard} of {FEW} pods of {account} reached {address}, not {expected}: {outcomes:?}"),
@@ -66,8 +66,7 @@ pub(super) fn time(bed: &mut Bed, state: State, runs: usize) -> Result<()> {
     let key = KEYS + 100 + state as u64;
     let name = format!("timed-{}", state.as_str().split(' ').next().unwrap_or_default());
     let (said, heard) = made(bed, &name, "report", key, DATABASE, (runs, TIMED_AT_ONCE))?;
-    let outcomes: BTreeSet<&str> = said.iter().map(|(outcome, _)| outcome.as_str()).collect();
-    bed.expect(heard == runs, format!("{heard} of {runs} first connections arrived: {outcomes:?}"));
+    bed.expect(heard == runs, format!("{heard} of {runs} first connections arrived: {:?}", distinct(&said)));
     let mut took: Vec<u64> = said.iter().map(|(_, took)| *took).collect();
     took.sort_unstable();
     bed.evidence.first_connections(state, &took);
@@ -83,6 +82,11 @@ pub(super) fn nightly(bed: &mut Bed) -> Result<()> {
     let heard = bed.grid.heard_since(NIGHTLY_KEY, start);
     bed.expect(heard == 1, format!("the CronJob's run reached the database {heard} times, not once: {said:?}"));
     bed.kubectl(&["delete", "job", &job, "--namespace", "billing"]).map(drop)
+}
+
+/// The outcomes that there were.
+fn distinct(said: &[(String, u64)]) -> BTreeSet<&str> {
+    said.iter().map(|(outcome, _)| outcome.as_str()).collect()
 }
 
 /// Runs a Job of so many pods, so many at once: what they said, and how many were heard.

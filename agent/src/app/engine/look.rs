@@ -367,7 +367,7 @@ impl<K: Kernel> Engine<K> {
             }
         }
         if reading != self.reading || self.image.is_none() {
-            let known = self.policies.findings.clone();
+            let known = std::mem::take(&mut self.policies.findings);
             self.policies = std::mem::take(&mut self.policies).after(&reading);
             for f in self.policies.findings.iter().filter(|f| !known.contains(f)) {
                 tracing::error!("{f}");
@@ -383,7 +383,7 @@ impl<K: Kernel> Engine<K> {
             // What failed aside is tried once more.
             self.store_policies_aside();
             match self.storing.finish() {
-                Ok(()) if self.policies_stored.as_ref() == Some(&self.policies.good) => return,
+                Ok(()) if self.policies_are_stored() => return,
                 Ok(()) => {}
                 Err(e) => self.not_stored(&e),
             }
@@ -398,7 +398,7 @@ impl<K: Kernel> Engine<K> {
         if let Err(e) = self.storing.finish() {
             self.not_stored(&e);
         }
-        if self.policies_stored.as_ref() == Some(&self.policies.good) {
+        if self.policies_are_stored() {
             return;
         }
         let (good, state) = (self.policies.good.clone(), self.state.clone());
@@ -406,6 +406,11 @@ impl<K: Kernel> Engine<K> {
         if let Err(e) = self.storing.begin(move || policies::store(&good, stored.as_ref(), &state)) {
             self.not_stored(&e);
         }
+    }
+
+    /// Whether the last good texts are, or are being.
+    fn policies_are_stored(&self) -> bool {
+        self.policies_stored.as_ref() == Some(&self.policies.good)
     }
 
     fn not_stored(&mut self, e: &anyhow::Error) {
