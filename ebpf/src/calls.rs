@@ -207,10 +207,21 @@ fn undecided(space: &mut MaybeUninit<Decision>, hook: Hook) -> &mut Decision {
 
 /// The peer of a call.
 #[inline(always)]
-fn meet(s: Snapshot, ctx: *mut bpf_sock_addr, own: &Binding, stamp: *const Stamp, ends: &Ends) -> Met {
-    // SAFETY: a non-null stamp points to the socket's state.
-    let host_netns = !stamp.is_null() && unsafe { (*stamp).flags } & Stamp::HOST_NETNS != 0;
+fn meet(s: Snapshot, ctx: *mut bpf_sock_addr, own: &Binding, kept: *const SocketState, ends: &Ends) -> Met {
+    let host_netns = storage::has(kept, Stamp::HOST_NETNS);
     meet_call(ctx, s, ends, Situation::new(own, ends.peer_port, host_netns, false))
+}
+
+/// Whether a datagram socket's port may be one on which the workload serves somebody. The kernel chose it for this socket
+/// alone if it was connected without one, and has been connected ever since: whoever disconnects it gives the port back, and
+/// a connected socket gets nothing but what its peer sends.
+#[inline(always)]
+fn may_serve(sk: *mut bpf_sock, kept: *mut SocketState, own_port: u16) -> bool {
+    // SAFETY: the socket isn't null; the verifier checks the field.
+    let connected = unsafe { read_volatile(addr_of!((*sk).dst_port)) } != 0;
+    let alone = own_port == 0 || connected && storage::has(kept, Stamp::AUTOBOUND);
+    storage::flag(kept, Stamp::AUTOBOUND, alone);
+    !alone
 }
 
 /// Whether a refusal is left to the packet hooks: an unknown peer's owner may become known any moment, and what is
@@ -308,14 +319,14 @@ pub fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
     if foreign(own, stamp, cgroup) {
         settle(&mut d.judgement, Judgement::unruled(&s, own.peer, Direction::Egress, Reason::ForeignSocket));
     } else {
-        match meet(s, ctx, own, stamp, &d.ends) {
+        match meet(s, ctx, own, kept, &d.ends) {
             // Nothing is kept for oneself either: NAT may yet send it elsewhere, and the packet hooks see where it goes.
             Met::Oneself => return true,
             Met::Later => return later(d),
             Met::Peer(peer) => {
                 d.flow.dst = peer.peer;
                 // A server that connects its socket back to a client goes on with the client's flow.
-                if d.ends.proto() != proto::TCP && d.ends.own_port != 0 {
+                if d.ends.proto() != proto::TCP && may_serve(sk, kept, d.ends.own_port) {
                     let recorded = flow::find(own, &d.ends);
                     fresh = recorded.epoch() == 0;
                     if recorded.role() == role::SERVER {
@@ -329,7 +340,7 @@ pub fn connect<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
                     fresh = true;
                 }
                 let held = held_back(&peer, d);
-                storage::note_held(kept, held || may_be_unknown(own, &peer));
+                storage::flag(kept, Stamp::HELD_BACK, held || may_be_unknown(own, &peer));
                 if held {
                     return true;
                 }
@@ -402,7 +413,7 @@ pub fn sendmsg<const V6: bool>(ctx: *mut bpf_sock_addr) -> bool {
     let mut fresh = recorded.epoch() == 0;
     let mut as_role =
         if recorded.epoch() != 0 { recorded.role() } else { flow::role_unrecorded(state, cookie, role::CLIENT) };
-    let peer = match meet(s, ctx, own, stamp, &d.ends) {
+    let peer = match meet(s, ctx, own, state, &d.ends) {
         Met::Oneself => return true,
         Met::Later => return later(d),
         Met::Peer(peer) => peer,

@@ -52,8 +52,7 @@ impl View {
     /// Whether the socket is known to live in the host's network namespace.
     #[inline(always)]
     fn host_netns(&self) -> bool {
-        // SAFETY: a non-null stamp points to the socket's state.
-        !self.kept.is_null() && unsafe { (*self.kept).stamp.flags } & Stamp::HOST_NETNS != 0
+        storage::has(self.kept, Stamp::HOST_NETNS)
     }
 
     /// The peer at the other end.

@@ -168,9 +168,7 @@ pub fn end(cookie: u64) {
         return;
     }
     let was = read(taken);
-    // SAFETY: a map's value; one aligned u32.
-    let accepted = unsafe { ptr::read_volatile(ptr::addr_of!((*place).stamp.flags)) } & Stamp::ACCEPTED != 0;
-    if was == cookie | SocketState::CLOSED || was == cookie && accepted {
+    if was == cookie | SocketState::CLOSED || was == cookie && has(place, Stamp::ACCEPTED) {
         write(taken, cookie | SocketState::OVER);
     }
 }
@@ -186,11 +184,7 @@ pub fn again(state: *mut SocketState, cookie: u64) -> *mut SocketState {
     if !exchange(taken, cookie | SocketState::OVER, cookie) {
         return ptr::null_mut();
     }
-    // SAFETY: a non-null pointer to the socket's state; one aligned u32.
-    unsafe {
-        let flags = ptr::addr_of_mut!((*state).stamp.flags);
-        ptr::write_volatile(flags, ptr::read_volatile(flags) & !Stamp::ACCEPTED);
-    }
+    flag(state, Stamp::ACCEPTED, false);
     state
 }
 
@@ -204,17 +198,14 @@ pub fn stamp(state: *mut SocketState) -> *mut Stamp {
 /// The kernel made this socket when a handshake was complete.
 #[inline(always)]
 pub fn accept(state: *mut SocketState) {
-    // SAFETY: the state is there; aligned words.
-    unsafe {
-        ptr::write_volatile(ptr::addr_of_mut!((*state).stamp.role), role::SERVER);
-        let flags = ptr::addr_of_mut!((*state).stamp.flags);
-        ptr::write_volatile(flags, ptr::read_volatile(flags) | Stamp::ACCEPTED);
-    }
+    // SAFETY: the state is there; an aligned word.
+    unsafe { ptr::write_volatile(ptr::addr_of_mut!((*state).stamp.role), role::SERVER) };
+    flag(state, Stamp::ACCEPTED, true);
 }
 
-/// Notes whether the socket's present connect() is held back.
+/// Sets one of the stamp's flags, or takes it back.
 #[inline(always)]
-pub fn note_held(state: *mut SocketState, held: bool) {
+pub fn flag(state: *mut SocketState, flag: u32, set: bool) {
     if state.is_null() {
         return;
     }
@@ -222,18 +213,18 @@ pub fn note_held(state: *mut SocketState, held: bool) {
     unsafe {
         let flags = ptr::addr_of_mut!((*state).stamp.flags);
         let was = ptr::read_volatile(flags);
-        let now = if held { was | Stamp::HELD_BACK } else { was & !Stamp::HELD_BACK };
+        let now = if set { was | flag } else { was & !flag };
         if now != was {
             ptr::write_volatile(flags, now);
         }
     }
 }
 
-/// Whether the socket's present connect() is held back.
+/// Whether one of the stamp's flags is set.
 #[inline(always)]
-pub fn is_held(state: *mut SocketState) -> bool {
+pub fn has(state: *const SocketState, flag: u32) -> bool {
     // SAFETY: a non-null pointer to the socket's state; one aligned u32.
-    !state.is_null() && unsafe { ptr::read_volatile(ptr::addr_of!((*state).stamp.flags)) } & Stamp::HELD_BACK != 0
+    !state.is_null() && unsafe { ptr::read_volatile(ptr::addr_of!((*state).stamp.flags)) } & flag != 0
 }
 
 /// The verdict of a socket's state, if it is this socket's own and not a copy of its listener's; else null.

@@ -81,7 +81,7 @@ const TCP_SYNCNT: i32 = 7;
 #[inline(always)]
 fn first_wait(ctx: *mut bpf_sock_ops) {
     let sk = of!(ctx, __bindgen_anon_2.sk);
-    if sk.is_null() || !storage::is_held(storage::find(sk, cookie(ctx))) {
+    if sk.is_null() || !storage::has(storage::find(sk, cookie(ctx)), Stamp::HELD_BACK) {
         return;
     }
     let mut tries = USUAL;
@@ -322,7 +322,7 @@ pub extern "C" fn bulkhead_carried(skb: *mut __sk_buff) -> u32 {
         read_volatile(addr_of!((*verdict).edge.proto)) != 0
             && (read_volatile(addr_of!((*verdict).established)) != 0
                 || read_volatile(addr_of!((*kept).stamp.cgroup)) != 0
-                || read_volatile(addr_of!((*kept).stamp.flags)) & Stamp::ACCEPTED != 0)
+                || storage::has(kept, Stamp::ACCEPTED))
     };
     // Once an end has closed, its byte for that is among the others, until the end of the connection tells.
     if !concerned || state != BPF_TCP_ESTABLISHED {
@@ -355,19 +355,16 @@ pub extern "C" fn bulkhead_begun(skb: *mut __sk_buff) -> u32 {
     if verdict.is_null() {
         return 0;
     }
-    // SAFETY: non-null pointers to the socket's state.
-    let (pending, accepted) = unsafe {
-        (
-            read_volatile(addr_of!((*verdict).edge.proto)) != 0
-                && read_volatile(addr_of!((*verdict).established)) == 0
-                && CachedVerdict(read_volatile(addr_of!((*verdict).state))).passes(),
-            read_volatile(addr_of!((*kept).stamp.flags)) & Stamp::ACCEPTED != 0,
-        )
+    // SAFETY: a non-null pointer to the socket's state.
+    let pending = unsafe {
+        read_volatile(addr_of!((*verdict).edge.proto)) != 0
+            && read_volatile(addr_of!((*verdict).established)) == 0
+            && CachedVerdict(read_volatile(addr_of!((*verdict).state))).passes()
     };
     if !pending {
         return 0;
     }
-    if !accepted {
+    if !storage::has(kept, Stamp::ACCEPTED) {
         // SAFETY: a full socket; the verifier checks the field.
         let state = unsafe { read_volatile(addr_of!((*sk).state)) };
         if state == BPF_TCP_SYN_SENT || OLD_SOCKETS.get_ptr(&cookie).is_none() {

@@ -34,6 +34,8 @@ impl Stamp {
     pub const HELD_BACK: u32 = 2;
     /// The kernel made it when a handshake was complete, and the programs have seen its beginning.
     pub const ACCEPTED: u32 = 4;
+    /// UDP: the kernel chose its port when it was connected, and it has been connected ever since: it serves nobody.
+    pub const AUTOBOUND: u32 = 8;
     /// Where the flags of the maker's binding begin.
     pub const BINDING: u32 = 8;
 }
