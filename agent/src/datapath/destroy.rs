@@ -14,8 +14,7 @@ use bulkhead_common::maps::{self, CachedVerdict, SocketState, role};
 use bulkhead_common::slots::Binding;
 use bulkhead_common::verdict::{Flow, Judgement};
 use bulkhead_common::{PeerId, proto};
-use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -65,7 +64,12 @@ impl Datapath {
             descend(point, None, image, &mut tree)?;
         }
         let folders = tree.iter().filter(|n| reach.holds(n.binding.peer)).map(|n| &n.folder);
-        let namespaces = namespaces_of(folders)?;
+        let mut faults = Vec::new();
+        // One that can't be looked at doesn't spare the others' connections.
+        let namespaces = sock_diag::namespaces_of(folders, |pid, e| {
+            faults.push(format!("the network namespace of process {pid} can't be looked at: {e}"));
+            Ok(())
+        })?;
         let host = fs::metadata("/proc/1/ns/net").or_else(|_| fs::metadata("/proc/thread-self/ns/net"))?.ino();
         let owners: Owners = tree.iter().map(|n| (n.folder.id, n.binding)).collect();
         let kept = Kept { places: self.map(maps::SOCKETS)?, others: self.map(maps::OTHER_SOCKETS)? };
@@ -74,7 +78,7 @@ impl Datapath {
 
         let threads = THREADS.min(namespaces.len());
         let queue = Mutex::new(namespaces.iter());
-        let found = Mutex::new(Walk { namespaces: namespaces.len(), ..Walk::default() });
+        let found = Mutex::new(Walk { namespaces: namespaces.len(), faults, ..Walk::default() });
         std::thread::scope(|scope| -> io::Result<()> {
             for _ in 0..threads {
                 std::thread::Builder::new().name("walk".into()).spawn_scoped(scope, || {
@@ -127,29 +131,6 @@ fn descend(path: &Path, above: Option<Binding>, image: &Image, tree: &mut Vec<No
         descend(&path, workload, image, tree)?;
     }
     Ok(())
-}
-
-/// The network namespaces of the processes in these cgroups, by their inode numbers.
-fn namespaces_of<'f>(folders: impl Iterator<Item = &'f Folder>) -> io::Result<BTreeMap<u64, File>> {
-    let mut namespaces = BTreeMap::new();
-    for folder in folders {
-        for pid in folder.processes() {
-            let path = format!("/proc/{pid}/ns/net");
-            let found = fs::metadata(&path).and_then(|meta| {
-                if !namespaces.contains_key(&meta.ino()) {
-                    let file = File::open(&path)?;
-                    namespaces.insert(file.metadata()?.ino(), file);
-                }
-                Ok(())
-            });
-            match found {
-                // It has ended meanwhile.
-                Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {}
-                other => other?,
-            }
-        }
-    }
-    Ok(namespaces)
 }
 
 fn enter(netns: BorrowedFd<'_>) -> io::Result<()> {

@@ -3,14 +3,14 @@
 //! A network namespace belongs to a thread, so everything here that enters one does it on a thread of its own, which
 //! ends with the call; a tokio worker must never change its namespace.
 
-use super::folders::folders_below;
+use super::folders::{Folder, folders_below};
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload, Nla as _};
 use netlink_packet_sock_diag::inet::nlas::Nla;
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags};
 use netlink_packet_sock_diag::{SockDiagDestroy, SockDiagMessage};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -89,23 +89,40 @@ pub fn in_netns<T: Send>(netns: impl AsFd + Sync, body: impl FnOnce() -> io::Res
 
 /// The network namespaces of all processes in these cgroups and below, and this thread's own, by their inode numbers.
 pub fn namespaces_below(cgroups: &[PathBuf]) -> io::Result<BTreeMap<u64, File>> {
-    let mut namespaces = BTreeMap::new();
-    let mut add = |path: &str| -> io::Result<()> {
-        let file = File::open(path)?;
-        namespaces.entry(file.metadata()?.ino()).or_insert(file);
+    let folders = cgroups.iter().map(|c| folders_below(c)).collect::<io::Result<Vec<_>>>()?;
+    let mut namespaces = namespaces_of(folders.iter().flatten(), |pid, e| {
+        if e.kind() != io::ErrorKind::PermissionDenied {
+            return Err(e);
+        }
+        tracing::warn!("the network namespace of process {pid} can't be looked at: {e}");
         Ok(())
-    };
-    add("/proc/thread-self/ns/net")?;
-    for folder in cgroups.iter().map(|c| folders_below(c)).collect::<io::Result<Vec<_>>>()?.into_iter().flatten() {
-        for pid in folder.processes() {
-            match add(&format!("/proc/{pid}/ns/net")) {
-                // It has ended meanwhile.
-                Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {}
-                Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
-                    tracing::warn!("the network namespace of process {pid} can't be looked at: {e}");
-                }
-                other => other?,
+    })?;
+    let own = File::open("/proc/thread-self/ns/net")?;
+    namespaces.entry(own.metadata()?.ino()).or_insert(own);
+    Ok(namespaces)
+}
+
+/// The network namespaces of the processes in these cgroups, by their inode numbers. `refused` is told of each process
+/// whose namespace can't be looked at, and says whether to go on.
+pub fn namespaces_of<'f>(
+    folders: impl Iterator<Item = &'f Folder>,
+    mut refused: impl FnMut(u32, io::Error) -> io::Result<()>,
+) -> io::Result<BTreeMap<u64, File>> {
+    let mut namespaces = BTreeMap::new();
+    for pid in folders.flat_map(Folder::processes) {
+        let path = format!("/proc/{pid}/ns/net");
+        let found = fs::metadata(&path).and_then(|meta| {
+            if !namespaces.contains_key(&meta.ino()) {
+                let file = File::open(&path)?;
+                namespaces.insert(file.metadata()?.ino(), file);
             }
+            Ok(())
+        });
+        match found {
+            // It has ended meanwhile.
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {}
+            Err(e) => refused(pid, e)?,
+            Ok(()) => {}
         }
     }
     Ok(namespaces)

@@ -11,6 +11,7 @@ use crate::datapath::folders::{Folder, folders_below};
 use crate::datapath::sock_diag;
 use crate::flows;
 use crate::serve::api::NotContained;
+use rustix::io::Errno;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::fs::File;
@@ -238,14 +239,19 @@ enum Kind {
     Other,
 }
 
-/// By the name of its protocol, which the kernel gives as an attribute of the open file; `None`: closed meanwhile.
+/// By the name of its protocol, which the kernel gives as an attribute of the open file; `None`: closed meanwhile. One whose
+/// name can't be read is looked up.
 fn kind(open: &Path) -> Option<Kind> {
     let mut name = [0u8; 32];
-    let length = rustix::fs::getxattr(open, "system.sockprotoname", &mut name[..]).ok()?;
-    let name = name.get(..length)?.split(|b| *b == 0).next()?;
+    let length = match rustix::fs::getxattr(open, "system.sockprotoname", &mut name[..]) {
+        Ok(length) => length,
+        Err(Errno::NOENT | Errno::SRCH) => return None,
+        Err(_) => return Some(Kind::Listed),
+    };
+    let name = name.get(..length).unwrap_or_default().split(|b| *b == 0).next().unwrap_or_default();
     Some(match name {
         b"PACKET" => Kind::Packet,
-        b"TCP" | b"TCPv6" | b"UDP" | b"UDPv6" | b"UDP-Lite" | b"UDPLITEv6" | b"RAW" | b"RAWv6" => Kind::Listed,
+        b"" | b"TCP" | b"TCPv6" | b"UDP" | b"UDPv6" | b"UDP-Lite" | b"UDPLITEv6" | b"RAW" | b"RAWv6" => Kind::Listed,
         _ => Kind::Other,
     })
 }
