@@ -134,7 +134,8 @@ pub(crate) fn boot(
 
     let console = folder.join("console.txt");
     let mut qemu = Command::new("qemu-system-x86_64");
-    qemu.args(["-machine", "accel=tcg", "-cpu", "max", "-m", "1536", "-smp", "2"]);
+    let memory = memory(fs::metadata(&archive)?.len());
+    qemu.args(["-machine", "accel=tcg", "-cpu", "max", "-m", &memory.to_string(), "-smp", "2"]);
     qemu.args(["-nodefaults", "-display", "none", "-no-reboot"]);
     qemu.arg("-serial").arg(format!("file:{}", console.display())).args(["-serial", "stdio"]);
     qemu.arg("-kernel").arg(kernel.image()).arg("-initrd").arg(&archive);
@@ -170,6 +171,14 @@ pub(crate) fn boot(
         _ => None,
     });
     Ok(Report { release: kernel.release, preempt, done: conversation.done, took, absent, trouble })
+}
+
+/// How many MiB a guest needs whose file system is that large. While it is unpacked it is there twice, and it may take half of
+/// what there is (Linux: Documentation/filesystems/ramfs-rootfs-initramfs.rst).
+fn memory(archive: u64) -> u64 {
+    const LEAST: u64 = 1536;
+    const WORK: u64 = 1024;
+    LEAST.max(WORK + 2 * archive.div_ceil(1 << 20))
 }
 
 /// Where `program` lies inside.
