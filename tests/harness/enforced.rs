@@ -33,6 +33,24 @@ spec:
       to: [{id: spiffe://test/database}]
 ";
 
+/// A policy that lets one workload connect to another, by TCP and UDP at one port.
+pub fn edge(from: &str, to: &str, port: u16) -> String {
+    format!(
+        "
+---
+apiVersion: bulkhead.dev/v1alpha1
+kind: ClusterSegmentationPolicy
+metadata: {{name: {from}-to-{to}-{port}}}
+spec:
+  mode: enforce
+  edges:
+    - from: [{{id: spiffe://test/{from}}}]
+      to: [{{id: spiffe://test/{to}}}]
+      ports: [{{protocol: TCP, port: {port}}}, {{protocol: UDP, port: {port}}}]
+"
+    )
+}
+
 /// The programs, attached above an estate's workloads.
 pub struct Enforced {
     datapath: Option<Datapath>,

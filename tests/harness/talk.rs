@@ -2,7 +2,7 @@
 //!
 //! Each end is a process of its workload: it says what it reads, and at last how its connection ended.
 
-use crate::sandbox::{Process, Turn, Workload, bind_udp, listen};
+use crate::sandbox::{Failure, Process, Turn, Workload, bind_udp, listen};
 use crate::{SOON, any, slowness};
 use socket2::{Domain, Socket, Type};
 use std::io::{self, Read};
@@ -91,9 +91,14 @@ pub fn dissolve(socket: &impl AsRawFd) -> io::Result<()> {
     Ok(())
 }
 
+/// Waits for a process's end, and says how it ended.
+pub fn ended(process: &mut Process) -> Result<(), Failure> {
+    process.finish(SOON).expect("it ends in time")
+}
+
 /// Waits until a process has done what it had to.
 pub fn done(mut process: Process) {
-    process.finish(SOON).expect("it ends in time").unwrap_or_else(|e| panic!("{e:?}"));
+    ended(&mut process).unwrap_or_else(|e| panic!("{e:?}"));
 }
 
 /// What an end was told when its connection was cut.

@@ -63,6 +63,7 @@ const SHORT: [Stage; 5] = [
         "kernel_counters",
         "kernel_commit",
         "kernel_sockets",
+        "kernel_datagrams",
     ],
 ];
 

@@ -66,8 +66,8 @@ impl Datapath {
         let folders = tree.iter().filter(|n| reach.holds(n.binding.peer)).map(|n| &n.folder);
         let mut faults = Vec::new();
         // One that can't be looked at doesn't spare the others' connections.
-        let namespaces = sock_diag::namespaces_of(folders, |pid, e| {
-            faults.push(format!("the network namespace of process {pid} can't be looked at: {e}"));
+        let namespaces = sock_diag::namespaces_of(folders, |e| {
+            faults.push(e.to_string());
             Ok(())
         })?;
         let host = fs::metadata("/proc/1/ns/net").or_else(|_| fs::metadata("/proc/thread-self/ns/net"))?.ino();

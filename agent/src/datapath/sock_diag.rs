@@ -90,11 +90,11 @@ pub fn in_netns<T: Send>(netns: impl AsFd + Sync, body: impl FnOnce() -> io::Res
 /// The network namespaces of all processes in these cgroups and below, and this thread's own, by their inode numbers.
 pub fn namespaces_below(cgroups: &[PathBuf]) -> io::Result<BTreeMap<u64, File>> {
     let folders = cgroups.iter().map(|c| folders_below(c)).collect::<io::Result<Vec<_>>>()?;
-    let mut namespaces = namespaces_of(folders.iter().flatten(), |pid, e| {
+    let mut namespaces = namespaces_of(folders.iter().flatten(), |e| {
         if e.kind() != io::ErrorKind::PermissionDenied {
             return Err(e);
         }
-        tracing::warn!("the network namespace of process {pid} can't be looked at: {e}");
+        tracing::warn!("{e}");
         Ok(())
     })?;
     let own = File::open("/proc/thread-self/ns/net")?;
@@ -106,7 +106,7 @@ pub fn namespaces_below(cgroups: &[PathBuf]) -> io::Result<BTreeMap<u64, File>> 
 /// whose namespace can't be looked at, and says whether to go on.
 pub fn namespaces_of<'f>(
     folders: impl Iterator<Item = &'f Folder>,
-    mut refused: impl FnMut(u32, io::Error) -> io::Result<()>,
+    mut refused: impl FnMut(io::Error) -> io::Result<()>,
 ) -> io::Result<BTreeMap<u64, File>> {
     let mut namespaces = BTreeMap::new();
     for pid in folders.flat_map(Folder::processes) {
@@ -121,7 +121,10 @@ pub fn namespaces_of<'f>(
         match found {
             // It has ended meanwhile.
             Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {}
-            Err(e) => refused(pid, e)?,
+            Err(e) => {
+                let said = format!("the network namespace of process {pid} can't be looked at: {e}");
+                refused(io::Error::new(e.kind(), said))?;
+            }
             Ok(()) => {}
         }
     }
